@@ -1,0 +1,382 @@
+"""
+The cache itself: look up, judge, serve what is held, join or start a fetch, refresh behind backs.
+
+Knows nothing of HTTP: it says what to answer, web.py says it. Each answer carries how it came
+about, for the X-Cache-Status header and the log.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeAlias
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from coverart.errors import CoverError, NotInArchive
+from coverart.fetch import Arriving, Fetched, Fetcher
+from coverart.flight import Announce, Flight
+from coverart.freshness import (
+    Lifetimes,
+    Verdict,
+    alias_is_fresh,
+    judge_image,
+    judge_listing,
+    listing_is_fresh,
+)
+from coverart.index import Index
+from coverart.model import (
+    Alias,
+    AliasKey,
+    FileEntry,
+    FileKey,
+    Found,
+    ImageRequest,
+    ListingKey,
+    Subject,
+    Target,
+)
+from coverart.request_path import spell
+from coverart.store import ImageStore
+
+REFRESH_PAUSE_S = 60.0
+"""After a refresh failed, the old answer is served so long before the archive is asked again."""
+MOST_PAUSES = 10_000
+
+
+class Status(Enum):
+    """How an answer came about, as X-Cache-Status tells it."""
+
+    HIT = "HIT"
+    MISS = "MISS"
+    STALE = "STALE"
+    ABSENT = "ABSENT"
+
+
+@attrs.frozen(kw_only=True)
+class Held:
+    """A file to serve. `alias` is set where the name is not the image's own."""
+
+    status: Status
+    key: FileKey
+    entry: FileEntry
+    path: str
+    alias: Alias | None = None
+    joined: bool = False
+    hops: int = 0
+
+    def as_joined(self) -> Held:
+        """The same answer for one who waited on another's fetch."""
+        return attrs.evolve(self, joined=True, hops=0)
+
+
+@attrs.frozen(kw_only=True)
+class Flowing:
+    """A large image to serve while it arrives."""
+
+    arriving: Arriving
+    joined: bool = False
+    status: Status = Status.MISS
+
+    @property
+    def hops(self) -> int:
+        return 0 if self.joined else self.arriving.trip.hops
+
+    def as_joined(self) -> Flowing:
+        """The same answer for one who waited on another's fetch."""
+        return attrs.evolve(self, joined=True)
+
+
+@attrs.frozen(kw_only=True)
+class Absent:
+    """A 404, remembered (ABSENT) or just learnt (MISS)."""
+
+    status: Status
+    joined: bool = False
+    hops: int = 0
+
+    def as_joined(self) -> Absent:
+        """The same answer for one who waited on another's fetch."""
+        return attrs.evolve(self, joined=True, hops=0)
+
+
+@attrs.frozen(kw_only=True)
+class Pointed:
+    """Where a name points, for COVER_ART_IMAGE_MODE=redirect."""
+
+    status: Status
+    target: Target
+    joined: bool = False
+    hops: int = 0
+
+
+Answer: TypeAlias = Held | Flowing | Absent
+
+
+@attrs.define
+class Stats:
+    """What this process did since it started; each counts answers to clients."""
+
+    hits: int = 0
+    misses: int = 0
+    """Answered after asking the archive, found or not; joined ones too."""
+    joined: int = 0
+    """Misses that waited on a fetch already running."""
+    stale: int = 0
+    absent: int = 0
+    errors: int = 0
+    refreshes: int = 0
+    """Background checks that the archive answered."""
+    evicted: int = 0
+
+
+class CoverCache:
+    """What to answer to each request."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        store: ImageStore,
+        fetcher: Fetcher,
+        lifetimes: Lifetimes,
+        now: Callable[[], float],
+    ) -> None:
+        self.index = index
+        self.store = store
+        self.lifetimes = lifetimes
+        self.stats = Stats()
+        self._fetcher = fetcher
+        self._now = now
+        self._requests: Flight[ImageRequest | ListingKey, Answer] = Flight()
+        self._refreshes: Flight[AliasKey | ListingKey, None] = Flight()
+        self._pauses: OrderedDict[AliasKey | ListingKey, float] = OrderedDict()
+
+    def idle(self) -> Deferred[None]:
+        """Fires when no fetch runs for a client, for a graceful stop."""
+        return self._requests.landed()
+
+    @property
+    def fetching(self) -> int:
+        """How many different things are being fetched for clients."""
+        return len(self._requests)
+
+    async def get(self, thing: ImageRequest | ListingKey) -> Answer:
+        """
+        Say how to answer a request.
+
+        :raises CoverError: there is nothing to serve and the archive can't be asked.
+        """
+        try:
+            answer = await self._get(thing)
+        except CoverError:
+            self.stats.errors += 1
+            raise
+        self._count(answer.status, answer.joined)
+        return answer
+
+    async def point(self, key: AliasKey) -> Pointed | Absent:
+        """
+        Say where a name points, without fetching the image.
+
+        :raises CoverError: nothing is known and the archive can't be asked.
+        """
+        request = ImageRequest(alias=key, size=0)
+        found = await self.index.find_image(request)
+        answer: Pointed | Absent
+        if found.target is not None:
+            fresh = found.alias is None or self._is_fresh(key, found.alias)
+            if not fresh:
+                self._refresh(request)
+            answer = Pointed(status=Status.HIT if fresh else Status.STALE, target=found.target)
+        elif judge_image(request, found, self._now(), self.lifetimes) in _REMEMBERED:
+            answer = Absent(status=Status.ABSENT)
+        else:
+            trip = self._fetcher.trip()
+            try:
+                target = await self._fetcher.resolve(key, trip)
+            except NotInArchive as error:
+                answer = await self._missing(request, error, trip.hops)
+            except CoverError:
+                self.stats.errors += 1
+                raise
+            else:
+                await self.index.put_alias(key, Alias(target=target, checked_at=self._now()))
+                answer = Pointed(status=Status.MISS, target=target, hops=trip.hops)
+        self._count(answer.status, answer.joined)
+        return answer
+
+    # One request
+
+    async def _get(self, thing: ImageRequest | ListingKey) -> Answer:
+        found, verdict = await self._look(thing)
+        if verdict is Verdict.HIT or verdict is Verdict.STALE:
+            held = self._held(found, Status.HIT if verdict is Verdict.HIT else Status.STALE)
+            if held is not None:
+                if verdict is Verdict.STALE:
+                    self._refresh(thing)
+                return held
+            await self._lost(found)
+        elif verdict is Verdict.ABSENT:
+            return Absent(status=Status.ABSENT)
+        elif verdict is Verdict.ABSENT_STALE:
+            self._refresh(thing)
+            return Absent(status=Status.ABSENT)
+        joined = self._requests.running(thing)
+        answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
+        return answer.as_joined() if joined else answer
+
+    async def _look(self, thing: ImageRequest | ListingKey) -> tuple[Found, Verdict]:
+        now = self._now()
+        if isinstance(thing, ListingKey):
+            found = await self.index.find_listing(thing)
+            return found, judge_listing(found, now, self.lifetimes)
+        found = await self.index.find_image(thing)
+        return found, judge_image(thing, found, now, self.lifetimes)
+
+    def _held(self, found: Found, status: Status) -> Held | None:
+        """What the index knows as an answer, if the disk agrees."""
+        if found.key is None or found.entry is None:
+            return None
+        path = self.store.path_of(found.key, found.entry.media)
+        on_disk = self.store.stat(path)
+        if on_disk is None or on_disk.st_size != found.entry.size_bytes:
+            return None
+        return Held(status=status, key=found.key, entry=found.entry, path=path, alias=found.alias)
+
+    async def _lost(self, found: Found) -> None:
+        """The file of an entry is gone or not the one that was stored: it is not held any more."""
+        if found.key is not None and found.entry is not None:
+            path = self.store.path_of(found.key, found.entry.media)
+            self.log.warn("{path} is gone or was changed; fetching it again", path=path)
+            if await self.index.forget_file(found.key, found.entry):
+                self.store.remove(path)
+
+    async def _fetch(self, thing: ImageRequest | ListingKey, announce: Announce[Answer]) -> Answer:
+        """A miss, once for all who wait."""
+        # Look again now that the flight is ours: the one before may have landed in between.
+        found, verdict = await self._look(thing)
+        if verdict is Verdict.HIT and (held := self._held(found, Status.HIT)) is not None:
+            return held
+        if verdict is Verdict.ABSENT:
+            return Absent(status=Status.ABSENT)
+        on_disk = await self._fetcher.find(thing)
+        if on_disk is not None:
+            return self._adopted(thing, on_disk)
+        trip = self._fetcher.trip()
+        try:
+            if isinstance(thing, ListingKey):
+                fetched = await self._fetcher.listing(thing, trip)
+            else:
+                fetched = await self._fetcher.image(
+                    thing,
+                    found,
+                    trip,
+                    lambda arriving: announce(Flowing(arriving=arriving)),
+                    fresh=found.alias is None or self._is_fresh(thing.alias, found.alias),
+                )
+        except NotInArchive as error:
+            return await self._missing(thing, error, trip.hops)
+        except CoverError as error:
+            self.log.warn(
+                "{key} could not be fetched: {detail}", key=spell(thing), detail=error.detail
+            )
+            raise
+        return self._answer(fetched, Status.MISS)
+
+    def _adopted(self, thing: ImageRequest | ListingKey, fetched: Fetched) -> Held:
+        if isinstance(thing, ListingKey):
+            fresh = listing_is_fresh(fetched.entry, self._now(), self.lifetimes)
+        else:
+            fresh = fetched.alias is None or self._is_fresh(thing.alias, fetched.alias)
+        if not fresh:
+            self._refresh(thing)
+        return self._answer(fetched, Status.HIT if fresh else Status.STALE)
+
+    def _answer(self, fetched: Fetched, status: Status) -> Held:
+        return Held(
+            status=status,
+            key=fetched.key,
+            entry=fetched.entry,
+            path=self.store.path_of(fetched.key, fetched.entry.media),
+            alias=fetched.alias,
+            hops=fetched.hops,
+        )
+
+    async def _missing(
+        self, thing: ImageRequest | ListingKey, error: NotInArchive, hops: int
+    ) -> Absent:
+        """The archive said 404: remember it, and what of the request it was about."""
+        subject: Subject = thing if isinstance(thing, ListingKey) else thing.alias
+        if error.derived and isinstance(thing, ImageRequest):
+            target = (await self.index.find_image(thing)).target
+            ref = thing.alias.own_ref if target is None else target.ref
+            subject = thing.alias if ref is None else ref.at(thing.size)
+        elif isinstance(thing, ImageRequest):
+            await self._fetcher.unlink(thing.alias)
+        await self.index.put_absence(subject, self.lifetimes.absence(subject, self._now()))
+        return Absent(status=Status.MISS, hops=hops)
+
+    # Refreshing in the background
+
+    def _refresh(self, thing: ImageRequest | ListingKey) -> None:
+        key = thing if isinstance(thing, ListingKey) else thing.alias
+        if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._now():
+            return
+        self._pauses.pop(key, None)
+
+        def failed(failure: Failure) -> None:
+            self._pauses[key] = self._now() + REFRESH_PAUSE_S
+            if len(self._pauses) > MOST_PAUSES:
+                self._pauses.popitem(last=False)
+            if failure.check(CoverError):
+                detail = getattr(failure.value, "detail", "")
+                self.log.warn("{key} stays as it was: {detail}", key=spell(thing), detail=detail)
+            else:
+                self.log.failure("refresh of {key}", failure, key=spell(thing))
+
+        self._refreshes.run(key, lambda _: self._ask_again(thing)).addErrback(failed)
+
+    async def _ask_again(self, thing: ImageRequest | ListingKey) -> None:
+        trip = self._fetcher.trip()
+        found, _ = await self._look(thing)
+        try:
+            if isinstance(thing, ListingKey):
+                await self._fetcher.listing(thing, trip)
+            else:
+                target = await self._fetcher.resolve(thing.alias, trip)
+                await self._fetcher.repoint(thing, target, trip)
+        except NotInArchive as error:
+            await self._missing(thing, error, trip.hops)
+            if isinstance(thing, ListingKey) and found.entry is not None:
+                await self._drop(thing, found.entry)
+        self.stats.refreshes += 1
+
+    async def _drop(self, key: ListingKey, entry: FileEntry) -> None:
+        if await self.index.forget_file(key, entry):
+            self.store.remove(self.store.path_of(key, None))
+
+    def _is_fresh(self, key: AliasKey, alias: Alias) -> bool:
+        return alias_is_fresh(key, alias, self._now(), self.lifetimes)
+
+    def _count(self, status: Status, joined: bool) -> None:
+        stats = self.stats
+        if status is Status.HIT:
+            stats.hits += 1
+        elif status is Status.STALE:
+            stats.stale += 1
+        elif status is Status.ABSENT:
+            stats.absent += 1
+        else:
+            stats.misses += 1
+        if joined:
+            stats.joined += 1
+
+
+_REMEMBERED = frozenset({Verdict.ABSENT, Verdict.ABSENT_STALE})

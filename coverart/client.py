@@ -1,0 +1,214 @@
+"""
+One request to the archive: a free place, the breaker's leave, bounds in time, an honest error.
+
+The only place that sends requests, with treq. Redirects are not followed here: each hop is a
+request of its own, checked before it is sent (redirects.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import attrs
+from treq.client import HTTPClient
+from twisted.internet.defer import CancelledError, DeferredSemaphore, TimeoutError  # noqa: A004
+from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.web.client import RequestTransmissionFailed, ResponseFailed, ResponseNeverReceived
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+from werkzeug.http import parse_date
+
+from coverart.breaker import Breaker
+from coverart.errors import (
+    BadUpstream,
+    CoverError,
+    NotInArchive,
+    NotReached,
+    PassingTrouble,
+    Unavailable,
+    UpstreamTimeout,
+)
+from coverart.redirects import Hop
+from coverart.transfer import BytesSink, Sink, transfer
+
+LARGEST_REDIRECT_BYTES = 64 * 1024
+MOST_WAITING = 2_000
+"""So many requests may wait for one of the places; the next one is told to come back."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SLOW_DOWN = frozenset({429, 503})
+_PASSING = frozenset({500, 502, 504})
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Bounds on one fetch, in seconds, numbers and bytes."""
+
+    total_s: float = 60.0
+    concurrency: int = 16
+    largest_image_bytes: int = 128 * 1024 * 1024
+
+    @property
+    def connect_s(self) -> float:
+        return min(10.0, self.total_s)
+
+    @property
+    def answer_s(self) -> float:
+        """From the request to the answer's headers, the connection included."""
+        return min(30.0, self.total_s)
+
+    @property
+    def idle_s(self) -> float:
+        """Silence in the middle of a body."""
+        return min(20.0, self.total_s)
+
+
+@attrs.define
+class Trip:
+    """
+    The account of one fetch: how long it may take, what it cost so far.
+
+    `deadline` is of the reactor's clock; `hops` counts requests sent to the archive.
+    """
+
+    deadline: float
+    hops: int = 0
+
+
+class ArchiveClient:
+    """Sends single requests; shared by all fetches of a process."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        http: HTTPClient,
+        clock: IReactorTime,
+        breaker: Breaker,
+        limits: Limits,
+        user_agent: str,
+    ) -> None:
+        self.limits = limits
+        self.breaker = breaker
+        self.answers: Counter[tuple[str, str]] = Counter()
+        """Requests sent, by hop ("1", "2", "node") and by status or kind of error."""
+        self._http = http
+        self._clock = clock
+        self._headers = Headers({b"User-Agent": [user_agent.encode()], b"Accept": [b"*/*"]})
+        self._places = DeferredSemaphore(limits.concurrency)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return len(self._places.waiting)
+
+    async def get(self, hop: Hop, label: str, trip: Trip, sink: Sink | None) -> bytes | None:
+        """
+        Send one GET.
+
+        :param label: which hop this is, for the counters.
+        :param sink: takes the body of a 200; None where only a redirect makes sense.
+        :returns: the Location of a redirect (b"" if it has none); None when `sink` has it all.
+        :raises NotInArchive: 404.
+        :raises Unavailable: too much is waiting, the breaker is open, or 429 or 503.
+        :raises CoverError: anything else that is neither a redirect nor a whole 200.
+        """
+        if self.waiting >= MOST_WAITING:
+            raise Unavailable("too many requests wait for the archive", retry_after_s=2)
+        place = await self._places.acquire()
+        try:
+            response = await self._send(hop, label, trip)
+            return await self._use(response, hop, sink)
+        finally:
+            place.release()
+
+    async def _send(self, hop: Hop, label: str, trip: Trip) -> IResponse:
+        self.breaker.admit(hop.origin, self._clock.seconds())
+        trip.hops += 1
+        try:
+            answer = self._http.get(
+                hop.url, headers=self._headers, allow_redirects=False, unbuffered=True
+            )
+            response: IResponse = await answer.addTimeout(self.limits.answer_s, self._clock)
+        except CancelledError:
+            self.breaker.released(hop.origin)
+            raise
+        except CoverError:
+            self.breaker.released(hop.origin)
+            self.answers[label, "refused-here"] += 1
+            raise
+        except Exception as error:
+            told = self._told(error, hop)
+            self.answers[label, type(error).__name__] += 1
+            raise told from error
+        self.answers[label, str(response.code)] += 1
+        return response
+
+    def _told(self, error: Exception, hop: Hop) -> CoverError:
+        """What a request that brought no answer means, for the breaker and for the caller."""
+        now = self._clock.seconds()
+        match error:
+            case TimeoutError() | ConnectTimeout():
+                self.breaker.timed_out(hop.origin, now)
+                return UpstreamTimeout(f"{hop.origin} did not answer in time")
+            case ConnectError() | DNSLookupError():
+                # archive.org refuses connections when it was asked too much.
+                pause_s = self.breaker.overloaded(hop.origin, now)
+                return NotReached(f"{hop.origin}: {error}; left alone for {pause_s:.0f} s")
+            case ResponseNeverReceived() | ResponseFailed() | RequestTransmissionFailed():
+                self.breaker.released(hop.origin)
+                reasons = "; ".join(str(reason.value) for reason in error.reasons)
+                return PassingTrouble(f"{hop.origin} broke off: {reasons}")
+            case _:
+                self.breaker.released(hop.origin)
+                return BadUpstream(f"{hop.origin}: {type(error).__name__}: {error}")
+
+    async def _use(self, response: IResponse, hop: Hop, sink: Sink | None) -> bytes | None:
+        code = response.code
+        if code in _SLOW_DOWN:
+            pause_s = self.breaker.overloaded(
+                hop.origin, self._clock.seconds(), _retry_after_s(response)
+            )
+            await self._drain(response)
+            raise Unavailable(
+                f"{hop.origin} said {code}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
+            )
+        self.breaker.succeeded(hop.origin)
+        if code == 200 and sink is not None:
+            await transfer(response, sink, self.limits.idle_s, self._clock)
+            return None
+        await self._drain(response)
+        if code in _REDIRECTS:
+            location: bytes | None = response.headers.getRawHeaders(b"location", [b""])[0]
+            return location
+        if code == 404:
+            raise NotInArchive(f"{hop.origin} said 404")
+        if code in _PASSING:
+            raise PassingTrouble(f"{hop.origin} said {code}")
+        raise BadUpstream(f"{hop.origin} said {code}")
+
+    async def _drain(self, response: IResponse) -> None:
+        """Take a body nobody needs, so that the connection can be used again."""
+        try:
+            await transfer(
+                response, BytesSink(LARGEST_REDIRECT_BYTES), self.limits.idle_s, self._clock
+            )
+        except CoverError as error:
+            # What counted was in the headers; the connection is closed.
+            self.log.debug("body not taken: {detail}", detail=error.detail)
+
+
+def _retry_after_s(response: IResponse) -> float | None:
+    """Seconds to wait (RFC 9110 section 10.2.3); None if absent or not understood."""
+    value = response.headers.getRawHeaders(b"retry-after", [b""])[0].strip()
+    if value.isdigit() and len(value) < 10:
+        return float(value)
+    date = parse_date(value.decode("latin-1"))
+    sent = parse_date(response.headers.getRawHeaders(b"date", [b""])[0].decode("latin-1"))
+    if date is None or sent is None:
+        return None
+    return (date - sent).total_seconds()

@@ -1,0 +1,102 @@
+"""
+Conditional and range requests, decided from the headers alone (pure).
+
+RFC 9110 sections 13 (conditions) and 14 (ranges). The validators have the form that nginx gives
+static files, so that a client may hold one from either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import attrs
+from werkzeug.http import parse_date, parse_etags, parse_if_range_header, parse_range_header
+
+MOST_RANGES = 16
+"""More at once is no player seeking but an attack (RFC 9110 section 17.15): the whole is sent."""
+
+Header = Callable[[str], str | None]
+
+
+@attrs.frozen(kw_only=True)
+class Validators:
+    """What identifies the bytes of a file: its size and its mtime, in whole seconds."""
+
+    size_bytes: int
+    modified: int
+
+    @property
+    def etag(self) -> str:
+        """Without quotes. nginx's form: hexadecimal mtime and size."""
+        return f"{self.modified:x}-{self.size_bytes:x}"
+
+
+@attrs.frozen
+class Span:
+    """Bytes `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+
+def condition(header: Header, validators: Validators) -> int | None:
+    """
+    Say whether a condition of the request decides the answer: 304, 412, or None to go on.
+
+    Source: RFC 9110 section 13.2.2, in its order.
+    """
+    if_match = header("if-match")
+    if if_match is not None:
+        tags = parse_etags(if_match)
+        if not (tags.star_tag or tags.contains(validators.etag)):
+            return 412
+    elif (since := parse_date(header("if-unmodified-since"))) and _date(validators) > since:
+        return 412
+    if_none_match = header("if-none-match")
+    if if_none_match is not None:
+        tags = parse_etags(if_none_match)
+        return 304 if tags.star_tag or tags.contains_weak(validators.etag) else None
+    since = parse_date(header("if-modified-since"))
+    return 304 if since is not None and _date(validators) <= since else None
+
+
+def spans(header: Header, validators: Validators) -> tuple[Span, ...] | None:
+    """
+    The parts of the file that are asked for.
+
+    :returns: None for the whole file; empty for 416, nothing of what is asked is there.
+
+    A Range that is malformed, in another unit, or too fragmented asks for the whole, as does one
+    whose If-Range names other bytes than these (RFC 9110 sections 13.1.5 and 14.2).
+    """
+    asked = parse_range_header(header("range"))
+    if asked is None or asked.units != "bytes" or len(asked.ranges) > MOST_RANGES:
+        return None
+    if not _range_applies(header("if-range"), validators):
+        return None
+    size = validators.size_bytes
+    found = []
+    for start, stop in asked.ranges:
+        first = max(0, size + start) if start < 0 else start
+        last = size if stop is None else min(stop, size)
+        if first < last:
+            found.append(Span(first, last))
+    if sum(span.stop - span.start for span in found) > size:
+        return None
+    return tuple(found)
+
+
+def _range_applies(if_range: str | None, validators: Validators) -> bool:
+    if if_range is None:
+        return True
+    if if_range.strip().startswith("W/"):
+        return False
+    condition_ = parse_if_range_header(if_range)
+    if condition_.etag is not None:
+        return condition_.etag == validators.etag
+    return condition_.date == _date(validators)
+
+
+def _date(validators: Validators) -> datetime:
+    return datetime.fromtimestamp(validators.modified, UTC)

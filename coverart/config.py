@@ -1,0 +1,344 @@
+"""
+Settings: from the environment, a .env file and twistd's options, checked once at the start.
+
+Declared with environ-config; a wrong value ends the start with one line that names the variable,
+the value and what is allowed. A variable that is set but empty counts as unset, since that is how
+compose files pass on what a user left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import environ
+from dotenv import dotenv_values
+from platformdirs import user_cache_path
+
+from coverart import __version__
+from coverart.freshness import Lifetimes
+from coverart.packing import LARGEST_FILE_BYTES
+
+PREFIX = "COVER_ART_"
+PROJECT_PAGE = "https://pypi.org/project/coverart/"
+SHARED_DIR = Path("/opt/cover-art-cache")
+MEGABYTE = 1 << 20
+
+T = TypeVar("T")
+
+
+_MEANINGS: dict[str, str] = {}
+
+
+class ConfigError(ValueError):
+    """A setting that can't be used; the message is fit for the operator."""
+
+
+def _setting(
+    name: str, parse: Callable[[str], T], allowed: str, *, means: str, default: str | None = None
+) -> Any:
+    """One variable: how its text becomes a value, and what to say if it does not."""
+
+    def convert(text: str | None) -> T | None:
+        if text is None:
+            return None
+        try:
+            return parse(text.strip())
+        except ValueError:
+            raise ConfigError(f"{PREFIX}{name}={text!r}: must be {allowed}") from None
+
+    _MEANINGS[PREFIX + name] = help_ = f"{means}; {allowed}"
+    return environ.var(default=default, converter=convert, name=PREFIX + name, help=help_)
+
+
+def _number(least: float, most: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text, re.ASCII):
+            raise ValueError(text)
+        number = float(text)
+        if not least <= number <= most:
+            raise ValueError(text)
+        return number
+
+    return parse
+
+
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    number = _number(least, most)
+
+    def parse(text: str) -> int:
+        if "." in text:
+            raise ValueError(text)
+        return int(number(text))
+
+    return parse
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _base_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise ValueError(text)
+    if parts.query or parts.fragment or not re.fullmatch("[!-~]+", text):
+        raise ValueError(text)
+    _ = parts.port  # ValueError if it is no port
+    return text.rstrip("/")
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    entries = tuple(entry.lower() for entry in re.split(r"[,\s]+", text) if entry)
+    label = "[a-z0-9_-]+"
+    entry = rf"(\*\.)?{label}(\.{label})*|({label}(\.{label})*|\[[0-9a-f:.]+\]):[0-9]{{1,5}}"
+    if not entries or not all(re.fullmatch(entry, each) for each in entries):
+        raise ValueError(text)
+    return entries
+
+
+def _endpoints(text: str) -> tuple[str, ...]:
+    strings = tuple(text.split())
+    if not strings or not all(re.match("[a-z0-9]+:", each) for each in strings):
+        raise ValueError(text)
+    return strings
+
+
+def _prefix(text: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*/", text):
+        raise ValueError(text)
+    return text
+
+
+def _one_line(text: str) -> str:
+    if not text.isprintable() or not text.isascii() or "(" in text or ")" in text:
+        raise ValueError(text)
+    return text
+
+
+def _secret(text: str) -> str:
+    return text
+
+
+_FOREVER = 10 * 365 * 86400
+_SECONDS = "a number of seconds"
+
+
+@environ.config(prefix="", frozen=True)
+class Settings:
+    """Every setting of the proxy, checked."""
+
+    cache_dir: Path | None = _setting(
+        "CACHE_DIR",
+        Path,
+        "a directory",
+        means=f"where images live; default {SHARED_DIR} if it is there and writable, "
+        "else the user's cache folder",
+    )
+    cache_max_size: int = _setting(
+        "CACHE_MAX_SIZE",
+        _whole(1, 1 << 40),
+        "a whole number of MB from 1 up",
+        default="100",
+        means="MB (2^20 bytes) that trigger a cleanup",
+    )
+    cache_clean_to: float | None = _setting(
+        "CACHE_CLEAN_TO",
+        _number(0, 1 << 40),
+        "a number of MB, at most COVER_ART_CACHE_MAX_SIZE",
+        means="MB that a cleanup leaves; default 90 % of the maximum",
+    )
+    cache_cleanup_interval: float = _setting(
+        "CACHE_CLEANUP_INTERVAL",
+        _number(0.1, _FOREVER),
+        "a number of seconds from 0.1 up",
+        default="300",
+        means="seconds between cleanups",
+    )
+    cache_eviction: str = _setting(
+        "CACHE_EVICTION",
+        _one_of("oldest"),
+        "oldest",
+        default="oldest",
+        means="what a cleanup removes first",
+    )
+    listen: tuple[str, ...] = _setting(
+        "LISTEN",
+        _endpoints,
+        "Twisted endpoint strings with spaces between them, such as tcp:8080",
+        default="tcp:8080",
+        means="where to listen",
+    )
+    upstream: str = _setting(
+        "UPSTREAM",
+        _base_url,
+        "an http or https URL",
+        default="https://coverartarchive.org",
+        means="hop 1 for releases",
+    )
+    event_upstream: str = _setting(
+        "EVENT_UPSTREAM",
+        _base_url,
+        "an http or https URL",
+        default="https://eventartarchive.org",
+        means="hop 1 for events",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "ALLOWED_HOSTS",
+        _hosts,
+        "names, *.names or host:port entries with commas between them",
+        default="archive.org,*.archive.org",
+        means="hosts a redirect may lead to; host:port lifts the https and public-address rules",
+    )
+    accel: str | None = _setting(
+        "ACCEL",
+        _prefix,
+        "a path that starts and ends with /",
+        means="internal prefix for X-Accel-Redirect; unset, the app sends files itself",
+    )
+    public_url: str | None = _setting(
+        "PUBLIC_URL",
+        _base_url,
+        "an http or https URL",
+        means="base URL written into listings; unset, they pass unchanged",
+    )
+    image_mode: Literal["serve", "redirect"] = _setting(
+        "IMAGE_MODE",
+        _one_of("serve", "redirect"),
+        "serve or redirect",
+        default="serve",
+        means="redirect answers a front or back with 307 to its image's own URL here",
+    )
+    alias_ttl: float = _setting(
+        "ALIAS_TTL",
+        _number(0, _FOREVER),
+        _SECONDS,
+        default="86400",
+        means="how long what a front or back points at counts as fresh",
+    )
+    listing_ttl: float = _setting(
+        "LISTING_TTL",
+        _number(0, _FOREVER),
+        _SECONDS,
+        default="86400",
+        means="how long a listing counts as fresh",
+    )
+    absent_ttl: float = _setting(
+        "ABSENT_TTL",
+        _number(0, _FOREVER),
+        _SECONDS,
+        default="3600",
+        means="how long a 404 is remembered",
+    )
+    absent_thumb_ttl: float = _setting(
+        "ABSENT_THUMB_TTL",
+        _number(0, _FOREVER),
+        _SECONDS,
+        default="300",
+        means="the same for one size of an image that is there",
+    )
+    max_image_size: int = _setting(
+        "MAX_IMAGE_SIZE",
+        _whole(1, LARGEST_FILE_BYTES // MEGABYTE),
+        "a whole number of MB from 1 to 4095",
+        default="128",
+        means="MB a single file may have",
+    )
+    upstream_concurrency: int = _setting(
+        "UPSTREAM_CONCURRENCY",
+        _whole(1, 1000),
+        "a whole number from 1 to 1000",
+        default="16",
+        means="requests to the archive at once",
+    )
+    upstream_timeout: float = _setting(
+        "UPSTREAM_TIMEOUT",
+        _number(0.1, 3600),
+        "a number of seconds from 0.1 to 3600",
+        default="60",
+        means="seconds for one whole fetch",
+    )
+    contact: str = _setting(
+        "CONTACT",
+        _one_line,
+        "one line of ASCII without parentheses",
+        default=PROJECT_PAGE,
+        means="put in the User-Agent, so that the archive's people can reach you",
+    )
+    admin_token: str | None = _setting(
+        "ADMIN_TOKEN",
+        _secret,
+        "any text",
+        means="bearer token for purge and refresh; unset, those answer 403",
+    )
+
+    @property
+    def user_agent(self) -> str:
+        """As MusicBrainz asks for it (https://musicbrainz.org/doc/MusicBrainz_API/Rate_Limiting)."""
+        return f"coverart/{__version__} ( {self.contact} )"
+
+    @property
+    def max_bytes(self) -> int:
+        return self.cache_max_size * MEGABYTE
+
+    @property
+    def clean_to_bytes(self) -> int:
+        clean_to = self.cache_clean_to
+        return int(self.max_bytes * 0.9 if clean_to is None else clean_to * MEGABYTE)
+
+    @property
+    def lifetimes(self) -> Lifetimes:
+        return Lifetimes(
+            alias_s=self.alias_ttl,
+            listing_s=self.listing_ttl,
+            absent_s=self.absent_ttl,
+            absent_thumb_s=self.absent_thumb_ttl,
+        )
+
+    def directory(self) -> Path:
+        """Where images live: as set, else the shared folder, else the user's own."""
+        if self.cache_dir is not None:
+            return self.cache_dir
+        if os.access(SHARED_DIR, os.W_OK | os.X_OK):
+            return SHARED_DIR
+        return user_cache_path("coverart")
+
+
+def variables() -> dict[str, str]:
+    """Every setting's variable and what it means, in the order of the documentation."""
+    return dict(_MEANINGS)
+
+
+def load(environment: Mapping[str, str], *, options: Mapping[str, str] | None = None) -> Settings:
+    """
+    Read the settings.
+
+    :param environment: variables; those that are none of ours are not looked at.
+    :param options: what was given on the command line, by variable; it wins.
+    :raises ConfigError: a value can't be used, or two do not go together, or a variable begins
+        like ours and is none.
+    """
+    merged = {name: text for name, text in environment.items() if text.strip()}
+    merged.update(options or {})
+    settings = environ.to_config(Settings, environ=merged)
+    if settings.clean_to_bytes > settings.max_bytes:
+        raise ConfigError(
+            f"{PREFIX}CACHE_CLEAN_TO={merged[PREFIX + 'CACHE_CLEAN_TO']!r}: must be at most "
+            f"{PREFIX}CACHE_MAX_SIZE, which is {settings.cache_max_size}"
+        )
+    return settings
+
+
+def read_environment(directory: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, over what a .env file in `directory` says."""
+    file = {k: v for k, v in dotenv_values(directory / ".env").items() if v is not None}
+    return {**file, **environment}

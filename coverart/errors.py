@@ -1,0 +1,83 @@
+"""
+The few ways in which asking for a cover can fail; everything the core raises is one of these.
+
+Each error knows how it is told to a client (design section 5): `status` is the HTTP status and
+the message quotes nothing from the request. `detail`, for the operator's log, may say more.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class CoverError(Exception):
+    """A request can't be answered with a cover. `detail` is for the log, never for the client."""
+
+    status: ClassVar[int] = 500
+    said: ClassVar[str] = "internal error"
+
+    def __init__(self, detail: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(detail or self.said)
+        self.detail = detail or self.said
+        self.retry_after_s = retry_after_s
+
+
+class Malformed(CoverError):
+    """The path names nothing the archive could have."""
+
+    status = 400
+    said = "malformed request"
+
+
+class NotInArchive(CoverError):
+    """
+    The archive said 404.
+
+    `derived` tells which 404: False, there is no such art; True, the art is there but this
+    file of it is not (a thumbnail that has not been derived yet), which passes soon.
+    """
+
+    status = 404
+    said = "no such art"
+
+    def __init__(self, detail: str = "", *, derived: bool = False) -> None:
+        super().__init__(detail)
+        self.derived = derived
+
+
+class BadUpstream(CoverError):
+    """The archive answered with something that can't be trusted, or broke off."""
+
+    status = 502
+    said = "the archive gave no usable answer"
+
+
+class NotReached(BadUpstream):
+    """No connection to the archive: refused, reset, no route, no such name."""
+
+    said = "the archive can't be reached"
+
+
+class PassingTrouble(BadUpstream):
+    """Trouble that the same request may not meet a moment later: a 500, a connection cut."""
+
+
+class UpstreamTimeout(CoverError):
+    """The archive took longer than COVER_ART_UPSTREAM_TIMEOUT, or fell silent."""
+
+    status = 504
+    said = "the archive is too slow"
+
+
+class Unavailable(CoverError):
+    """Not now: a breaker is open or too much is waiting. `retry_after_s` says when to come back."""
+
+    status = 503
+    said = "try again later"
+
+
+class StoreFailed(CoverError):
+    """The cache directory does not take files: full, read-only, gone."""
+
+    status = 503
+    said = "the cache can't store files now"

@@ -1,0 +1,304 @@
+"""
+Bringing into the cache what is not there: joined, bounded in time, stored before it is told.
+
+Three flights join callers: of a request (whatever is asked for twice at once is one fetch), of a
+name's target (front-250 and front-500 ask hop 1 once), of an image (a front, its id and its
+group's front download one file once). Each looks again at what is held before it asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import attrs
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from coverart import layout, listing
+from coverart.client import Limits, Trip
+from coverart.errors import CoverError, NotInArchive, StoreFailed, UpstreamTimeout
+from coverart.flight import Announce, Flight
+from coverart.incoming import Incoming, InThread
+from coverart.index import Index
+from coverart.model import (
+    Alias,
+    AliasKey,
+    FileEntry,
+    Found,
+    ImageKey,
+    ImageRequest,
+    ListingKey,
+    Target,
+)
+from coverart.request_path import spell
+from coverart.store import ImageStore, OnDisk
+from coverart.upstream import Upstream
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class Fetched:
+    """A file that is now held, and the alias that led to it."""
+
+    key: ImageKey | ListingKey
+    entry: FileEntry
+    alias: Alias | None = None
+    hops: int = 0
+    from_disk: bool = False
+    """It was there all the time, and the index did not know."""
+
+
+@attrs.frozen(kw_only=True)
+class Arriving:
+    """A large image of which the first bytes are there."""
+
+    incoming: Incoming
+    trip: Trip
+
+
+class Fetcher:
+    """Fills the cache from the archive, or from what already lies on the disk."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        store: ImageStore,
+        upstream: Upstream,
+        in_thread: InThread,
+        clock: IReactorTime,
+        now: Callable[[], float],
+        limits: Limits,
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._upstream = upstream
+        self._in_thread = in_thread
+        self._clock = clock
+        self._now = now
+        self._limits = limits
+        self._images: Flight[ImageKey, FileEntry | Incoming] = Flight()
+        self._targets: Flight[AliasKey, Target] = Flight()
+
+    async def find(self, thing: ImageRequest | ListingKey) -> Fetched | None:
+        """What lies on the disk and the index does not know; it learns it."""
+        found: OnDisk | None = await self._in_thread(self._store.find, thing)
+        if found is None:
+            return None
+        await self._index.put_file(found.key, found.entry)
+        if found.alias is not None and isinstance(thing, ImageRequest):
+            await self._index.put_alias(thing.alias, found.alias)
+        return Fetched(key=found.key, entry=found.entry, alias=found.alias, from_disk=True)
+
+    async def image(
+        self,
+        request: ImageRequest,
+        found: Found,
+        trip: Trip,
+        announce: Announce[Arriving],
+        *,
+        fresh: bool,
+    ) -> Fetched:
+        """
+        Fetch an image and make the name it was asked by point at it.
+
+        :param found: what the index knows.
+        :param fresh: whether the target in it can be taken as still right; else it serves only
+            if hop 1 can't be asked.
+        :param announce: called if the image is large, once it can be read while it arrives.
+        :raises NotInArchive: `derived` tells whether the name or only this size is missing.
+        :raises CoverError: it could not be had, or not be kept.
+        """
+        target = found.target if fresh else None
+        alias = found.alias
+        if target is None or not self._upstream.can_fetch(target, request.size):
+            target, alias = await self._ask_hop_1(request, found, trip)
+        try:
+            entry = await self._image(target, request, trip, announce)
+        except NotInArchive:
+            if target != found.target:
+                raise
+            # What we knew may have been overtaken: a merge moves an item to another MBID.
+            moved_to = await self.resolve(request.alias, trip)
+            if moved_to == target:
+                raise
+            target, alias = moved_to, None
+            entry = await self._image(target, request, trip, announce)
+        alias = await self.point(request, target, alias, entry)
+        return Fetched(key=target.ref.at(request.size), entry=entry, alias=alias, hops=trip.hops)
+
+    async def _ask_hop_1(
+        self, request: ImageRequest, found: Found, trip: Trip
+    ) -> tuple[Target, Alias | None]:
+        try:
+            target = await self.resolve(request.alias, trip)
+        except NotInArchive:
+            raise
+        except CoverError as error:
+            # Without limit: an old target is better than no answer.
+            if found.target is None or not self._upstream.can_fetch(found.target, request.size):
+                raise
+            self.log.warn("going by an old target: {detail}", detail=error.detail)
+            return found.target, found.alias
+        if found.alias is None and target.ref != request.alias.own_ref:
+            # Worth knowing for other sizes even if this one can't be had. An alias that leads to
+            # images held is not moved before the new image is held too.
+            await self._index.put_alias(request.alias, Alias(target=target, checked_at=self._now()))
+        return target, None
+
+    async def repoint(self, request: ImageRequest, target: Target, trip: Trip) -> None:
+        """
+        Make a name point where the archive says now; fetch the image only if it is not held.
+
+        :raises CoverError: it could not be had; the name stays as it was.
+        """
+        known = await self._index.find_image(request)
+        held = known.entry if known.target and known.target.ref == target.ref else None
+        entry = held or await self._image(target, request, trip, lambda _: None)
+        await self.point(request, target, None, entry)
+
+    async def resolve(self, key: AliasKey, trip: Trip) -> Target:
+        """Ask the archive where a name points. :raises NotInArchive: nowhere."""
+        return await self._targets.run(
+            key, lambda _: self._bounded(self._upstream.resolve(key, trip), trip)
+        )
+
+    async def point(
+        self, request: ImageRequest, target: Target, alias: Alias | None, entry: FileEntry
+    ) -> Alias | None:
+        """
+        Make a name point at an image that is held: in the index, and on the disk for nginx.
+
+        :param alias: the alias as it was known and stays; None if the archive just told it.
+        :returns: the alias; None where the name is the image's own.
+        """
+        known = (await self._index.find_image(request)).alias
+        if target.ref == request.alias.own_ref:
+            if known is not None:
+                await self.unlink(request.alias)
+            return None
+        alias = alias or Alias(target=target, checked_at=self._now())
+        await self._index.put_alias(request.alias, alias)
+        try:
+            await self._in_thread(self._point_on_disk, request, alias, entry, known)
+        except OSError as error:
+            # The image is held and the index knows the way; only nginx's short cut is missing.
+            self.log.warn("can't link {name}: {reason}", name=spell(request), reason=error.strerror)
+        return alias
+
+    async def unlink(self, key: AliasKey) -> None:
+        """Make a name point nowhere."""
+        if await self._index.forget_alias(key):
+            await self._in_thread(self._store.unlink_alias, key)
+
+    def _point_on_disk(
+        self, request: ImageRequest, alias: Alias, entry: FileEntry, known: Alias | None
+    ) -> None:
+        """In a thread."""
+        if known is not None and known.target.ref != alias.target.ref:
+            self._store.unlink_alias(request.alias)
+        elif known is not None and known.checked_at != alias.checked_at:
+            self._store.touch_links(request.alias, alias.checked_at)
+        if entry.media is not None:
+            key = alias.target.ref.at(request.size)
+            self._store.link(request, key, entry.media, alias.checked_at)
+
+    async def listing(self, key: ListingKey, trip: Trip) -> Fetched:
+        """
+        Fetch a listing. :raises NotInArchive: no such entity, or no art of it.
+        :raises CoverError: it could not be had, or not be kept.
+        """
+        body = await self._bounded(self._upstream.listing(key, trip), trip)
+        stored_at = self._now()
+        try:
+            await self._in_thread(self._keep_listing, key, body, stored_at)
+        except OSError as error:
+            raise StoreFailed(f"can't write a listing: {error.strerror}") from error
+        entry = FileEntry(size_bytes=len(body), stored_at=stored_at)
+        await self._index.put_file(key, entry)
+        return Fetched(key=key, entry=entry, hops=trip.hops)
+
+    def _keep_listing(self, key: ListingKey, body: bytes, stored_at: float) -> None:
+        """In a thread: a listing of a large set takes a while to parse."""
+        listing.check(body)
+        self._store.write(layout.listing_path(key), body, stored_at)
+
+    async def _image(
+        self, target: Target, request: ImageRequest, trip: Trip, announce: Announce[Arriving]
+    ) -> FileEntry:
+        key = target.ref.at(request.size)
+        looked = target.ref == request.alias.own_ref
+        answer = await self._images.run(
+            key, lambda say: self._download(key, target, trip, say, looked=looked)
+        )
+        if isinstance(answer, FileEntry):
+            return answer
+        landing = self._images.landing(key)
+        announce(Arriving(incoming=answer, trip=trip))
+        if landing is None:
+            raise StoreFailed("an image arrived and can't be found")
+        landed = await landing
+        if isinstance(landed, Incoming):
+            raise StoreFailed("an image never landed")
+        return landed
+
+    async def _download(
+        self,
+        key: ImageKey,
+        target: Target,
+        trip: Trip,
+        say: Callable[[FileEntry | Incoming], None],
+        *,
+        looked: bool,
+    ) -> FileEntry:
+        if not looked and (held := await self._held(key)) is not None:
+            return held
+        incoming = Incoming(
+            key,
+            store=self._store,
+            in_thread=self._in_thread,
+            largest_bytes=self._limits.largest_image_bytes,
+            stored_at=self._now(),
+            announce=say,
+        )
+        try:
+            await self._bounded(self._upstream.image(target, key.size, incoming, trip), trip)
+            entry = await incoming.finish()
+        except CoverError as error:
+            incoming.fail(error)
+            raise
+        except BaseException:
+            incoming.fail(CoverError("a fetch ended unexpectedly"))
+            raise
+        await self._index.put_file(key, entry)
+        return entry
+
+    async def _held(self, key: ImageKey) -> FileEntry | None:
+        """The image, if it is held under another name than the one asked for."""
+        own = ImageRequest(alias=key.ref.own_name, size=key.size)
+        found = await self._index.find_image(own)
+        if found.key == key and found.entry is not None:
+            status = self._store.stat(self._store.path_of(key, found.entry.media))
+            if status is not None and status.st_size == found.entry.size_bytes:
+                return found.entry
+        on_disk = await self.find(own)
+        return on_disk.entry if on_disk is not None and on_disk.key == key else None
+
+    def trip(self) -> Trip:
+        """The account of a fetch that starts now."""
+        return Trip(deadline=self._clock.seconds() + self._limits.total_s)
+
+    async def _bounded(self, work: Coroutine[Any, Any, T], trip: Trip) -> T:
+        """The work, or UpstreamTimeout at the trip's deadline."""
+
+        def late(_: object, __: float) -> T:
+            raise UpstreamTimeout(f"not done after {self._limits.total_s:g} s")
+
+        left_s = max(0.0, trip.deadline - self._clock.seconds())
+        d: Deferred[T] = Deferred.fromCoroutine(work)
+        return await d.addTimeout(left_s, self._clock, onTimeoutCancel=late)

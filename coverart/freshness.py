@@ -1,0 +1,99 @@
+"""
+Pure rules of time: what may be served as it is, what is served and refreshed, what must be fetched.
+
+The vocabulary is RFC 9111's (fresh, stale); serving stale while refreshing and on error is
+RFC 5861. `now` is always an argument, in seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import attrs
+
+from coverart.model import (
+    Absence,
+    Alias,
+    AliasKey,
+    FileEntry,
+    Found,
+    ImageKey,
+    ImageRequest,
+    Subject,
+)
+
+
+class Verdict(Enum):
+    """What to do about a request, given what the index knows."""
+
+    HIT = "hit"
+    """Serve what is held."""
+    STALE = "stale"
+    """Serve what is held, and ask the archive in the background."""
+    ABSENT = "absent"
+    """Answer the remembered 404."""
+    ABSENT_STALE = "absent-stale"
+    """Answer the remembered 404, and ask the archive in the background."""
+    FETCH = "fetch"
+    """Nothing to serve: ask the archive now."""
+
+
+@attrs.frozen(kw_only=True)
+class Lifetimes:
+    """How long answers that may change count as fresh, in seconds (design section 4)."""
+
+    alias_s: float = 86400
+    listing_s: float = 86400
+    absent_s: float = 3600
+    absent_thumb_s: float = 300
+    absent_grace_s: float = 86400
+    """How long past its end a remembered 404 is still answered at once, while it is refreshed."""
+
+    def absence(self, subject: Subject, now: float) -> Absence:
+        """What to remember of a 404 for `subject` received now."""
+        life = self.absent_thumb_s if isinstance(subject, ImageKey) else self.absent_s
+        return Absence(since=now, until=now + life)
+
+
+def alias_is_fresh(key: AliasKey, alias: Alias, now: float, lifetimes: Lifetimes) -> bool:
+    """
+    Say whether an alias may be served without asking the archive.
+
+    An id keeps naming the same bytes after a merge, so an alias whose name is an id never ages.
+    An alias checked in the future (a clock was set back) counts as fresh for its lifetime only.
+    """
+    if isinstance(key.name, int):
+        return True
+    return abs(now - alias.checked_at) < lifetimes.alias_s
+
+
+def judge_image(request: ImageRequest, found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
+    """Say how to answer a request for an image."""
+    if found.entry is not None:
+        if found.alias is None or alias_is_fresh(request.alias, found.alias, now, lifetimes):
+            return Verdict.HIT
+        return Verdict.STALE
+    return _judge_absence(found.absence, now, lifetimes)
+
+
+def judge_listing(found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
+    """Say how to answer a request for a listing."""
+    if found.entry is not None:
+        fresh = listing_is_fresh(found.entry, now, lifetimes)
+        return Verdict.HIT if fresh else Verdict.STALE
+    return _judge_absence(found.absence, now, lifetimes)
+
+
+def listing_is_fresh(entry: FileEntry, now: float, lifetimes: Lifetimes) -> bool:
+    """Say whether a listing may be served without asking the archive."""
+    return abs(now - entry.stored_at) < lifetimes.listing_s
+
+
+def _judge_absence(absence: Absence | None, now: float, lifetimes: Lifetimes) -> Verdict:
+    if absence is None or now < absence.since - lifetimes.absent_grace_s:
+        return Verdict.FETCH
+    if now < absence.until:
+        return Verdict.ABSENT
+    if now < absence.until + lifetimes.absent_grace_s:
+        return Verdict.ABSENT_STALE
+    return Verdict.FETCH

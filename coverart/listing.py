@@ -1,0 +1,73 @@
+"""The archive's index.json: what is accepted as one, and its URLs turned to this proxy (pure)."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from coverart.errors import BadUpstream, Malformed
+from coverart.model import ImageRequest
+from coverart.request_path import parse
+
+_ABSOLUTE = re.compile(r"https?://[^/?#]+(?P<path>/[^?#]*)", re.IGNORECASE)
+
+
+def check(body: bytes) -> None:
+    """
+    Accept a listing as it came.
+
+    :raises BadUpstream: it is not a JSON object with a list of image objects, as
+        https://musicbrainz.org/doc/Cover_Art_Archive/API describes.
+    """
+    _load(body)
+
+
+def rewrite(body: bytes, public_url: str) -> bytes:
+    """
+    The listing with every image and thumbnail URL leading to this proxy.
+
+    :param public_url: where clients reach the proxy, without a trailing slash.
+    :raises BadUpstream: the body is not a listing.
+
+    Old form and new alike. Only what this proxy can answer is rewritten; a URL that names
+    nothing of the archive is left out of the listing, so that it can't lead clients elsewhere.
+    Everything else (ids as numbers or strings, comments, unknown fields) stays as it is.
+    """
+    document = _load(body)
+    for image in document["images"]:
+        if "image" in image:
+            image["image"] = _turn(image["image"], public_url)
+        thumbnails = image.get("thumbnails")
+        if isinstance(thumbnails, dict):
+            turned = {size: _turn(url, public_url) for size, url in thumbnails.items()}
+            image["thumbnails"] = {size: url for size, url in turned.items() if url is not None}
+        if image.get("image", "") is None:
+            del image["image"]
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadUpstream("the archive sent a listing that is not JSON") from error
+    if not isinstance(document, dict):
+        raise BadUpstream("the archive sent a listing that is not an object")
+    images = document.get("images")
+    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        raise BadUpstream("the archive sent a listing without a list of images")
+    return document
+
+
+def _turn(url: object, public_url: str) -> str | None:
+    """This proxy's URL for one of the archive's, keeping its spelling; None if it has none."""
+    match = _ABSOLUTE.fullmatch(url) if isinstance(url, str) else None
+    if match is None:
+        return None
+    path = match["path"]
+    try:
+        thing = parse(path.encode("utf-8"))
+    except Malformed:
+        return None
+    return public_url + path if isinstance(thing, ImageRequest) else None

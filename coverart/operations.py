@@ -1,0 +1,172 @@
+"""What operators ask: is it alive, is it ready, what does it hold, how is it doing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import attrs
+from klein import Klein
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from twisted.python.failure import Failure
+
+from coverart import __version__
+from coverart.access import LoggedRequest
+from coverart.cache import CoverCache
+from coverart.index import Totals
+from coverart.metrics import CacheCollector
+from coverart.model import Entity
+from coverart.responses import explain, sized
+from coverart.upstream import Upstream
+
+MEGABYTE = 1 << 20
+
+
+@attrs.frozen(kw_only=True)
+class Standing:
+    """How the service is set up, and whether it is still filling its index from the disk."""
+
+    cache_dir: str
+    limit_bytes: int
+    rebuilding: Callable[[], bool]
+
+
+class OperatorRoutes:
+    """The routes that are not the archive's."""
+
+    app = Klein()
+
+    def __init__(self, cache: CoverCache, upstream: Upstream, standing: Standing) -> None:
+        self._cache = cache
+        self._standing = standing
+        self._registry = CollectorRegistry()
+        self._metrics = CacheCollector(cache, upstream)
+        self._registry.register(self._metrics)
+
+    @app.route("/")
+    async def home(self, request: LoggedRequest) -> bytes:
+        """A page for the person who opens the proxy in a browser."""
+        totals = await self._cache.index.totals()
+        request.setHeader(b"content-type", b"text/html; charset=utf-8")
+        request.setHeader(b"cache-control", b"no-cache")
+        request.setHeader(
+            b"content-security-policy",
+            b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        )
+        page = _PAGE.format(
+            version=escape(__version__),
+            files=f"{totals.files:,}",
+            used=f"{totals.size_bytes / MEGABYTE:,.1f}",
+            limit=f"{self._standing.limit_bytes / MEGABYTE:,.0f}",
+        )
+        return sized(request, page.encode())
+
+    @app.route("/health")
+    def health(self, request: LoggedRequest) -> bytes:
+        """Alive: answers as long as the event loop turns."""
+        return _json(request, {"status": "healthy", "cache_dir": self._standing.cache_dir})
+
+    @app.route("/ready")
+    def ready(self, request: LoggedRequest) -> bytes:
+        """
+        Fit to be sent clients: the cache directory is there. A cold index is no hindrance, the
+        disk answers for it, but is told.
+        """
+        there = self._cache.store.usable()
+        if not there:
+            request.setResponseCode(503)
+        status = "ready" if there else "the cache directory is gone or read-only"
+        return _json(request, {"status": status, "rebuilding": self._standing.rebuilding()})
+
+    @app.route("/cache-status")
+    async def status(self, request: LoggedRequest) -> bytes:
+        """What the cache holds and did, as JSON."""
+        totals = await self._cache.index.totals()
+        return _json(request, self._describe(totals))
+
+    @app.route("/metrics")
+    async def metrics(self, request: LoggedRequest) -> bytes:
+        """The same for Prometheus."""
+        self._metrics.totals = await self._cache.index.totals()
+        request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
+        request.setHeader(b"cache-control", b"no-store")
+        return sized(request, generate_latest(self._registry))
+
+    @app.handle_errors(Exception)
+    def failed(self, request: Any, failure: Failure) -> bytes:
+        """What could not be done, in the words of the contract."""
+        return explain(request, failure)
+
+    def _describe(self, totals: Totals) -> dict[str, Any]:
+        stats = self._cache.stats
+        limit = self._standing.limit_bytes
+        group = Entity.RELEASE_GROUP
+        return {
+            "status": "running",
+            "cached_files": totals.files,
+            # Groups own no images: what lies in their folders is listings and links.
+            "release_files": totals.by_entity.get(Entity.RELEASE, 0),
+            "release_group_files": totals.by_entity.get(group, 0) + totals.aliases.get(group, 0),
+            "event_files": totals.by_entity.get(Entity.EVENT, 0),
+            "aliases": sum(totals.aliases.values()),
+            "absences": totals.absences,
+            "cache_size_bytes": totals.size_bytes,
+            "cache_size_mb": round(totals.size_bytes / MEGABYTE, 2),
+            "cache_limit_mb": round(limit / MEGABYTE, 2),
+            "cache_usage_percent": round(100 * totals.size_bytes / limit, 2),
+            "cache_dir": self._standing.cache_dir,
+            "cache_index_type": self._cache.index.kind,
+            "redis_available": False,
+            "rebuilding": self._standing.rebuilding(),
+            "hits": stats.hits,
+            "misses": stats.misses,
+            "joined": stats.joined,
+            "stale": stats.stale,
+            "absent": stats.absent,
+            "errors": stats.errors,
+            "evicted": stats.evicted,
+            "leader": None,
+            "oldest": totals.oldest,
+        }
+
+
+def _json(request: LoggedRequest, document: dict[str, Any]) -> bytes:
+    request.setHeader(b"content-type", b"application/json")
+    request.setHeader(b"cache-control", b"no-store")
+    return sized(request, json.dumps(document).encode())
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>coverart</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto; padding: 0 1rem;
+       color: #1d2433; background: #fbfbf9 }}
+h1 {{ font-size: 1.6rem; margin-bottom: 0 }}
+code {{ background: #eceae4; padding: .1em .35em; border-radius: 4px; word-break: break-all }}
+table {{ border-collapse: collapse; width: 100% }}
+td, th {{ text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #ddd8cc }}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #e8e6e0; background: #16181d }} code {{ background: #2a2d35 }}
+  td, th {{ border-color: #333 }} a {{ color: #8ab4f8 }} }}
+</style>
+<h1>coverart {version}</h1>
+<p>A caching proxy for the <a href="https://coverartarchive.org/">Cover Art Archive</a>.
+Ask it as you would ask the archive; it answers with the image itself.</p>
+<table>
+<tr><th>Path<th>Answer
+<tr><td><code>/release/{{mbid}}/front-250</code><td>front cover, also <code>-500</code>,
+<code>-1200</code> or in full
+<tr><td><code>/release/{{mbid}}/{{id}}</code><td>one image, by its id
+<tr><td><code>/release-group/{{mbid}}/front</code><td>front cover of a release group
+<tr><td><code>/event/{{mbid}}/front</code><td>poster of an event
+<tr><td><code>/release/{{mbid}}/</code><td>the listing, as JSON
+</table>
+<p>Holding {files} files, {used} of {limit} MB.
+<a href="/cache-status">Status</a> · <a href="/metrics">metrics</a> · <a href="/health">health</a></p>
+</html>
+"""

@@ -1,0 +1,134 @@
+"""
+The index's keys and values as short byte strings, for both indexes (pure).
+
+A million entries have to fit into little memory, in this process or in Redis, so keys are
+binary: a kind byte, the sixteen bytes of the MBID, then what tells things of one MBID apart.
+Keys of one MBID share their first bytes after the kind, which is what shards are cut by.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from coverart.model import (
+    ORIGINAL,
+    SIZES,
+    Alias,
+    AliasKey,
+    Entity,
+    FileEntry,
+    FileKey,
+    ImageKey,
+    ImageRef,
+    ListingKey,
+    MediaType,
+    Name,
+    Subject,
+    Target,
+)
+
+_ENTITIES = tuple(Entity)
+_ENTITY_CODES = {entity: code for code, entity in enumerate(_ENTITIES)}
+_SIZE_CODES = {size: code for code, size in enumerate((ORIGINAL, *SIZES))}
+_ALL_SIZES = (ORIGINAL, *SIZES)
+_MEDIA: tuple[MediaType | None, ...] = (None, *MediaType)
+_MEDIA_CODES = {media: code for code, media in enumerate(_MEDIA)}
+_EXTENSIONS: tuple[str | None, ...] = (None, "jpg", "png", "gif", "pdf")
+_EXTENSION_CODES = {extension: code for code, extension in enumerate(_EXTENSIONS)}
+
+_IMAGE, _LISTING, _ALIAS = 0x00, 0x10, 0x20
+_FRONT, _BACK = 0, (1 << 63) - 1
+"""Names as numbers beside ids, which are positive and have at most 18 digits."""
+
+_IMAGE_KEY = struct.Struct(">B16sQB")
+_SHORT_KEY = struct.Struct(">B16s")
+_ALIAS_KEY = struct.Struct(">B16sQ")
+_ENTRY = struct.Struct(">BId")
+_ALIAS_VALUE = struct.Struct(">BB16sQd")
+
+LARGEST_FILE_BYTES = (1 << 32) - 1
+
+
+def pack_file_key(key: FileKey) -> bytes:
+    """26 bytes for an image, 17 for a listing."""
+    if isinstance(key, ImageKey):
+        ref = key.ref
+        return _IMAGE_KEY.pack(
+            _IMAGE | _ENTITY_CODES[ref.owner],
+            bytes.fromhex(ref.mbid.replace("-", "")),
+            ref.image_id,
+            _SIZE_CODES[key.size],
+        )
+    return _SHORT_KEY.pack(
+        _LISTING | _ENTITY_CODES[key.entity], bytes.fromhex(key.mbid.replace("-", ""))
+    )
+
+
+def unpack_file_key(packed: bytes) -> FileKey:
+    """The inverse of pack_file_key. :raises ValueError: no such key."""
+    if len(packed) == _IMAGE_KEY.size:
+        kind, mbid, image_id, size = _IMAGE_KEY.unpack(packed)
+        ref = ImageRef(owner=_ENTITIES[kind], mbid=_mbid(mbid), image_id=image_id)
+        return ref.at(_ALL_SIZES[size])
+    if len(packed) == _SHORT_KEY.size:
+        kind, mbid = _SHORT_KEY.unpack(packed)
+        return ListingKey(entity=_ENTITIES[kind ^ _LISTING], mbid=_mbid(mbid))
+    raise ValueError(f"not a packed file key: {packed!r}")
+
+
+def entity_of(packed: bytes) -> Entity:
+    """The entity in whose folder the thing of a packed key lies."""
+    return _ENTITIES[packed[0] & 0x0F]
+
+
+def pack_alias_key(key: AliasKey) -> bytes:
+    """25 bytes."""
+    name = _FRONT if key.name == "front" else _BACK if key.name == "back" else key.name
+    return _ALIAS_KEY.pack(
+        _ALIAS | _ENTITY_CODES[key.entity], bytes.fromhex(key.mbid.replace("-", "")), name
+    )
+
+
+def unpack_alias_key(packed: bytes) -> AliasKey:
+    """The inverse of pack_alias_key."""
+    kind, mbid, number = _ALIAS_KEY.unpack(packed)
+    name: Name = "front" if number == _FRONT else "back" if number == _BACK else number
+    return AliasKey(entity=_ENTITIES[kind ^ _ALIAS], mbid=_mbid(mbid), name=name)
+
+
+def pack_subject(subject: Subject) -> bytes:
+    """The key of what can be absent; the three kinds never share one."""
+    return pack_alias_key(subject) if isinstance(subject, AliasKey) else pack_file_key(subject)
+
+
+def pack_entry(entry: FileEntry) -> bytes:
+    """13 bytes. :raises struct.error: larger than LARGEST_FILE_BYTES."""
+    return _ENTRY.pack(_MEDIA_CODES[entry.media], entry.size_bytes, entry.stored_at)
+
+
+def unpack_entry(packed: bytes) -> FileEntry:
+    media, size_bytes, stored_at = _ENTRY.unpack(packed)
+    return FileEntry(size_bytes=size_bytes, stored_at=stored_at, media=_MEDIA[media])
+
+
+def pack_alias(alias: Alias) -> bytes:
+    """34 bytes."""
+    ref = alias.target.ref
+    return _ALIAS_VALUE.pack(
+        _ENTITY_CODES[ref.owner],
+        _EXTENSION_CODES[alias.target.extension],
+        bytes.fromhex(ref.mbid.replace("-", "")),
+        ref.image_id,
+        alias.checked_at,
+    )
+
+
+def unpack_alias(packed: bytes) -> Alias:
+    owner, extension, mbid, image_id, checked_at = _ALIAS_VALUE.unpack(packed)
+    ref = ImageRef(owner=_ENTITIES[owner], mbid=_mbid(mbid), image_id=image_id)
+    return Alias(target=Target(ref=ref, extension=_EXTENSIONS[extension]), checked_at=checked_at)
+
+
+def _mbid(raw: bytes) -> str:
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

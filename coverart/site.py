@@ -1,0 +1,70 @@
+"""The HTTP server's front door: what is no request we know is turned away before any route."""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Site
+
+from coverart.access import LoggedRequest
+from coverart.errors import CoverError
+from coverart.request_path import parse, spell
+from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
+
+OPERATOR_PATHS = frozenset({b"/", b"/health", b"/ready", b"/cache-status", b"/metrics"})
+IDLE_CLIENT_S = 60
+
+
+class Front(Resource):
+    """
+    Parses the path and checks the method, then hands over to the Klein application that knows.
+
+    The routes match decoded paths; this looks at the path as it came, so that no two layers can
+    read it in two ways.
+    """
+
+    isLeaf = True
+
+    def __init__(self, art: IResource, operators: IResource) -> None:
+        super().__init__()
+        self._art = art
+        self._operators = operators
+
+    def render(self, request: LoggedRequest) -> bytes | int:
+        open_to_all(request)
+        try:
+            if request.path in OPERATOR_PATHS:
+                request.key = request.path.decode("ascii")
+                inner = self._operators
+            else:
+                request.thing = parse(request.path)
+                request.key = spell(request.thing)
+                inner = self._art
+            if request.method == b"OPTIONS":
+                return options(request)
+            if request.method not in (b"GET", b"HEAD"):
+                raise MethodNotAllowed
+        except CoverError as error:
+            return refuse(request, error)
+        rendered: bytes | int = inner.render(request)
+        return rendered
+
+
+class QuietSite(Site):
+    """Leaves the line a request in the log to the request (access.py)."""
+
+    def log(self, request: IRequest) -> None:
+        """Say nothing."""
+
+
+def make_site(art: IResource, operators: IResource, clock: IReactorTime) -> Site:
+    """The server of both applications, to be listened on."""
+    site = QuietSite(
+        Front(art, operators),
+        requestFactory=LoggedRequest,
+        timeout=IDLE_CLIENT_S,
+        reactor=clock,
+    )
+    site.displayTracebacks = False
+    return site

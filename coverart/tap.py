@@ -1,0 +1,188 @@
+"""`twistd coverart`: the one place that joins the parts and takes the global reactor."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from twisted.application.internet import StreamServerEndpointService
+from twisted.application.service import IService, MultiService
+from twisted.internet.endpoints import serverFromString
+from twisted.python import usage
+
+from coverart.breaker import Breaker
+from coverart.cache import CoverCache
+from coverart.client import ArchiveClient, Limits
+from coverart.config import (
+    MEGABYTE,
+    PREFIX,
+    ConfigError,
+    Settings,
+    load,
+    read_environment,
+    variables,
+)
+from coverart.connect import make_client
+from coverart.errors import StoreFailed
+from coverart.fetch import Fetcher
+from coverart.index import MemoryIndex
+from coverart.model import Entity
+from coverart.operations import OperatorRoutes, Standing
+from coverart.redirects import Rules
+from coverart.service import CoverService, DiskThreads
+from coverart.site import make_site
+from coverart.store import ImageStore
+from coverart.upstream import Upstream
+from coverart.web import CoverRoutes, Ways
+
+ARCHIVE_DOWNLOADS = "https://archive.org/download/"
+
+
+class Options(usage.Options):
+    """One option for each setting; what is not given comes from the environment or .env."""
+
+    longdesc = "A caching proxy for the MusicBrainz Cover Art Archive."
+
+    optParameters = [  # noqa: RUF012
+        [
+            variable.removeprefix(PREFIX).lower().replace("_", "-"),
+            None,
+            None,
+            f"{variable}: {meaning}",
+        ]
+        for variable, meaning in variables().items()
+    ]
+
+    def settings(self) -> Settings:
+        """
+        What was given, over the environment and a .env file in the working directory.
+
+        :raises ConfigError: a value can't be used.
+        """
+        given = {
+            PREFIX + name.upper().replace("-", "_"): value
+            for name, value in self.items()
+            if value is not None
+        }
+        return load(read_environment(Path.cwd(), os.environ), options=given)
+
+
+def makeService(options: Options) -> IService:
+    """
+    The service that twistd runs.
+
+    :raises SystemExit: a setting can't be used; twistd then prints one line and ends.
+    """
+    from twisted.internet import reactor
+
+    try:
+        return assemble(options.settings(), reactor)
+    except ConfigError as error:
+        raise SystemExit(f"coverart: {error}") from error
+
+
+def rules_for(settings: Settings) -> Rules:
+    """The allowed hosts, and the hosts of hop 1, which the operator named."""
+    hop_1 = []
+    for base in (settings.upstream, settings.event_upstream):
+        parts = urlsplit(base)
+        host = (parts.hostname or "").lower()
+        named = f"[{host}]" if ":" in host else host
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        # The archive's own hosts need no exception from the rules, only to be allowed.
+        public = parts.scheme == "https" and parts.port is None
+        hop_1.append(named if public else f"{named}:{port}")
+    return Rules((*settings.allowed_hosts, *hop_1))
+
+
+def assemble(settings: Settings, reactor: Any) -> MultiService:
+    """
+    Join the parts.
+
+    :raises ConfigError: the cache directory can't be used, or an endpoint string is wrong.
+    """
+    try:
+        store = ImageStore(settings.directory())
+    except StoreFailed as error:
+        raise ConfigError(f"{PREFIX}CACHE_DIR can't be used: {error.detail}") from error
+    limits = Limits(
+        total_s=settings.upstream_timeout,
+        concurrency=settings.upstream_concurrency,
+        largest_image_bytes=settings.max_image_size * MEGABYTE,
+    )
+    rules = rules_for(settings)
+    http, pool = make_client(
+        reactor,
+        rules,
+        connections_per_host=settings.upstream_concurrency,
+        connect_timeout_s=limits.connect_s,
+    )
+    upstream = Upstream(
+        ArchiveClient(
+            http=http,
+            clock=reactor,
+            breaker=Breaker(),
+            limits=limits,
+            user_agent=settings.user_agent,
+        ),
+        rules=rules,
+        bases={
+            Entity.RELEASE: settings.upstream,
+            Entity.RELEASE_GROUP: settings.upstream,
+            Entity.EVENT: settings.event_upstream,
+        },
+        downloads=ARCHIVE_DOWNLOADS if "archive.org" in settings.allowed_hosts else None,
+        clock=reactor,
+    )
+    index = MemoryIndex()
+    threads = DiskThreads(reactor)
+    cache = CoverCache(
+        index=index,
+        store=store,
+        fetcher=Fetcher(
+            index=index,
+            store=store,
+            upstream=upstream,
+            in_thread=threads,
+            clock=reactor,
+            now=time.time,
+            limits=limits,
+        ),
+        lifetimes=settings.lifetimes,
+        now=time.time,
+    )
+    service = CoverService(
+        reactor=reactor,
+        cache=cache,
+        threads=threads,
+        pool=pool,
+        limit_bytes=settings.max_bytes,
+    )
+    standing = Standing(
+        cache_dir=str(store.root),
+        limit_bytes=settings.max_bytes,
+        rebuilding=lambda: service.rebuilding,
+    )
+    ways = Ways(
+        accel=settings.accel,
+        public_url=settings.public_url,
+        redirect_names=settings.image_mode == "redirect",
+    )
+    site = make_site(
+        CoverRoutes(cache, ways).app.resource(),
+        OperatorRoutes(cache, upstream, standing).app.resource(),
+        reactor,
+    )
+    everything = MultiService()
+    service.setServiceParent(everything)
+    for endpoint in settings.listen:
+        try:
+            server = serverFromString(reactor, endpoint)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{PREFIX}LISTEN={endpoint!r}: {error}") from error
+        listening = StreamServerEndpointService(server, site)
+        listening.setServiceParent(everything)
+    return everything

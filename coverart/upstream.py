@@ -1,0 +1,165 @@
+"""
+The archive's ways: hop 1 says where a name points, archive.org which storage node has the file.
+
+What is known is not asked again: a known target saves hop 1, a known node saves hop 2. Facts
+are from https://musicbrainz.org/doc/Cover_Art_Archive/API and metabrainz/artwork-redirect.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from coverart.client import ArchiveClient, Trip
+from coverart.errors import BadUpstream, CoverError, NotInArchive, PassingTrouble
+from coverart.model import AliasKey, Entity, ListingKey, Target
+from coverart.redirects import ArchiveFile, Hop, Rules, archive_file, file_name
+from coverart.transfer import BytesSink, Sink
+
+MOST_REDIRECTS = 3
+"""Four hops: the archive's three and one to spare."""
+LARGEST_LISTING_BYTES = 4 * 1024 * 1024
+MOST_NODES = 10_000
+"""Storage nodes remembered; the one used longest ago is forgotten first."""
+RETRY_PAUSE_S = 0.25
+
+T = TypeVar("T")
+
+
+class Upstream:
+    """The archive, as one process sees it."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        client: ArchiveClient,
+        *,
+        rules: Rules,
+        bases: Mapping[Entity, str],
+        downloads: str | None,
+        clock: IReactorTime,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """
+        :param rules: must trust the bases' own hosts.
+        :param bases: hop 1 of each entity, without a trailing slash.
+        :param downloads: where hop 1 sends clients, up to the folder of the items; None where
+            only hop 1 itself can tell.
+        """
+        self.client = client
+        self._rules = rules
+        self._bases = dict(bases)
+        self._clock = clock
+        self._jitter = jitter
+        self._downloads = {} if downloads is None else dict.fromkeys(Entity, downloads)
+        self._nodes: OrderedDict[str, str] = OrderedDict()
+
+    async def resolve(self, key: AliasKey, trip: Trip) -> Target:
+        """
+        Ask hop 1 where a name points: one small request.
+
+        Asked without a size: all sizes are of one image, and only this tells the original's
+        extension.
+
+        :raises NotInArchive: no such art.
+        :raises CoverError: the archive can't be asked, or makes no sense.
+        """
+        file = await self._hop_1(key.entity, f"{key.mbid}/{key.name}", trip)
+        if file.target is None:
+            raise BadUpstream("hop 1 leads from an image to a listing")
+        return file.target
+
+    def can_fetch(self, target: Target, size: int) -> bool:
+        """Say whether image() can be called without resolve() before it."""
+        known = target.ref.owner in self._downloads or target.ref.mbid in self._nodes
+        return known and bool(size or target.extension)
+
+    async def image(self, target: Target, size: int, sink: Sink, trip: Trip) -> None:
+        """
+        Fetch one size of an image into `sink`: one request if the node is known, else two.
+
+        :raises NotInArchive: with `derived` set: the item has no such file (yet, or any more).
+        :raises CoverError: it could not be had whole.
+        :raises ValueError: can_fetch() says no.
+        """
+        name = file_name(target.ref, size, target.extension)
+        base = self._downloads.get(target.ref.owner)
+        await self._file(base, target.ref.mbid, name, sink, trip)
+
+    async def listing(self, key: ListingKey, trip: Trip) -> bytes:
+        """
+        Fetch the listing of an entity as the archive has it.
+
+        :raises NotInArchive: no such entity, or no art at all.
+        :raises CoverError: it could not be had whole.
+        """
+        file = await self._hop_1(key.entity, key.mbid, trip)
+        if file.target is not None:
+            raise BadUpstream("hop 1 leads from a listing to an image")
+        sink = BytesSink(LARGEST_LISTING_BYTES)
+        await self._file(file.base, file.mbid, "index.json", sink, trip)
+        return sink.body
+
+    async def _hop_1(self, entity: Entity, rest: str, trip: Trip) -> ArchiveFile:
+        hop = self._rules.check(f"{self._bases[entity]}/{entity.value}/{rest}")
+        location = await self._again_once(lambda: self.client.get(hop, "1", trip, None))
+        owner = Entity.EVENT if entity is Entity.EVENT else Entity.RELEASE
+        file = archive_file(self._rules.follow(hop, location or None).url, owner)
+        self._downloads[owner] = file.base
+        return file
+
+    async def _file(self, base: str | None, mbid: str, name: str, sink: Sink, trip: Trip) -> None:
+        node = self._nodes.get(mbid)
+        if node is not None:
+            try:
+                await self._follow(self._rules.check(node + name), name, sink, trip, "node")
+            except CoverError as error:
+                # The item may have moved to another node; archive.org knows.
+                self._nodes.pop(mbid, None)
+                if base is None:
+                    raise
+                self.log.debug("{node} failed: {detail}", node=node, detail=error.detail)
+            else:
+                return
+        if base is None:
+            raise ValueError(f"no way known to {name}")
+        first = self._rules.check(f"{base}mbid-{mbid}/{name}")
+        await self._again_once(lambda: self._follow(first, name, sink, trip, "2"))
+
+    async def _follow(self, hop: Hop, name: str, sink: Sink, trip: Trip, label: str) -> None:
+        for _ in range(MOST_REDIRECTS):
+            try:
+                location = await self.client.get(hop, label, trip, sink)
+            except NotInArchive as error:
+                raise NotInArchive(error.detail, derived=True) from error
+            if location is None:
+                self._learn(hop, name)
+                return
+            hop, label = self._rules.follow(hop, location or None), "node"
+        raise BadUpstream("the archive redirects without end")
+
+    def _learn(self, hop: Hop, name: str) -> None:
+        """Remember the folder of the node that had the file, for other files of its item."""
+        folder, _, last = hop.url.rpartition("/")
+        if last == name and "/items/" in folder:
+            mbid = folder.rpartition("/mbid-")[2]
+            self._nodes[mbid] = f"{folder}/"
+            self._nodes.move_to_end(mbid)
+            if len(self._nodes) > MOST_NODES:
+                self._nodes.popitem(last=False)
+
+    async def _again_once(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Try a second time where the trouble may pass; a GET is safe to repeat."""
+        try:
+            return await attempt()
+        except PassingTrouble as error:
+            self.log.debug("once more after {detail}", detail=error.detail)
+        await deferLater(self._clock, RETRY_PAUSE_S * (1 + self._jitter()))
+        return await attempt()

@@ -1,0 +1,128 @@
+"""
+The archive's routes: an answer of the cache becomes status, headers and a body.
+
+No caching rules here. The same bytes and headers leave whether nginx sends the file
+(X-Accel-Redirect) or this process does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import attrs
+from klein import Klein
+from twisted.python.failure import Failure
+
+from coverart import listing
+from coverart.access import LoggedRequest
+from coverart.cache import Absent, CoverCache, Flowing, Held, Pointed
+from coverart.conditions import Validators
+from coverart.errors import NotInArchive
+from coverart.model import ORIGINAL, ImageRequest, ListingKey
+from coverart.request_path import spell
+from coverart.responses import cacheable, explain, parts, say_status, typed
+from coverart.sending import ArrivingBody, FileBody
+
+
+@attrs.frozen(kw_only=True)
+class Ways:
+    """How answers are sent (design section 4)."""
+
+    accel: str | None = None
+    """Internal prefix for X-Accel-Redirect; None: this process sends files itself."""
+    public_url: str | None = None
+    """Base of the URLs written into listings; None: listings pass as they are."""
+    redirect_names: bool = False
+    """COVER_ART_IMAGE_MODE=redirect: a front or back is answered with the URL of its image."""
+
+
+class CoverRoutes:
+    """Listings and images, in all the archive's spellings. Paths were parsed before (site.py)."""
+
+    app = Klein()
+
+    def __init__(self, cache: CoverCache, ways: Ways) -> None:
+        self._cache = cache
+        self._ways = ways
+
+    @app.route("/release/<path:_>")
+    @app.route("/release-group/<path:_>")
+    @app.route("/event/<path:_>")
+    @app.route("/download/<path:_>")
+    async def art(self, request: LoggedRequest, _: str) -> Any:
+        """Answer with the image or listing that the path names."""
+        thing: ImageRequest | ListingKey = request.thing
+        if (
+            self._ways.redirect_names
+            and isinstance(thing, ImageRequest)
+            and not isinstance(thing.alias.name, int)
+        ):
+            pointed = await self._cache.point(thing.alias)
+            self._say(request, thing, pointed)
+            return self._pointed(request, thing, pointed)
+        answer = await self._cache.get(thing)
+        self._say(request, thing, answer)
+        if isinstance(answer, Flowing):
+            return self._flowing(request, answer)
+        if isinstance(answer, Held):
+            return self._held(request, answer)
+        raise NotInArchive
+
+    @app.handle_errors(Exception)
+    def failed(self, request: Any, failure: Failure) -> bytes:
+        """What could not be done, in the words of the contract."""
+        return explain(request, failure)
+
+    def _say(
+        self,
+        request: LoggedRequest,
+        thing: ImageRequest | ListingKey,
+        answer: Held | Flowing | Absent | Pointed,
+    ) -> None:
+        say_status(request, answer.status, joined=answer.joined, hops=answer.hops)
+        cacheable(request, thing, self._cache.lifetimes)
+
+    def _held(self, request: LoggedRequest, held: Held) -> Any:
+        typed(request, held.entry.media)
+        if held.entry.media is None and self._ways.public_url is not None:
+            return self._rewritten(request, held, self._ways.public_url)
+        if self._ways.accel is not None:
+            request.setHeader(b"x-accel-redirect", f"{self._ways.accel}{held.path}".encode())
+            return b""
+        fd = self._cache.store.open(held.path)
+        try:
+            status = os.fstat(fd)
+            validators = Validators(size_bytes=status.st_size, modified=int(status.st_mtime))
+            to_send = parts(request, validators, held.entry.media, single=False)
+        except BaseException:
+            os.close(fd)
+            raise
+        return FileBody(fd, to_send)
+
+    def _rewritten(self, request: LoggedRequest, held: Held, public_url: str) -> bytes:
+        """A listing whose URLs lead to this proxy; small, so always sent from here."""
+        body = listing.rewrite(self._cache.store.read(held.path), public_url)
+        validators = Validators(size_bytes=len(body), modified=int(held.entry.stored_at))
+        to_send = parts(request, validators, None, single=True)
+        return b"".join(body[part.span.start : part.span.stop] for part in to_send)
+
+    def _flowing(self, request: LoggedRequest, flowing: Flowing) -> Any:
+        incoming = flowing.arriving.incoming
+        typed(request, incoming.media)
+        validators = Validators(size_bytes=incoming.length or 0, modified=int(incoming.stored_at))
+        to_send = parts(request, validators, incoming.media, single=True)
+        return ArrivingBody(incoming, to_send[0].span) if to_send else b""
+
+    def _pointed(
+        self, request: LoggedRequest, thing: ImageRequest, answer: Pointed | Absent
+    ) -> bytes:
+        """The immutable URL of the image that a name points at, on this proxy."""
+        if isinstance(answer, Absent):
+            raise NotInArchive
+        image = ImageRequest(alias=answer.target.ref.own_name, size=thing.size)
+        extension = answer.target.extension if thing.size == ORIGINAL else "jpg"
+        path = spell(image) + ("" if extension is None else f".{extension}")
+        request.setResponseCode(307)
+        request.setHeader(b"location", f"{self._ways.public_url or ''}{path}".encode())
+        return b""
