@@ -1,3 +1,28 @@
-"""A self-hosted caching proxy for the MusicBrainz Cover Art Archive."""
+"""
+A self-hosted caching proxy for the MusicBrainz Cover Art Archive.
+
+The path of one request: `site` takes the method and the path, `request_path` makes it canonical,
+`web` asks `cache`. The cache reads the `index` once, `freshness` judges: a hit is checked against
+the file in `store` and sent. A miss joins the `flight` of that request or starts one: `fetch`
+looks on the disk, asks `upstream` where the name points and for the image, hop by hop under the
+rules of `redirects`; the bytes go through `incoming` to a temporary file and, if large, to those
+who wait; checked, fsynced, renamed; then the index learns it and the alias is linked. What is
+stale is served at once and asked for again behind the client's back.
+
+Imports go one way; no module imports one further down:
+
+    errors, model                                   the words
+    request_path, layout, content, listing,         pure rules
+        freshness, packing, redirects, breaker,
+        conditions, config
+    flight, index, store, rebuild, incoming         what is held, and what is on its way
+    transfer, connect, client, upstream             asking the archive
+    fetch, cache                                    the cache itself
+    access, sending, responses, metrics, web,       HTTP
+        operations, site
+    service, tap                                    the running process
+
+`coverart.simulator` is an archive to try it against; it imports nothing from above.
+"""
 
 __version__ = "26.11.0"
