@@ -19,7 +19,7 @@ Imports go one way; no module imports one further down:
     transfer, connect, client, upstream             asking the archive
     fetch, cache                                    the cache itself
     access, sending, responses, metrics, web,       HTTP
-        operations, site
+        operations, admin, site
     service, tap                                    the running process
 
 `coverart.simulator` is an archive to try it against; it imports nothing from above.

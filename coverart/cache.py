@@ -212,6 +212,37 @@ class CoverCache:
         self._count(answer.status, answer.joined)
         return answer
 
+    async def purge(self, thing: ImageRequest | ListingKey) -> bool:
+        """Forget a thing and remove its file. :returns: whether anything was known of it."""
+        found, _ = await self._look(thing)
+        known = await self.index.forget_absence(
+            thing if isinstance(thing, ListingKey) else thing.alias
+        )
+        if isinstance(thing, ImageRequest):
+            target = found.target
+            ref = thing.alias.own_ref if target is None else target.ref
+            if ref is not None:
+                known |= await self.index.forget_absence(ref.at(thing.size))
+            known |= found.alias is not None
+            await self._fetcher.unlink(thing.alias)
+        if found.key is not None and found.entry is not None:
+            known |= await self.index.forget_file(found.key, found.entry)
+            known |= self.store.remove(self.store.path_of(found.key, found.entry.media))
+        return known
+
+    async def refresh(self, thing: ImageRequest | ListingKey) -> Answer:
+        """
+        Ask the archive about a thing now, whatever is held of it.
+
+        :raises CoverError: the archive can't be asked; what is held stays.
+        """
+        found, _ = await self._look(thing)
+        if found.alias is not None or isinstance(thing, ListingKey):
+            await self._ask_again(thing)
+        else:
+            await self.purge(thing)
+        return await self.get(thing)
+
     # One request
 
     async def _get(self, thing: ImageRequest | ListingKey) -> Answer:

@@ -102,6 +102,9 @@ class Index(Protocol):
     async def put_absence(self, subject: Subject, absence: Absence) -> None:
         """Remember a 404. An alias of that name is forgotten."""
 
+    async def forget_absence(self, subject: Subject) -> bool:
+        """Forget a 404. :returns: whether it was known."""
+
     async def learn(self, seen: Sequence[Seen]) -> None:
         """Take in what the disk shows, where nothing is known of it yet."""
 
@@ -211,6 +214,9 @@ class MemoryIndex:
         self._absences[packed] = absence
         while len(self._absences) > self._most_absences:
             self._absences.popitem(last=False)
+
+    async def forget_absence(self, subject: Subject) -> bool:
+        return self._absences.pop(pack_subject(subject), None) is not None
 
     async def learn(self, seen: Sequence[Seen]) -> None:
         for key, value in seen:

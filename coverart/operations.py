@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -18,7 +17,7 @@ from coverart.cache import CoverCache
 from coverart.index import Totals
 from coverart.metrics import CacheCollector
 from coverart.model import Entity
-from coverart.responses import explain, sized
+from coverart.responses import explain, json_body, sized
 from coverart.upstream import Upstream
 
 MEGABYTE = 1 << 20
@@ -66,7 +65,7 @@ class OperatorRoutes:
     @app.route("/health")
     def health(self, request: LoggedRequest) -> bytes:
         """Alive: answers as long as the event loop turns."""
-        return _json(request, {"status": "healthy", "cache_dir": self._standing.cache_dir})
+        return json_body(request, {"status": "healthy", "cache_dir": self._standing.cache_dir})
 
     @app.route("/ready")
     def ready(self, request: LoggedRequest) -> bytes:
@@ -78,13 +77,13 @@ class OperatorRoutes:
         if not there:
             request.setResponseCode(503)
         status = "ready" if there else "the cache directory is gone or read-only"
-        return _json(request, {"status": status, "rebuilding": self._standing.rebuilding()})
+        return json_body(request, {"status": status, "rebuilding": self._standing.rebuilding()})
 
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
         """What the cache holds and did, as JSON."""
         totals = await self._cache.index.totals()
-        return _json(request, self._describe(totals))
+        return json_body(request, self._describe(totals))
 
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
@@ -130,12 +129,6 @@ class OperatorRoutes:
             "leader": None,
             "oldest": totals.oldest,
         }
-
-
-def _json(request: LoggedRequest, document: dict[str, Any]) -> bytes:
-    request.setHeader(b"content-type", b"application/json")
-    request.setHeader(b"cache-control", b"no-store")
-    return sized(request, json.dumps(document).encode())
 
 
 _PAGE = """<!doctype html>

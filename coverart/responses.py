@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -105,6 +105,13 @@ def explain(request: LoggedRequest, failure: Failure) -> bytes:
         return refuse(request, error)
     log.failure("answering {key}", failure, key=request.key)
     return refuse(request, CoverError())
+
+
+def json_body(request: Request, document: dict[str, Any]) -> bytes:
+    """An answer of the moment as JSON."""
+    request.setHeader(b"content-type", _JSON)
+    request.setHeader(b"cache-control", b"no-store")
+    return sized(request, json.dumps(document).encode())
 
 
 def sized(request: Request, body: bytes) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.iweb import IRequest
+from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
 
@@ -14,6 +16,8 @@ from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
 
 OPERATOR_PATHS = frozenset({b"/", b"/health", b"/ready", b"/cache-status", b"/metrics"})
 IDLE_CLIENT_S = 60
+
+_ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
 
 
 class Front(Resource):
@@ -26,10 +30,11 @@ class Front(Resource):
 
     isLeaf = True
 
-    def __init__(self, art: IResource, operators: IResource) -> None:
+    def __init__(self, art: IResource, operators: IResource, admin: IResource) -> None:
         super().__init__()
         self._art = art
         self._operators = operators
+        self._admin = admin
 
     def render(self, request: LoggedRequest) -> bytes | int:
         open_to_all(request)
@@ -37,6 +42,12 @@ class Front(Resource):
             if request.path in OPERATOR_PATHS:
                 request.key = request.path.decode("ascii")
                 inner = self._operators
+            elif (path := _ADMIN.fullmatch(request.path)) is not None:
+                request.thing = parse(path["thing"])
+                request.key = f"{path['verb'].decode()} {spell(request.thing)}"
+                if request.method == b"POST":
+                    return self._rendered(self._admin, request)
+                raise MethodNotAllowed
             else:
                 request.thing = parse(request.path)
                 request.key = spell(request.thing)
@@ -47,6 +58,10 @@ class Front(Resource):
                 raise MethodNotAllowed
         except CoverError as error:
             return refuse(request, error)
+        return self._rendered(inner, request)
+
+    @staticmethod
+    def _rendered(inner: IResource, request: LoggedRequest) -> bytes | int:
         rendered: bytes | int = inner.render(request)
         return rendered
 
@@ -54,14 +69,14 @@ class Front(Resource):
 class QuietSite(Site):
     """Leaves the line a request in the log to the request (access.py)."""
 
-    def log(self, request: IRequest) -> None:
+    def log(self, request: Request) -> None:
         """Say nothing."""
 
 
-def make_site(art: IResource, operators: IResource, clock: IReactorTime) -> Site:
-    """The server of both applications, to be listened on."""
+def make_site(art: IResource, operators: IResource, admin: IResource, clock: IReactorTime) -> Site:
+    """The server of all applications, to be listened on."""
     site = QuietSite(
-        Front(art, operators),
+        Front(art, operators, admin),
         requestFactory=LoggedRequest,
         timeout=IDLE_CLIENT_S,
         reactor=clock,

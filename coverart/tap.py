@@ -13,6 +13,7 @@ from twisted.application.service import IService, MultiService
 from twisted.internet.endpoints import serverFromString
 from twisted.python import usage
 
+from coverart.admin import AdminRoutes
 from coverart.breaker import Breaker
 from coverart.cache import CoverCache
 from coverart.client import ArchiveClient, Limits
@@ -174,6 +175,7 @@ def assemble(settings: Settings, reactor: Any) -> MultiService:
     site = make_site(
         CoverRoutes(cache, ways).app.resource(),
         OperatorRoutes(cache, upstream, standing).app.resource(),
+        AdminRoutes(cache, settings.admin_token).app.resource(),
         reactor,
     )
     everything = MultiService()

@@ -1,0 +1,79 @@
+"""What the integration tests stand on: a simulated archive, proxies in front of it, processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+
+from coverart.simulator.catalogue import Catalogue
+from coverart.simulator.draw import Studio
+from coverart.simulator.gallery import Gallery
+from coverart.simulator.service import Simulator
+from tests.integration.running import Child, Proxy, ProxyChild
+
+# Eight drawings, shared by all tests: the bytes still differ from image to image.
+STUDIO = Studio(variants=8, max_bytes=512 * 2**20)
+
+
+@pytest_twisted.async_yield_fixture
+async def sim():
+    """A simulated archive of its own for each test."""
+    archive = Simulator(reactor, Catalogue(seed=11, releases=60), variants=8)
+    archive.studio = STUDIO
+    archive.gallery = Gallery(reactor, STUDIO)
+    await archive.start()
+    yield archive
+    await archive.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def run(sim: Simulator, tmp_path: Path):
+    """
+    Start proxies: `await run(COVER_ART_ALIAS_TTL="1")`.
+
+    Each call is one more proxy on the same directory, unless `root` names another.
+    """
+    running = []
+
+    async def start(root: str = "cache", **settings: str) -> Proxy:
+        proxy = Proxy(tmp_path / root, {**sim.environment(), **settings})
+        running.append(proxy)
+        return await proxy.start()
+
+    yield start
+    sim.faults.clear()
+    for proxy in running:
+        await proxy.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def proxy(run) -> Proxy:
+    """One proxy with default settings in front of the simulated archive."""
+    yield await run()
+
+
+@pytest.fixture
+def children(tmp_path: Path) -> Iterator[list[Child]]:
+    """A list of processes that are gone after the test, whatever happens in it."""
+    started: list[Child] = []
+    yield started
+    for child in started:
+        child.kill()
+
+
+@pytest.fixture
+def spawn(sim: Simulator, children: list[Child], tmp_path: Path):
+    """Start `twistd -n coverart` in front of the simulated archive."""
+
+    def start(root: str = "cache", **settings: str) -> ProxyChild:
+        child = ProxyChild(
+            tmp_path / root, tmp_path / "cwd", **{**sim.environment(), **settings}
+        )
+        children.append(child)
+        return child
+
+    return start

@@ -1,0 +1,210 @@
+"""The proxy running: inside the test's process, or as twistd would run it for an operator."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from twisted.application.internet import StreamServerEndpointService
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
+from twisted.internet.threads import deferToThread
+
+from coverart.cache import CoverCache
+from coverart.config import PREFIX, load
+from coverart.service import CoverService
+from coverart.tap import assemble
+from tests.integration.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, until, within
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Now:
+    """The time of day as the cache sees it, moved by hand."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
+
+    def advance(self, seconds: float) -> None:
+        self.ahead_s += seconds
+
+
+class Files:
+    """What lies in a cache directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def files(self) -> list[str]:
+        """Regular files that clients can be served, relative to the directory."""
+        return self._names(symlinks=False)
+
+    def links(self) -> list[str]:
+        """Symlinks, relative to the directory."""
+        return self._names(symlinks=True)
+
+    def unfinished(self) -> list[str]:
+        """Temporary files."""
+        folder = self.root / ".incoming"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def _names(self, *, symlinks: bool) -> list[str]:
+        found = []
+        for folder, _, names in os.walk(self.root):
+            if os.path.basename(folder) == ".incoming":
+                continue
+            for name in names:
+                path = Path(folder, name)
+                if path.is_symlink() == symlinks:
+                    found.append(str(path.relative_to(self.root)))
+        return sorted(found)
+
+
+class Proxy(Files):
+    """The proxy as tap.py assembles it, on a free local port of the test's own process."""
+
+    def __init__(self, root: Path, settings: dict[str, str]) -> None:
+        super().__init__(root)
+        self.now = Now()
+        self.port = 0
+        self._settings = {
+            "COVER_ART_CACHE_DIR": str(root),
+            "COVER_ART_LISTEN": f"tcp:0:interface={LOCAL}",
+            **settings,
+        }
+        self._service: Any = None
+
+    async def start(self) -> Proxy:
+        """Start it, or start it again on what it left on the disk."""
+        self._service = assemble(load(self._settings), reactor, now=self.now)
+        self._service.startService()
+        (listening,) = [each for each in self._service if _listens(each)]
+        self.port = listening._waitingForPort.result.getHost().port
+        await until(lambda: not self._part().rebuilding, "the index is read from the disk")
+        return self
+
+    async def stop(self) -> None:
+        if self._service is not None:
+            service, self._service = self._service, None
+            await within(service.stopService())
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    def _part(self) -> CoverService:
+        (part,) = [each for each in self._service if isinstance(each, CoverService)]
+        return part
+
+    @property
+    def cache(self) -> CoverCache:
+        return self._part()._cache
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOCAL}:{self.port}"
+
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Ask for a path; if_none_match= becomes If-None-Match."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await ask(self.url + path, method, sent)
+
+    async def wire(self, path: str = "", *headers: str) -> Wire:
+        """Open a connection and ask for a path."""
+        wire = await connect(self.port)
+        if path:
+            wire.get(path, *headers)
+        return wire
+
+    def settled(self) -> Deferred[None]:
+        """Fires when nothing is fetched for anybody, nor refreshed in the background."""
+        idle = self.cache.idle()
+        idle.addCallback(lambda _: self.cache._refreshes.landed())
+        return within(idle)  # type: ignore[no-any-return]
+
+
+def _listens(service: object) -> bool:
+    return isinstance(service, StreamServerEndpointService)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOCAL, 0))
+        return int(probe.getsockname()[1])
+
+
+class Child:
+    """A twistd process, started as an operator starts it: from anywhere, by its plugin's name."""
+
+    def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
+        """:param settings: environment; what begins with COVER_ART_ is not inherited."""
+        folder.mkdir(exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        self.log = folder / "log"
+        twistd = Path(sys.executable).with_name("twistd")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(twistd), "-n", "--pidfile=", *arguments],
+                cwd=folder,
+                env={**kept, "PYTHONPATH": str(ROOT), **settings},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would; nothing to do if it ended before."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    async def exit_code(self) -> int:
+        """Wait for its end."""
+        code: int = await deferToThread(self.process.wait, SAFETY_S)
+        return code
+
+    async def serves(self, url: str) -> None:
+        """Wait until it answers there."""
+        deadline = time.monotonic() + SAFETY_S
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            try:
+                answer = await ask(url)
+            except ConnectError:
+                await deferToThread(time.sleep, 0.05)
+                continue
+            if answer.status == 200 and not answer.json.get("rebuilding"):
+                return
+
+
+class ProxyChild(Child, Files):
+    """`twistd -n coverart` on a cache directory."""
+
+    def __init__(self, root: Path, folder: Path, **settings: str) -> None:
+        self.port = free_port()
+        self.root = root
+        super().__init__(
+            folder,
+            "coverart",
+            COVER_ART_CACHE_DIR=str(root),
+            COVER_ART_LISTEN=f"tcp:{self.port}:interface={LOCAL}",
+            **settings,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOCAL}:{self.port}"
+
+    async def ready(self) -> ProxyChild:
+        """Wait until it serves and knows what is on its disk."""
+        await self.serves(f"{self.url}/ready")
+        return self

@@ -1,0 +1,145 @@
+"""Speaking HTTP to what runs, in whole answers or to the byte: nothing is followed or decoded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+import treq
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, HTTPConnectionPool
+from twisted.web.http_headers import Headers
+
+LOCAL = "127.0.0.1"
+SAFETY_S = 30.0
+"""No wait of a test ends this way unless something is broken."""
+
+
+@attrs.frozen
+class Answer:
+    """What came back, whole."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def __getitem__(self, name: str) -> str:
+        """Give a header; empty if there is none."""
+        values = self.headers.getRawHeaders(name)
+        return "" if not values else values[0]
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """All headers by lower-case name."""
+        return {
+            name.decode().lower(): b", ".join(values).decode()
+            for name, values in self.headers.getAllRawHeaders()
+        }
+
+
+async def ask(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> Answer:
+    """Send one request on a connection of its own; a body cut short is an error."""
+    agent = Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False))
+    sent = Headers({name: [value] for name, value in (headers or {}).items()})
+    response = await within(agent.request(method.encode(), url.encode(), sent))
+    pieces: list[bytes] = []
+    await within(treq.collect(response, pieces.append))
+    return Answer(response.code, response.headers, b"".join(pieces))
+
+
+def within(d: Any, seconds: float = SAFETY_S) -> Any:
+    """The same Deferred, bounded for the case that something is broken."""
+    return d.addTimeout(seconds, reactor)
+
+
+def start(coroutine: Any) -> Deferred[Any]:
+    """Let something run beside the test."""
+    return Deferred.fromCoroutine(coroutine)
+
+
+async def until(condition: Any, what: str, seconds: float = SAFETY_S) -> None:
+    """Give the reactor turns until something is so; for what has no event to wait for."""
+    deadline = reactor.seconds() + seconds  # type: ignore[attr-defined]
+    while not condition():
+        assert reactor.seconds() < deadline, f"never: {what}"  # type: ignore[attr-defined]
+        await deferLater(reactor, 0.002)  # type: ignore[arg-type]
+
+
+class Wire(Protocol):
+    """A connection seen to the byte: what came, when, and how it ended."""
+
+    transport: ITCPTransport
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.ended: Deferred[type] = Deferred()
+        self._watching: list[tuple[int, Deferred[None]]] = []
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        for watched in list(self._watching):
+            if len(self.received) >= watched[0]:
+                self._watching.remove(watched)
+                watched[1].callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.ended.callback(type(reason.value))
+
+    def get(self, path: str, *headers: str, method: str = "GET") -> None:
+        """Send a request on this connection."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: test", *headers, "", ""]
+        self.transport.write("\r\n".join(lines).encode())
+
+    def got(self, count: int) -> Deferred[None]:
+        """Fires when so many bytes have come, the head included."""
+        d: Deferred[None] = Deferred()
+        if len(self.received) >= count:
+            d.callback(None)
+        else:
+            self._watching.append((count, d))
+        return within(d)  # type: ignore[no-any-return]
+
+    def end(self) -> Deferred[type]:
+        """Fires when the connection is gone, with the kind of its end."""
+        return within(self.ended)  # type: ignore[no-any-return]
+
+    def leave(self) -> None:
+        self.transport.abortConnection()
+
+    @property
+    def head(self) -> bytes:
+        return bytes(self.received.partition(b"\r\n\r\n")[0])
+
+    @property
+    def status(self) -> int:
+        return int(self.head.split(b" ", 2)[1])
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self.received.partition(b"\r\n\r\n")[2])
+
+    def header(self, name: str) -> str:
+        """Give a header of the answer; empty if there is none."""
+        for line in self.head.decode().split("\r\n")[1:]:
+            key, _, value = line.partition(":")
+            if key.lower() == name.lower():
+                return value.strip()
+        return ""
+
+
+async def connect(port: int) -> Wire:
+    """Open a connection."""
+    wire = Wire()
+    await connectProtocol(HostnameEndpoint(reactor, LOCAL.encode(), port), wire)
+    return wire
