@@ -64,6 +64,11 @@ class Breaker:
         pause *= 1 + self.jitter() / 4
         if retry_after_s is not None:
             pause = max(1.0, min(retry_after_s, LONGEST_RETRY_AFTER_S))
+        if now < circuit.open_until:
+            # Sent before the circuit opened: the same trouble, told by one more request.
+            if retry_after_s is not None:
+                circuit.open_until = max(circuit.open_until, now + pause)
+            return circuit.open_until - now
         circuit.failures = min(circuit.failures + 1, 10)
         circuit.open_until = now + pause
         circuit.probing_until = 0.0

@@ -29,6 +29,7 @@ from coverart.freshness import (
     listing_is_fresh,
 )
 from coverart.index import Index
+from coverart.leases import Fetches
 from coverart.model import (
     Alias,
     AliasKey,
@@ -40,6 +41,7 @@ from coverart.model import (
     Subject,
     Target,
 )
+from coverart.packing import pack_alias_key, pack_file_key, pack_size
 from coverart.request_path import spell
 from coverart.store import ImageStore
 
@@ -145,6 +147,7 @@ class CoverCache:
         index: Index,
         store: ImageStore,
         fetcher: Fetcher,
+        fetches: Fetches,
         lifetimes: Lifetimes,
         now: Callable[[], float],
     ) -> None:
@@ -153,6 +156,7 @@ class CoverCache:
         self.lifetimes = lifetimes
         self.stats = Stats()
         self._fetcher = fetcher
+        self._fetches = fetches
         self._now = now
         self._requests: Flight[ImageRequest | ListingKey, Answer] = Flight()
         self._refreshes: Flight[AliasKey | ListingKey, None] = Flight()
@@ -226,8 +230,7 @@ class CoverCache:
             known |= found.alias is not None
             await self._fetcher.unlink(thing.alias)
         if found.key is not None and found.entry is not None:
-            known |= await self.index.forget_file(found.key, found.entry)
-            known |= self.store.remove(self.store.path_of(found.key, found.entry.media))
+            known |= await self._drop(found.key, found.entry)
         return known
 
     async def refresh(self, thing: ImageRequest | ListingKey) -> Answer:
@@ -284,13 +287,39 @@ class CoverCache:
     async def _lost(self, found: Found) -> None:
         """The file of an entry is gone or not the one that was stored: it is not held any more."""
         if found.key is not None and found.entry is not None:
-            path = self.store.path_of(found.key, found.entry.media)
-            self.log.warn("{path} is gone or was changed; fetching it again", path=path)
-            if await self.index.forget_file(found.key, found.entry):
-                self.store.remove(path)
+            self.log.warn(
+                "{path} is gone or was changed; fetching it again",
+                path=self.store.path_of(found.key, found.entry.media),
+            )
+            await self.index.suspect(found.key)
+            await self._drop(found.key, found.entry)
 
     async def _fetch(self, thing: ImageRequest | ListingKey, announce: Announce[Answer]) -> Answer:
-        """A miss, once for all who wait."""
+        """A miss, once for all who wait, here and in other processes."""
+        answers: list[Answer] = []
+
+        async def here() -> bytes:
+            answers.append(await self._fetch_here(thing, announce))
+            return b""
+
+        # A listing's lease is that of its file; an image's file has one of its own (fetch.py),
+        # taken after this one, never the other way round.
+        listing = isinstance(thing, ListingKey)
+        await self._fetches.once(_lease(thing), here, doubt=listing)
+        if answers:
+            return answers[0]
+        # Another process did it: what it found is in the index, or on the disk at least.
+        found, verdict = await self._look(thing)
+        held = self._held(found, Status.MISS)
+        if held is not None:
+            return held.as_joined()
+        if verdict in _REMEMBERED:
+            return Absent(status=Status.MISS, joined=True)
+        return await self._fetch_here(thing, announce)
+
+    async def _fetch_here(
+        self, thing: ImageRequest | ListingKey, announce: Announce[Answer]
+    ) -> Answer:
         # Look again now that the flight is ours: the one before may have landed in between.
         found, verdict = await self._look(thing)
         if verdict is Verdict.HIT and (held := self._held(found, Status.HIT)) is not None:
@@ -372,7 +401,14 @@ class CoverCache:
             else:
                 self.log.failure("refresh of {key}", failure, key=spell(thing))
 
-        self._refreshes.run(key, lambda _: self._ask_again(thing)).addErrback(failed)
+        self._refreshes.run(key, lambda _: self._refresh_once(thing)).addErrback(failed)
+
+    async def _refresh_once(self, thing: ImageRequest | ListingKey) -> None:
+        async def here() -> bytes:
+            await self._ask_again(thing)
+            return b""
+
+        await self._fetches.once(b"refresh" + _lease(thing), here)
 
     async def _ask_again(self, thing: ImageRequest | ListingKey) -> None:
         trip = self._fetcher.trip()
@@ -389,9 +425,13 @@ class CoverCache:
                 await self._drop(thing, found.entry)
         self.stats.refreshes += 1
 
-    async def _drop(self, key: ListingKey, entry: FileEntry) -> None:
-        if await self.index.forget_file(key, entry):
-            self.store.remove(self.store.path_of(key, None))
+    async def _drop(self, key: FileKey, entry: FileEntry) -> bool:
+        """Forget a file and remove it. :returns: whether it was known."""
+        known = await self.index.forget_file(key, entry)
+        if known:
+            self.store.remove(self.store.path_of(key, entry.media))
+            await self.index.settle([key])
+        return known
 
     def _is_fresh(self, key: AliasKey, alias: Alias) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)
@@ -408,6 +448,13 @@ class CoverCache:
             stats.misses += 1
         if joined:
             stats.joined += 1
+
+
+def _lease(thing: ImageRequest | ListingKey) -> bytes:
+    """The name that all processes know a fetch by."""
+    if isinstance(thing, ListingKey):
+        return pack_file_key(thing)
+    return pack_alias_key(thing.alias) + pack_size(thing.size)
 
 
 _REMEMBERED = frozenset({Verdict.ABSENT, Verdict.ABSENT_STALE})

@@ -19,9 +19,9 @@ from twisted.logger import Logger
 from twisted.web.client import RequestTransmissionFailed, ResponseFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
-from werkzeug.http import parse_date
 
 from coverart.breaker import Breaker
+from coverart.conditions import http_date
 from coverart.errors import (
     BadUpstream,
     CoverError,
@@ -207,8 +207,8 @@ def _retry_after_s(response: IResponse) -> float | None:
     value = response.headers.getRawHeaders(b"retry-after", [b""])[0].strip()
     if value.isdigit() and len(value) < 10:
         return float(value)
-    date = parse_date(value.decode("latin-1"))
-    sent = parse_date(response.headers.getRawHeaders(b"date", [b""])[0].decode("latin-1"))
+    date = http_date(value.decode("latin-1"))
+    sent = http_date(response.headers.getRawHeaders(b"date", [b""])[0].decode("latin-1"))
     if date is None or sent is None:
         return None
     return (date - sent).total_seconds()

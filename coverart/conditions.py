@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import attrs
-from werkzeug.http import parse_date, parse_etags, parse_if_range_header, parse_range_header
+from werkzeug.http import parse_date, parse_etags, parse_range_header, unquote_etag
 
 MOST_RANGES = 16
 """More at once is no player seeking but an attack (RFC 9110 section 17.15): the whole is sent."""
@@ -40,6 +40,15 @@ class Span:
     stop: int
 
 
+def http_date(text: str | None) -> datetime | None:
+    """A date as headers carry it (RFC 9110 section 5.6.7); None where there is none."""
+    try:
+        return parse_date(text)
+    except OverflowError:
+        # A year or an hour of twenty digits.
+        return None
+
+
 def condition(header: Header, validators: Validators) -> int | None:
     """
     Say whether a condition of the request decides the answer: 304, 412, or None to go on.
@@ -51,13 +60,13 @@ def condition(header: Header, validators: Validators) -> int | None:
         tags = parse_etags(if_match)
         if not (tags.star_tag or tags.contains(validators.etag)):
             return 412
-    elif (since := parse_date(header("if-unmodified-since"))) and _date(validators) > since:
+    elif (since := http_date(header("if-unmodified-since"))) and _date(validators) > since:
         return 412
     if_none_match = header("if-none-match")
     if if_none_match is not None:
         tags = parse_etags(if_none_match)
         return 304 if tags.star_tag or tags.contains_weak(validators.etag) else None
-    since = parse_date(header("if-modified-since"))
+    since = http_date(header("if-modified-since"))
     return 304 if since is not None and _date(validators) <= since else None
 
 
@@ -92,10 +101,10 @@ def _range_applies(if_range: str | None, validators: Validators) -> bool:
         return True
     if if_range.strip().startswith("W/"):
         return False
-    condition_ = parse_if_range_header(if_range)
-    if condition_.etag is not None:
-        return condition_.etag == validators.etag
-    return condition_.date == _date(validators)
+    date = http_date(if_range)
+    if date is not None:
+        return date == _date(validators)
+    return unquote_etag(if_range)[0] == validators.etag
 
 
 def _date(validators: Validators) -> datetime:

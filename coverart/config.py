@@ -22,6 +22,7 @@ from platformdirs import user_cache_path
 from coverart import __version__
 from coverart.freshness import Lifetimes
 from coverart.packing import LARGEST_FILE_BYTES
+from coverart.redis_address import Address, parse_address
 
 PREFIX = "COVER_ART_"
 PROJECT_PAGE = "https://pypi.org/project/coverart/"
@@ -100,9 +101,15 @@ def _base_url(text: str) -> str:
 def _hosts(text: str) -> tuple[str, ...]:
     entries = tuple(entry.lower() for entry in re.split(r"[,\s]+", text) if entry)
     label = "[a-z0-9_-]+"
-    entry = rf"(\*\.)?{label}(\.{label})*|({label}(\.{label})*|\[[0-9a-f:.]+\]):[0-9]{{1,5}}"
-    if not entries or not all(re.fullmatch(entry, each) for each in entries):
+    entry = (
+        rf"(\*\.)?{label}(\.{label})*|({label}(\.{label})*|\[[0-9a-f:.]+\]):(?P<port>[0-9]{{1,5}})"
+    )
+    if not text.isascii() or not entries:
         raise ValueError(text)
+    for each in entries:
+        match = re.fullmatch(entry, each)
+        if match is None or not 1 <= int(match["port"] or 1) <= 65535:
+            raise ValueError(text)
     return entries
 
 
@@ -121,6 +128,12 @@ def _prefix(text: str) -> str:
 
 def _one_line(text: str) -> str:
     if not text.isprintable() or not text.isascii() or "(" in text or ")" in text:
+        raise ValueError(text)
+    return text
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", text):
         raise ValueError(text)
     return text
 
@@ -177,6 +190,21 @@ class Settings:
         "Twisted endpoint strings with spaces between them, such as tcp:8080",
         default="tcp:8080",
         means="where to listen",
+    )
+    redis_url: Address | None = _setting(
+        "REDIS_URL",
+        parse_address,
+        "redis://[:password@]host:port/db, unix:///path?db=N or "
+        "redis+sentinel://[:password@]host:port,host:port/master/db",
+        means="the index that several processes share; unset, the index is in memory",
+    )
+    cache_name: str = _setting(
+        "CACHE_NAME",
+        _name,
+        "up to 64 letters, digits, dots, dashes and underscores",
+        default="default",
+        means="part of every Redis key, so that machines with disks of their own can share one "
+        "Redis",
     )
     upstream: str = _setting(
         "UPSTREAM",
@@ -323,12 +351,11 @@ def load(environment: Mapping[str, str], *, options: Mapping[str, str] | None = 
     Read the settings.
 
     :param environment: variables; those that are none of ours are not looked at.
-    :param options: what was given on the command line, by variable; it wins.
-    :raises ConfigError: a value can't be used, or two do not go together, or a variable begins
-        like ours and is none.
+    :param options: what was given on the command line, by variable; it wins, and an empty one
+        gives a variable its default.
+    :raises ConfigError: a value can't be used, or two do not go together.
     """
-    merged = {name: text for name, text in environment.items() if text.strip()}
-    merged.update(options or {})
+    merged = _not_empty({**environment, **(options or {})})
     settings = environ.to_config(Settings, environ=merged)
     if settings.clean_to_bytes > settings.max_bytes:
         raise ConfigError(
@@ -339,6 +366,10 @@ def load(environment: Mapping[str, str], *, options: Mapping[str, str] | None = 
 
 
 def read_environment(directory: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment, over what a .env file in `directory` says."""
+    """The environment, over what a .env file in `directory` says; what is empty covers nothing."""
     file = {k: v for k, v in dotenv_values(directory / ".env").items() if v is not None}
-    return {**file, **environment}
+    return {**file, **_not_empty(environment)}
+
+
+def _not_empty(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in variables.items() if text.strip()}

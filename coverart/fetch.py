@@ -22,6 +22,7 @@ from coverart.errors import CoverError, NotInArchive, StoreFailed, UpstreamTimeo
 from coverart.flight import Announce, Flight
 from coverart.incoming import Incoming, InThread
 from coverart.index import Index
+from coverart.leases import Fetches
 from coverart.model import (
     Alias,
     AliasKey,
@@ -32,6 +33,7 @@ from coverart.model import (
     ListingKey,
     Target,
 )
+from coverart.packing import pack_file_key
 from coverart.request_path import spell
 from coverart.store import ImageStore, OnDisk
 from coverart.upstream import Upstream
@@ -71,6 +73,7 @@ class Fetcher:
         store: ImageStore,
         upstream: Upstream,
         in_thread: InThread,
+        fetches: Fetches,
         clock: IReactorTime,
         now: Callable[[], float],
         limits: Limits,
@@ -79,6 +82,7 @@ class Fetcher:
         self._store = store
         self._upstream = upstream
         self._in_thread = in_thread
+        self._fetches = fetches
         self._clock = clock
         self._now = now
         self._limits = limits
@@ -258,6 +262,27 @@ class Fetcher:
     ) -> FileEntry:
         if not looked and (held := await self._held(key)) is not None:
             return held
+        entries: list[FileEntry] = []
+
+        async def here() -> bytes:
+            found = await self._index.find_image(
+                ImageRequest(alias=key.ref.own_name, size=key.size)
+            )
+            known = found.entry if found.key == key else None
+            entries.append(known or await self._download_here(key, target, trip, say))
+            return b""
+
+        await self._fetches.once(pack_file_key(key), here, doubt=True)
+        entry = entries[0] if entries else await self._held(key)
+        return entry or await self._download_here(key, target, trip, say)
+
+    async def _download_here(
+        self,
+        key: ImageKey,
+        target: Target,
+        trip: Trip,
+        say: Callable[[FileEntry | Incoming], None],
+    ) -> FileEntry:
         incoming = Incoming(
             key,
             store=self._store,

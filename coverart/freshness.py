@@ -22,6 +22,9 @@ from coverart.model import (
     Subject,
 )
 
+CLOCK_SLACK_S = 300.0
+"""So far machines that share an index may differ in time."""
+
 
 class Verdict(Enum):
     """What to do about a request, given what the index knows."""
@@ -46,8 +49,6 @@ class Lifetimes:
     listing_s: float = 86400
     absent_s: float = 3600
     absent_thumb_s: float = 300
-    absent_grace_s: float = 86400
-    """How long past its end a remembered 404 is still answered at once, while it is refreshed."""
 
     def absence(self, subject: Subject, now: float) -> Absence:
         """What to remember of a 404 for `subject` received now."""
@@ -62,7 +63,7 @@ def alias_is_fresh(key: AliasKey, alias: Alias, now: float, lifetimes: Lifetimes
     An id keeps naming the same bytes after a merge, so an alias whose name is an id never ages.
     An alias checked in the future (a clock was set back) counts as fresh for its lifetime only.
     """
-    if isinstance(key.name, int):
+    if not key.ages:
         return True
     return abs(now - alias.checked_at) < lifetimes.alias_s
 
@@ -73,7 +74,7 @@ def judge_image(request: ImageRequest, found: Found, now: float, lifetimes: Life
         if found.alias is None or alias_is_fresh(request.alias, found.alias, now, lifetimes):
             return Verdict.HIT
         return Verdict.STALE
-    return _judge_absence(found.absence, now, lifetimes)
+    return _judge_absence(found.absence, now)
 
 
 def judge_listing(found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
@@ -81,7 +82,7 @@ def judge_listing(found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
     if found.entry is not None:
         fresh = listing_is_fresh(found.entry, now, lifetimes)
         return Verdict.HIT if fresh else Verdict.STALE
-    return _judge_absence(found.absence, now, lifetimes)
+    return _judge_absence(found.absence, now)
 
 
 def listing_is_fresh(entry: FileEntry, now: float, lifetimes: Lifetimes) -> bool:
@@ -89,11 +90,7 @@ def listing_is_fresh(entry: FileEntry, now: float, lifetimes: Lifetimes) -> bool
     return abs(now - entry.stored_at) < lifetimes.listing_s
 
 
-def _judge_absence(absence: Absence | None, now: float, lifetimes: Lifetimes) -> Verdict:
-    if absence is None or now < absence.since - lifetimes.absent_grace_s:
+def _judge_absence(absence: Absence | None, now: float) -> Verdict:
+    if absence is None or not absence.since - CLOCK_SLACK_S <= now < absence.forgotten:
         return Verdict.FETCH
-    if now < absence.until:
-        return Verdict.ABSENT
-    if now < absence.until + lifetimes.absent_grace_s:
-        return Verdict.ABSENT_STALE
-    return Verdict.FETCH
+    return Verdict.ABSENT if now < absence.until else Verdict.ABSENT_STALE

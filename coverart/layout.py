@@ -33,6 +33,9 @@ from coverart.model import (
 INCOMING = ".incoming"
 """Folder of the files that are still being written; on the same file system, for rename."""
 
+RETIRED = ".stale"
+"""Suffix of the symlink of an alias past its time: nginx does not see it, a rebuild does."""
+
 _BY_EXTENSION = {media.extension: media for media in MediaType}
 _PATH = re.compile(
     r"(?P<entity>release|release-group|event)/(?P<a>[0-9a-f])/(?P<b>[0-9a-f]{2})/(?P<c>[0-9a-f]{3})/"
@@ -96,6 +99,11 @@ def alias_paths(key: AliasKey) -> tuple[str, ...]:
         for size in (ORIGINAL, *SIZES)
         for path in candidates(ImageRequest(alias=key, size=size))
     )
+
+
+def unretired(path: str) -> str:
+    """The path of an alias's symlink while it was fresh."""
+    return path.removesuffix(RETIRED)
 
 
 def link_text(link: str, target: str) -> str:

@@ -42,14 +42,20 @@ def rewrite(body: bytes, public_url: str) -> bytes:
         if isinstance(thumbnails, dict):
             turned = {size: _turn(url, public_url) for size, url in thumbnails.items()}
             image["thumbnails"] = {size: url for size, url in turned.items() if url is not None}
+        elif "thumbnails" in image:
+            del image["thumbnails"]
         if image.get("image", "") is None:
             del image["image"]
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    try:
+        # ASCII, as the archive writes it: half a surrogate pair has no UTF-8 form.
+        return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+    except (ValueError, RecursionError) as error:
+        raise BadUpstream("the archive sent a listing that can't be written out again") from error
 
 
 def _load(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body)
+        document = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadUpstream("the archive sent a listing that is not JSON") from error
     if not isinstance(document, dict):
@@ -60,6 +66,11 @@ def _load(body: bytes) -> dict[str, Any]:
     return document
 
 
+def _no_number(name: str) -> None:
+    """NaN and Infinity, which Python's parser takes and no client's does."""
+    raise ValueError(name)
+
+
 def _turn(url: object, public_url: str) -> str | None:
     """This proxy's URL for one of the archive's, keeping its spelling; None if it has none."""
     match = _ABSOLUTE.fullmatch(url) if isinstance(url, str) else None
@@ -67,7 +78,7 @@ def _turn(url: object, public_url: str) -> str | None:
         return None
     path = match["path"]
     try:
-        thing = parse(path.encode("utf-8"))
+        thing = parse(path.encode("utf-8", "surrogatepass"))
     except Malformed:
         return None
     return public_url + path if isinstance(thing, ImageRequest) else None

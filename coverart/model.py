@@ -87,6 +87,15 @@ class AliasKey:
     name: Name
 
     @property
+    def ages(self) -> bool:
+        """
+        Whether what it points at can change: a role's image can.
+
+        An id names the same bytes for good, under a merged MBID too.
+        """
+        return not isinstance(self.name, int)
+
+    @property
     def own_ref(self) -> ImageRef | None:
         """The image this name is itself the identity of, unless the MBID was merged away."""
         if isinstance(self.name, int) and self.entity is not Entity.RELEASE_GROUP:
@@ -155,10 +164,20 @@ class FileEntry:
 
 @attrs.frozen(kw_only=True)
 class Absence:
-    """A remembered 404. `since` and `until` in seconds since the epoch."""
+    """
+    A remembered 404, in seconds since the epoch.
+
+    Fresh from `since` to `until`; from then on it is answered while the archive is asked again,
+    for as long once more.
+    """
 
     since: float
     until: float
+
+    @property
+    def forgotten(self) -> float:
+        """When it is not worth answering any more."""
+        return self.until + (self.until - self.since)
 
 
 @attrs.frozen(kw_only=True)

@@ -66,14 +66,32 @@ def pack_file_key(key: FileKey) -> bytes:
 
 def unpack_file_key(packed: bytes) -> FileKey:
     """The inverse of pack_file_key. :raises ValueError: no such key."""
-    if len(packed) == _IMAGE_KEY.size:
-        kind, mbid, image_id, size = _IMAGE_KEY.unpack(packed)
-        ref = ImageRef(owner=_ENTITIES[kind], mbid=_mbid(mbid), image_id=image_id)
-        return ref.at(_ALL_SIZES[size])
-    if len(packed) == _SHORT_KEY.size:
-        kind, mbid = _SHORT_KEY.unpack(packed)
-        return ListingKey(entity=_ENTITIES[kind ^ _LISTING], mbid=_mbid(mbid))
+    try:
+        if len(packed) == _IMAGE_KEY.size:
+            kind, mbid, image_id, size = _IMAGE_KEY.unpack(packed)
+            ref = ImageRef(owner=_ENTITIES[kind], mbid=_mbid(mbid), image_id=image_id)
+            return ref.at(_ALL_SIZES[size])
+        if len(packed) == _SHORT_KEY.size:
+            kind, mbid = _SHORT_KEY.unpack(packed)
+            return ListingKey(entity=_ENTITIES[kind ^ _LISTING], mbid=_mbid(mbid))
+    except IndexError:
+        pass
     raise ValueError(f"not a packed file key: {packed!r}")
+
+
+def pack_size(size: int) -> bytes:
+    """The last byte of an image's key."""
+    return bytes([_SIZE_CODES[size]])
+
+
+def slice_of(packed: bytes) -> int:
+    """The first three digits of the MBID in a packed key."""
+    return packed[1] << 4 | packed[2] >> 4
+
+
+def is_alias(packed: bytes) -> bool:
+    """Say whether a packed key is an alias's."""
+    return packed[0] >= _ALIAS
 
 
 def entity_of(packed: bytes) -> Entity:

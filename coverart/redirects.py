@@ -115,7 +115,8 @@ def is_public(address: str) -> bool:
     """
     Say whether an IP address is one of the public internet, IPv4 inside IPv6 included.
 
-    Source: the IANA special-purpose address registries, as Python's ipaddress has them.
+    Source: the IANA special-purpose address registries, as Python's ipaddress has them, and of
+    IPv6 only what IANA gives out as global unicast; Python's lists of the rest have gaps.
     """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
@@ -127,10 +128,14 @@ def is_public(address: str) -> bool:
             ip = inner
         elif ip in _NAT64:
             ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        elif ip not in _GLOBAL_UNICAST or ip in _DOCUMENTATION:
+            return False
     return ip.is_global and not ip.is_multicast
 
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
 
 
 @attrs.frozen(kw_only=True)

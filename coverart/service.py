@@ -1,22 +1,24 @@
-"""The running proxy: what is started, what is awaited at the end."""
+"""The running proxy: what is started, what goes on by the clock, what is awaited at the end."""
 
 from __future__ import annotations
 
-import time
+import re
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
-from twisted.internet.threads import blockingCallFromThread, deferToThreadPool
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from twisted.web.client import HTTPConnectionPool
 
 from coverart.cache import CoverCache
-from coverart.index import Index, Seen
-from coverart.rebuild import rebuild
+from coverart.cleanup import Cleanup
+from coverart.leases import LEADER_LIFE_S, Leadership, RedisFetches
+from coverart.redis_link import RedisAway, RedisLink
 
 DISK_THREADS = 8
 STOP_S = 20.0
@@ -43,6 +45,14 @@ class DiskThreads:
         self._pool.stop()
 
 
+@attrs.frozen(kw_only=True)
+class Shared:
+    """What a process has in common with others, by Redis."""
+
+    link: RedisLink
+    fetches: RedisFetches
+
+
 class CoverService(Service):
     """The cache's life from start to stop; listening is a service of its own."""
 
@@ -53,77 +63,107 @@ class CoverService(Service):
         *,
         reactor: Any,
         cache: CoverCache,
+        cleanup: Cleanup,
+        leadership: Leadership,
+        shared: Shared | None,
         threads: DiskThreads,
         pool: HTTPConnectionPool,
         limit_bytes: int,
+        interval_s: float,
     ) -> None:
         self.rebuilding = False
         self._reactor = reactor
         self._cache = cache
+        self._cleanup = cleanup
+        self._leadership = leadership
+        self._shared = shared
         self._threads = threads
         self._pool = pool
         self._limit_bytes = limit_bytes
-        self._stopping = False
+        self._interval_s = interval_s
+        self._sweeps = LoopingCall(self._sweep)
+        self._terms = LoopingCall(self._stand)
+        self._first = True
+        self._loops: list[Deferred[Any]] = []
 
     def startService(self) -> None:
         super().startService()
         self._threads.start()
+        if self._shared is not None:
+            self._shared.link.connect()
+            self._shared.fetches.start()
+            Deferred.fromCoroutine(self._check_redis()).addErrback(
+                lambda failure: self.log.failure("looking at Redis", failure)
+            )
         self.log.info(
-            "cache at {dir}, index in {kind}, limit {limit_mb} MB",
+            "cache at {dir}, index in {kind}{where}, limit {limit_mb} MB",
             dir=str(self._cache.store.root),
             kind=self._cache.index.kind,
+            where="" if self._shared is None else f" at {self._shared.link.address}",
             limit_mb=self._limit_bytes // MEGABYTE,
         )
         self.rebuilding = True
-        Deferred.fromCoroutine(self._rebuild()).addErrback(self._not_rebuilt)
+        for loop, seconds in ((self._sweeps, self._interval_s), (self._terms, LEADER_LIFE_S / 3)):
+            loop.clock = self._reactor
+            self._loops.append(loop.start(seconds, now=loop is self._sweeps))
 
-    async def _rebuild(self) -> None:
-        """Fill the index from the disk; requests are answered meanwhile, the disk helping out."""
-        began = time.monotonic()
-        store = self._cache.store
-        orphans = await self._threads(store.remove_orphans, time.time())
-        await self._threads(rebuild, str(store.root), self._take)
-        totals = await self._cache.index.totals()
+    async def _sweep(self) -> None:
+        """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""
+        try:
+            await self._cleanup.sweep()
+            if self._first:
+                self._first = False
+                await self._say_what_is_held()
+        except Exception:
+            self.log.failure("a cleanup failed")
         self.rebuilding = False
+
+    async def _stand(self) -> None:
+        try:
+            await self._leadership.stand()
+        except Exception:
+            self.log.failure("standing for the lead failed")
+
+    async def _say_what_is_held(self) -> None:
+        totals = await self._cache.index.totals()
         self.log.info(
-            "cache holds {files} files, {size_mb:.1f} MB and {aliases} aliases; "
-            "read from disk in {elapsed_s:.2f} s, {orphans} unfinished files removed",
+            "cache holds {files} files, {size_mb:.1f} MB and {aliases} aliases",
             files=totals.files,
             size_mb=totals.size_bytes / MEGABYTE,
             aliases=sum(totals.aliases.values()),
-            elapsed_s=time.monotonic() - began,
-            orphans=orphans,
         )
 
-    def _take(self, seen: list[Seen]) -> None:
-        """In a thread: pass a slice to the index and wait until it is in."""
-        if self._stopping:
-            raise _Stopped
-        index: Index = self._cache.index
-
-        def learn() -> Any:
-            return Deferred.fromCoroutine(index.learn(seen))
-
-        blockingCallFromThread(self._reactor, learn)
-
-    def _not_rebuilt(self, failure: Failure) -> None:
-        self.rebuilding = False
-        if failure.check(_Stopped) is None:
-            self.log.failure("the cache directory can't be read", failure)
+    async def _check_redis(self) -> None:
+        """Warn where Redis could throw away what it is told."""
+        if self._shared is None:
+            return
+        try:
+            memory = await self._shared.link.command("INFO", "memory")
+        except RedisAway:
+            return
+        policy = re.search(rb"maxmemory_policy:(\S+)", memory)
+        if policy is not None and policy[1] != b"noeviction":
+            self.log.warn(
+                "Redis may evict keys (maxmemory-policy {policy}): set it to noeviction",
+                policy=policy[1].decode(),
+            )
 
     async def _stop(self) -> None:
-        self._stopping = True
+        for loop in (self._sweeps, self._terms):
+            if loop.running:
+                loop.stop()
+        for ended in self._loops:
+            await ended
+        await self._leadership.resign()
         try:
             await self._cache.idle().addTimeout(STOP_S, self._reactor)
         except TimeoutError:
             self.log.warn("stopping with {count} fetches under way", count=self._cache.fetching)
         await self._pool.closeCachedConnections()
+        if self._shared is not None:
+            await self._shared.link.close()
         self._threads.stop()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
-
-
-class _Stopped(Exception):
-    pass

@@ -13,6 +13,8 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
@@ -35,6 +37,7 @@ from coverart.model import (
 )
 
 SYMLINK_AGE_S = 60
+MTIME_SLACK_S = 1.0
 
 
 @attrs.frozen(kw_only=True)
@@ -175,20 +178,53 @@ class ImageStore:
             os.symlink(text, temporary)
         os.utime(temporary, (at, at), follow_symlinks=False)
         self._replace(temporary, link)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.absolute(link) + layout.RETIRED)
+
+    def retire_aliases(self, keys: Iterable[AliasKey], before: float) -> None:
+        """
+        Take symlinks last confirmed before that time out of nginx's sight.
+
+        They stay under another name, so that after a restart the old answer is still known.
+        """
+        for key in keys:
+            for path in layout.alias_paths(key):
+                self.retire(path, before)
+
+    def retire(self, path: str, before: float) -> None:
+        """The same for one symlink."""
+        with contextlib.suppress(FileNotFoundError):
+            link = self.absolute(path)
+            status = os.lstat(link)
+            if stat.S_ISLNK(status.st_mode) and status.st_mtime < before:
+                os.replace(link, link + layout.RETIRED)
 
     def touch_links(self, key: AliasKey, at: float) -> None:
-        """Mark every symlink of an alias as confirmed at `at`."""
+        """Mark every symlink of an alias as confirmed at `at`; retired ones serve again."""
         for path in layout.alias_paths(key):
+            link = self.absolute(path)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.islink(self.absolute(path)):
-                    os.utime(self.absolute(path), (at, at), follow_symlinks=False)
+                os.replace(link + layout.RETIRED, link)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.islink(link):
+                    os.utime(link, (at, at), follow_symlinks=False)
 
     def unlink_alias(self, key: AliasKey) -> None:
         """Remove every symlink of an alias; never a regular file."""
         for path in layout.alias_paths(key):
+            for link in (self.absolute(path), self.absolute(path) + layout.RETIRED):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.islink(link):
+                        os.unlink(link)
+
+    def remove_dangling(self, path: str) -> bool:
+        """Remove a symlink whose file is gone. :returns: whether it was one."""
+        link = self.absolute(path)
+        if os.path.islink(link) and not os.path.exists(link):
             with contextlib.suppress(FileNotFoundError):
-                if os.path.islink(self.absolute(path)):
-                    os.unlink(self.absolute(path))
+                os.unlink(link)
+            return True
+        return False
 
     def touch(self, path: str, at: float) -> None:
         """Mark a listing as confirmed at `at`."""
@@ -201,6 +237,19 @@ class ImageStore:
         except FileNotFoundError:
             return False
         return True
+
+    def remove_entry(self, key: FileKey, entry: FileEntry) -> bool:
+        """
+        Remove the file of an entry, unless another was stored in its place since.
+
+        :returns: whether it is gone.
+        """
+        path = self.path_of(key, entry.media)
+        status = self.stat(path)
+        # The mtime is what was set, but a file system may keep it less precisely.
+        if status is not None and abs(status.st_mtime - entry.stored_at) > MTIME_SLACK_S:
+            return False
+        return self.remove(path) or status is None
 
     def _temporary_name(self) -> str:
         return f"{self._root}/{INCOMING}/{secrets.token_hex(12)}"
@@ -219,7 +268,8 @@ class ImageStore:
         """What the disk holds for a request, whatever the index says."""
         if isinstance(thing, ListingKey):
             return self.examine(layout.listing_path(thing))
-        for path in layout.candidates(thing):
+        paths = layout.candidates(thing)
+        for path in (*paths, *(path + layout.RETIRED for path in paths)):
             found = self.examine(path)
             if found is not None:
                 return found
@@ -231,7 +281,7 @@ class ImageStore:
 
         A symlink must point at an image's own place, and an image must begin as its name says.
         """
-        place = layout.identify(path)
+        place = layout.identify(layout.unretired(path))
         if place is None:
             return None
         try:
@@ -243,14 +293,16 @@ class ImageStore:
                 return None
         else:
             return self._examine_link(path, text)
-        # EINVAL: not a symlink.
+        # EINVAL: not a symlink, and only symlinks are ever retired.
+        if path.endswith(layout.RETIRED):
+            return None
         entry = None if place.file_key is None else self._examine_file(path, place.media)
         if place.file_key is None or entry is None:
             return None
         return OnDisk(key=place.file_key, entry=entry)
 
     def _examine_link(self, path: str, text: str) -> OnDisk | None:
-        link = layout.read_link(path, text)
+        link = layout.read_link(layout.unretired(path), text)
         if link is None:
             return None
         key, media, target_path = link

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +18,7 @@ from twisted.python import usage
 from coverart.admin import AdminRoutes
 from coverart.breaker import Breaker
 from coverart.cache import CoverCache
+from coverart.cleanup import Bounds, Cleanup
 from coverart.client import ArchiveClient, Limits
 from coverart.config import (
     MEGABYTE,
@@ -29,11 +32,15 @@ from coverart.config import (
 from coverart.connect import make_client
 from coverart.errors import StoreFailed
 from coverart.fetch import Fetcher
-from coverart.index import MemoryIndex
+from coverart.index import Index
+from coverart.index_memory import MemoryIndex
+from coverart.index_redis import RedisIndex
+from coverart.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
 from coverart.model import Entity
 from coverart.operations import OperatorRoutes, Standing
 from coverart.redirects import Rules
-from coverart.service import CoverService, DiskThreads
+from coverart.redis_link import RedisLink
+from coverart.service import CoverService, DiskThreads, Shared
 from coverart.site import make_site
 from coverart.store import ImageStore
 from coverart.upstream import Upstream
@@ -99,10 +106,13 @@ def rules_for(settings: Settings) -> Rules:
     return Rules((*settings.allowed_hosts, *hop_1))
 
 
-def assemble(settings: Settings, reactor: Any) -> MultiService:
+def assemble(
+    settings: Settings, reactor: Any, *, now: Callable[[], float] = time.time
+) -> MultiService:
     """
     Join the parts.
 
+    :param now: the time of day, in seconds since the epoch; what ages, ages by it.
     :raises ConfigError: the cache directory can't be used, or an endpoint string is wrong.
     """
     try:
@@ -138,8 +148,8 @@ def assemble(settings: Settings, reactor: Any) -> MultiService:
         downloads=ARCHIVE_DOWNLOADS if "archive.org" in settings.allowed_hosts else None,
         clock=reactor,
     )
-    index = MemoryIndex()
     threads = DiskThreads(reactor)
+    index, fetches, leadership, shared = _index(settings, reactor)
     cache = CoverCache(
         index=index,
         store=store,
@@ -148,19 +158,38 @@ def assemble(settings: Settings, reactor: Any) -> MultiService:
             store=store,
             upstream=upstream,
             in_thread=threads,
+            fetches=fetches,
             clock=reactor,
-            now=time.time,
+            now=now,
             limits=limits,
         ),
+        fetches=fetches,
         lifetimes=settings.lifetimes,
-        now=time.time,
+        now=now,
+    )
+    cleanup = Cleanup(
+        index=index,
+        store=store,
+        in_thread=threads,
+        leadership=leadership,
+        bounds=Bounds(
+            max_bytes=settings.max_bytes,
+            clean_to_bytes=settings.clean_to_bytes,
+            alias_ttl_s=settings.alias_ttl,
+        ),
+        clock=reactor,
+        now=now,
     )
     service = CoverService(
         reactor=reactor,
         cache=cache,
+        cleanup=cleanup,
+        leadership=leadership,
+        shared=shared,
         threads=threads,
         pool=pool,
         limit_bytes=settings.max_bytes,
+        interval_s=settings.cache_cleanup_interval,
     )
     standing = Standing(
         cache_dir=str(store.root),
@@ -188,3 +217,16 @@ def assemble(settings: Settings, reactor: Any) -> MultiService:
         listening = StreamServerEndpointService(server, site)
         listening.setServiceParent(everything)
     return everything
+
+
+def _index(settings: Settings, reactor: Any) -> tuple[Index, Fetches, Leadership, Shared | None]:
+    """The index and what goes with it: all in this process, or shared by Redis."""
+    if settings.redis_url is None:
+        alone = Alone()
+        return MemoryIndex(), alone, alone, None
+    link = RedisLink(settings.redis_url, reactor, reactor)
+    index = RedisIndex(link, settings.cache_name)
+    fetches = RedisFetches(link, index.prefix, reactor)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    leadership = RedisLeadership(link, index.prefix, name)
+    return index, fetches, leadership, Shared(link=link, fetches=fetches)

@@ -21,7 +21,7 @@ from coverart.conditions import Validators
 from coverart.errors import NotInArchive
 from coverart.model import ORIGINAL, ImageRequest, ListingKey
 from coverart.request_path import spell
-from coverart.responses import cacheable, explain, parts, say_status, typed
+from coverart.responses import cacheable, explain, parts, say_status, sized, typed
 from coverart.sending import ArrivingBody, FileBody
 
 
@@ -125,4 +125,5 @@ class CoverRoutes:
         path = spell(image) + ("" if extension is None else f".{extension}")
         request.setResponseCode(307)
         request.setHeader(b"location", f"{self._ways.public_url or ''}{path}".encode())
-        return b""
+        request.defaultContentType = None
+        return sized(request, b"")

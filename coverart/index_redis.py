@@ -1,0 +1,313 @@
+"""The index that several processes share, in Redis; budgets and keys: see redis_scripts.py."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from coverart.index import IndexAway, LostLease, Seen, Slice, Totals
+from coverart.model import (
+    Absence,
+    Alias,
+    AliasKey,
+    Entity,
+    FileEntry,
+    FileKey,
+    Found,
+    ImageRequest,
+    ListingKey,
+    Subject,
+    Target,
+)
+from coverart.packing import (
+    is_alias,
+    pack_alias,
+    pack_alias_key,
+    pack_entry,
+    pack_file_key,
+    pack_size,
+    pack_subject,
+    slice_of,
+    unpack_alias,
+    unpack_alias_key,
+    unpack_entry,
+    unpack_file_key,
+)
+from coverart.redis_link import RedisAway, RedisLink, Script
+from coverart.redis_scripts import (
+    DOUBTFUL,
+    DUE_ALIASES,
+    FIND_IMAGE,
+    FIND_LISTING,
+    FORGET_ABSENCE,
+    FORGET_ALIAS,
+    FORGET_FILES,
+    LEARN,
+    ODD_SLICES,
+    OLDEST,
+    PUT_ABSENCE,
+    PUT_ALIAS,
+    PUT_FILE,
+    SETTLE,
+    SLICE,
+    TOTALS,
+)
+
+LAYOUT = 1
+"""The version in every key; a new one starts with an empty index, filled from the disk."""
+
+_ABSENCE = struct.Struct(">dd")
+_BATCH = 500
+
+T = TypeVar("T")
+
+
+class RedisIndex:
+    """
+    The shared index.
+
+    While Redis is away, lookups find nothing (so the disk decides) and changes are dropped; they
+    are made good when it is back: `whole()` then says no, and the leader compares everything
+    with the disk.
+    """
+
+    kind = "redis"
+
+    def __init__(
+        self, link: RedisLink, name: str, *, rank: Callable[[FileEntry], float] | None = None
+    ) -> None:
+        """
+        :param name: COVER_ART_CACHE_NAME.
+        :param rank: the place of a file in the order of eviction, smallest first; its download
+            time if not given.
+        """
+        self.link = link
+        self.prefix = f"coverart:{LAYOUT}:{name}:".encode()
+        self._rank = rank or (lambda entry: entry.stored_at)
+        self._dropped = False
+        link.came_back = self._came_back
+
+    @property
+    def available(self) -> bool:
+        return self.link.available
+
+    async def find_image(self, request: ImageRequest) -> Found:
+        key = request.alias
+        own = key.own_ref
+        reply = await self._ask(
+            FIND_IMAGE,
+            None,
+            pack_alias_key(key),
+            pack_size(request.size),
+            b"0" if own is None else b"1",
+        )
+        if reply is None:
+            return Found()
+        packed_alias, packed_entry, packed_original, absent = reply[:4]
+        absence = _absence(absent)
+        if len(reply) == 5:
+            return Found(absence=absence)
+        alias = None if packed_alias is None else unpack_alias(packed_alias)
+        if alias is not None:
+            target = alias.target
+        elif own is not None:
+            target = Target(ref=own, extension=_extension(packed_original))
+        else:
+            return Found(absence=absence)
+        if packed_entry is None:
+            return Found(alias=alias, target=target, absence=absence)
+        return Found(
+            key=target.ref.at(request.size),
+            entry=unpack_entry(packed_entry),
+            alias=alias,
+            target=target,
+        )
+
+    async def find_listing(self, key: ListingKey) -> Found:
+        reply = await self._ask(FIND_LISTING, None, pack_file_key(key))
+        if reply is None:
+            return Found()
+        packed, absent = reply
+        if packed is None:
+            return Found(absence=_absence(absent))
+        return Found(key=key, entry=unpack_entry(packed))
+
+    async def put_file(self, key: FileKey, entry: FileEntry) -> None:
+        await self._tell(PUT_FILE, pack_file_key(key), pack_entry(entry), repr(self._rank(entry)))
+
+    async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
+        reply = await self._tell(FORGET_FILES, b"", pack_file_key(key), pack_entry(entry))
+        return reply is None or reply == [1]
+
+    async def settle(self, keys: Sequence[FileKey]) -> None:
+        if keys:
+            await self._tell(SETTLE, *(pack_file_key(key) for key in keys))
+
+    async def suspect(self, key: FileKey) -> None:
+        try:
+            await self.link.command("SADD", self.prefix + b"odd", str(slice_of(pack_file_key(key))))
+        except RedisAway:
+            self._dropped = True
+
+    async def doubtful(self, count: int) -> list[FileKey]:
+        return [unpack_file_key(key) for key in await self._lead(DOUBTFUL, count)]
+
+    async def odd_slices(self) -> list[int]:
+        return sorted(int(number) for number in await self._lead(ODD_SLICES))
+
+    async def forget_files(
+        self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
+    ) -> list[tuple[FileKey, FileEntry]]:
+        gone: list[tuple[FileKey, FileEntry]] = []
+        for start in range(0, len(files), _BATCH):
+            batch = files[start : start + _BATCH]
+            words = [
+                word for key, entry in batch for word in (pack_file_key(key), pack_entry(entry))
+            ]
+            reply = await self._lead(FORGET_FILES, fence, *words)
+            if reply is None:
+                raise LostLease
+            gone += [file for file, was in zip(batch, reply, strict=True) if was]
+        return gone
+
+    async def put_alias(self, key: AliasKey, alias: Alias) -> None:
+        await self._tell(PUT_ALIAS, pack_alias_key(key), pack_alias(alias), _minute(key, alias))
+
+    async def forget_alias(self, key: AliasKey) -> bool:
+        return bool(await self._tell(FORGET_ALIAS, pack_alias_key(key)))
+
+    async def put_absence(self, subject: Subject, absence: Absence) -> None:
+        life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
+        await self._tell(
+            PUT_ABSENCE,
+            pack_subject(subject),
+            _ABSENCE.pack(absence.since, absence.until),
+            life_ms,
+            b"1" if isinstance(subject, AliasKey) else b"0",
+        )
+
+    async def forget_absence(self, subject: Subject) -> bool:
+        return bool(await self._tell(FORGET_ABSENCE, pack_subject(subject)))
+
+    async def learn(self, seen: Sequence[Seen]) -> None:
+        words: list[bytes | str] = []
+        for key, value in seen:
+            if isinstance(key, AliasKey) and isinstance(value, Alias):
+                words += [pack_alias_key(key), pack_alias(value), _minute(key, value)]
+            elif isinstance(value, FileEntry) and not isinstance(key, AliasKey):
+                words += [pack_file_key(key), pack_entry(value), repr(self._rank(value))]
+        if words:
+            await self._tell(LEARN, *words)
+
+    async def totals(self) -> Totals:
+        reply = await self._ask(TOTALS, None)
+        if reply is None:
+            return Totals()
+        counts, first, leader = reply
+        size_bytes, files, *rest = (int(count or 0) for count in counts)
+        return Totals(
+            size_bytes=size_bytes,
+            files=files,
+            by_entity=dict(zip(Entity, rest[:3], strict=True)),
+            aliases=dict(zip(Entity, rest[3:], strict=True)),
+            oldest=float(first[1]) if first else None,
+            leader=None if leader is None else leader.decode(),
+        )
+
+    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
+        found: list[tuple[FileKey, FileEntry]] = []
+        reply = await self._lead(OLDEST, count)
+        for key, entry in _pairs(reply):
+            found.append((unpack_file_key(key), unpack_entry(entry)))
+        return found
+
+    async def due_aliases(
+        self, before: float, count: int, fence: str
+    ) -> list[tuple[AliasKey, Alias]]:
+        last_minute = int(before // 60) - 1
+        reply = await self._lead(DUE_ALIASES, last_minute, count, fence)
+        return [(unpack_alias_key(key), unpack_alias(alias)) for key, alias in _pairs(reply)]
+
+    async def slice(self, number: int) -> Slice:
+        reply = await self._lead(SLICE, f"{number:03x}")
+        files: dict[FileKey, FileEntry] = {}
+        aliases: dict[AliasKey, Alias] = {}
+        for key, value in _pairs(reply):
+            if is_alias(key):
+                aliases[unpack_alias_key(key)] = unpack_alias(value)
+            else:
+                files[unpack_file_key(key)] = unpack_entry(value)
+        return Slice(files=files, aliases=aliases)
+
+    async def whole(self) -> bool:
+        if self._dropped:
+            return False
+        try:
+            return bool(await self.link.command("EXISTS", self.prefix + b"whole"))
+        except RedisAway as error:
+            raise IndexAway(str(error)) from error
+
+    async def set_whole(self) -> None:
+        self._dropped = False
+        try:
+            await self.link.command("SET", self.prefix + b"whole", b"1")
+        except RedisAway as error:
+            raise IndexAway(str(error)) from error
+
+    # Redis and its absence
+
+    async def _ask(self, script: Script, otherwise: T, *args: bytes | str | float) -> Any | T:
+        try:
+            return await self.link.run(script, self.prefix, *args)
+        except RedisAway:
+            return otherwise
+
+    async def _tell(self, script: Script, *args: bytes | str | float) -> Any:
+        try:
+            return await self.link.run(script, self.prefix, *args)
+        except RedisAway:
+            self._dropped = True
+            return None
+
+    async def _lead(self, script: Script, *args: bytes | str | float) -> Any:
+        try:
+            return await self.link.run(script, self.prefix, *args)
+        except RedisAway as error:
+            raise IndexAway(str(error)) from error
+
+    def _came_back(self) -> None:
+        """What was not told to Redis is found again by comparing it with the disk."""
+        if self._dropped:
+            Deferred.fromCoroutine(self._doubt()).addErrback(_still_away)
+
+    async def _doubt(self) -> None:
+        await self.link.command("DEL", self.prefix + b"whole")
+        self._dropped = False
+
+
+def _still_away(failure: Failure) -> None:
+    failure.trap(RedisAway)
+
+
+def _absence(packed: bytes | None) -> Absence | None:
+    if packed is None:
+        return None
+    since, until = _ABSENCE.unpack(packed)
+    return Absence(since=since, until=until)
+
+
+def _extension(packed: bytes | None) -> str | None:
+    media = None if packed is None else unpack_entry(packed).media
+    return None if media is None else media.extension
+
+
+def _minute(key: AliasKey, alias: Alias) -> str:
+    return str(int(alias.checked_at // 60)) if key.ages else ""
+
+
+def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)

@@ -1,0 +1,152 @@
+"""Comparing the index with the disk, a slice at a time, and mending both ways: the disk is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import attrs
+from twisted.logger import Logger
+
+from coverart.incoming import InThread
+from coverart.index import Index, Seen, Slice
+from coverart.model import Alias, AliasKey, FileEntry, FileKey, ImageRequest, ListingKey
+from coverart.rebuild import DiskSlice, Link, read_slice, walk
+from coverart.store import ImageStore, OnDisk
+
+LEARN_AT_ONCE = 200
+"""Things handed to the index at once: a few milliseconds of its time."""
+
+Check = Callable[[], object]
+"""Called before something is destroyed; raises LostLease if it must not be."""
+
+
+@attrs.define(kw_only=True)
+class Mended:
+    """What a comparison changed."""
+
+    learnt: int = 0
+    forgotten: int = 0
+    dangling: int = 0
+
+
+class Reconciler:
+    """Makes the index agree with the disk."""
+
+    log = Logger()
+
+    def __init__(self, *, index: Index, store: ImageStore, in_thread: InThread) -> None:
+        self._index = index
+        self._store = store
+        self._in_thread = in_thread
+
+    async def learn_all(self, check: Check) -> int:
+        """Tell the index everything that is on the disk. :returns: how many things that was."""
+        count = 0
+        things = walk(str(self._store.root))
+        while seen := await self._in_thread(_some, things):
+            check()
+            await self._index.learn(seen)
+            count += len(seen)
+        return count
+
+    async def settle(self, keys: Sequence[FileKey]) -> int:
+        """Look after files in doubt. :returns: how many the index had to learn or forget."""
+        mended = 0
+        for key in keys:
+            on_disk: OnDisk | None = await self._in_thread(self._store.find, _own_name(key))
+            entry = await self._known(key)
+            if on_disk is not None and on_disk.key == key and entry is None:
+                await self._index.put_file(key, on_disk.entry)
+                mended += 1
+            elif on_disk is None and entry is not None:
+                mended += await self._index.forget_file(key, entry)
+        await self._index.settle(keys)
+        return mended
+
+    async def compare(self, number: int, expired_before: float, check: Check) -> Mended:
+        """
+        Compare one slice.
+
+        :param expired_before: aliases last confirmed before that are past their time.
+        """
+        mended = Mended()
+        on_disk: DiskSlice = await self._in_thread(read_slice, str(self._store.root), number)
+        known = await self._index.slice(number)
+        aliases = on_disk.aliases
+        news: list[Seen] = [(k, e) for k, e in on_disk.files.items() if k not in known.files]
+        news += [(k, a) for k, a in aliases.items() if k not in known.aliases]
+        check()
+        for start in range(0, len(news), LEARN_AT_ONCE):
+            await self._index.learn(news[start : start + LEARN_AT_ONCE])
+        mended.learnt = len(news)
+        lost = [
+            (key, entry)
+            for key, entry in known.files.items()
+            if key not in on_disk.files or on_disk.files[key].size_bytes != entry.size_bytes
+        ]
+        for key, entry in await self._in_thread(self._still_lost, lost):
+            check()
+            if await self._index.forget_file(key, entry):
+                # One of another size than was stored was cut short or written over.
+                await self._in_thread(self._store.remove, self._store.path_of(key, entry.media))
+                await self._index.settle([key])
+                mended.forgotten += 1
+        mended.dangling = await self._in_thread(
+            self._tidy_links, on_disk.links, expired_before, check
+        )
+        await self._forget_aliases(known, aliases, expired_before, check)
+        return mended
+
+    def _still_lost(self, lost: list[tuple[FileKey, FileEntry]]) -> list[tuple[FileKey, FileEntry]]:
+        """In a thread: those that have not come between the two looks."""
+
+        def held(key: FileKey, entry: FileEntry) -> bool:
+            status = self._store.stat(self._store.path_of(key, entry.media))
+            return status is not None and status.st_size == entry.size_bytes
+
+        return [(key, entry) for key, entry in lost if not held(key, entry)]
+
+    def _tidy_links(self, links: list[Link], expired_before: float, check: Check) -> int:
+        """In a thread."""
+        dangling = 0
+        for link in links:
+            check()
+            if self._store.remove_dangling(link.path):
+                dangling += 1
+            elif link.key.ages and not link.retired:
+                self._store.retire(link.path, expired_before)
+        return dangling
+
+    async def _forget_aliases(
+        self,
+        known: Slice,
+        on_disk: dict[AliasKey, Alias],
+        expired_before: float,
+        check: Check,
+    ) -> None:
+        """Names past their time that lead to nothing that is held are not worth their place."""
+        for key, alias in known.aliases.items():
+            if key not in on_disk and alias.checked_at < expired_before:
+                own = ImageRequest(alias=alias.target.ref.own_name, size=0)
+                if (await self._index.find_image(own)).target is None:
+                    check()
+                    await self._index.forget_alias(key)
+
+    async def _known(self, key: FileKey) -> FileEntry | None:
+        name = _own_name(key)
+        if isinstance(name, ListingKey):
+            return (await self._index.find_listing(name)).entry
+        found = await self._index.find_image(name)
+        return found.entry if found.key == key else None
+
+
+def _own_name(key: FileKey) -> ImageRequest | ListingKey:
+    if isinstance(key, ListingKey):
+        return key
+    return ImageRequest(alias=key.ref.own_name, size=key.size)
+
+
+def _some(things: Iterator[Seen]) -> list[Seen]:
+    """In a thread."""
+    return list(islice(things, LEARN_AT_ONCE))

@@ -1,0 +1,270 @@
+"""
+What the index does inside Redis: short scripts, each atomic, each touching a few keys.
+
+Keys, all under `coverart:1:{name}:` (1 is the version of this layout, name is
+COVER_ART_CACHE_NAME; names of MBIDs are in binary, see packing.py):
+
+    b:{hhhh}   hash    files, listings and aliases of the MBIDs that begin with these four digits:
+                       packed key -> packed entry or alias
+    age        zset    packed file key -> rank in the order of eviction
+    sum        hash    bytes, files, f0-f2 files by entity, a0-a2 aliases by entity
+    due:{n}    list    packed keys of aliases that were checked in minute n
+    due        zset    the minutes that have such a list
+    no:{key}   string  an absence: since and until; gone by itself
+    doubt      set     packed keys of files that are being stored or removed: should the process be
+                       killed at it, the leader looks which of the two came to pass
+    odd        set     slices in which a file was not as the index said
+    whole      string  set while the index is known to cover the disk
+    lead       string  the elected leader; gone by itself (leases.py)
+    get:{key}  string  who fetches a thing; gone by itself (leases.py)
+
+A bucket stays small at any size of the cache (a 65,536th of it), so its hash is kept compact.
+"""
+
+from __future__ import annotations
+
+from coverart.redis_link import Script
+
+_COMMON = """
+local p = ARGV[1]
+local function bucket(k) return p .. 'b:' .. string.format('%02x%02x', k:byte(2), k:byte(3)) end
+local function entity(k) return k:byte(1) % 16 end
+local function size_of(v) return struct.unpack('>I4', v, 2) end
+local function forget_file(k, v)
+  local b = bucket(k)
+  if redis.call('HGET', b, k) ~= v then return 0 end
+  redis.call('HDEL', b, k)
+  redis.call('ZREM', p .. 'age', k)
+  redis.call('HINCRBY', p .. 'sum', 'bytes', -size_of(v))
+  redis.call('HINCRBY', p .. 'sum', 'files', -1)
+  redis.call('HINCRBY', p .. 'sum', 'f' .. entity(k), -1)
+  redis.call('SADD', p .. 'doubt', k)
+  return 1
+end
+local function put_file(k, v, rank)
+  local b = bucket(k)
+  local old = redis.call('HGET', b, k)
+  redis.call('HSET', b, k, v)
+  redis.call('ZADD', p .. 'age', rank, k)
+  if old then
+    redis.call('HINCRBY', p .. 'sum', 'bytes', size_of(v) - size_of(old))
+  else
+    redis.call('HINCRBY', p .. 'sum', 'bytes', size_of(v))
+    redis.call('HINCRBY', p .. 'sum', 'files', 1)
+    redis.call('HINCRBY', p .. 'sum', 'f' .. entity(k), 1)
+  end
+  redis.call('DEL', p .. 'no:' .. k)
+  redis.call('SREM', p .. 'doubt', k)
+end
+local function forget_alias(k)
+  if redis.call('HDEL', bucket(k), k) == 0 then return 0 end
+  redis.call('HINCRBY', p .. 'sum', 'a' .. entity(k), -1)
+  return 1
+end
+local function put_alias(k, v, minute)
+  if redis.call('HSET', bucket(k), k, v) == 1 then
+    redis.call('HINCRBY', p .. 'sum', 'a' .. entity(k), 1)
+  end
+  if minute ~= '' then
+    redis.call('RPUSH', p .. 'due:' .. minute, k)
+    redis.call('ZADD', p .. 'due', minute, minute)
+  end
+  redis.call('DEL', p .. 'no:' .. k)
+end
+"""
+
+FIND_IMAGE = Script(
+    _COMMON
+    + """
+local key, size, own = ARGV[2], ARGV[3], ARGV[4]
+local base = string.char(entity(key)) .. key:sub(2)
+if own == '1' then
+  local held = redis.call('HMGET', bucket(base), base .. '\\0', base .. '\\1', base .. '\\2', base .. '\\3')
+  if held[1] or held[2] or held[3] or held[4] then
+    local entry = held[size:byte() + 1]
+    local no = false
+    if not entry then no = redis.call('GET', p .. 'no:' .. base .. size) end
+    return {false, entry, held[1], no}
+  end
+end
+local alias = redis.call('HGET', bucket(key), key)
+if not alias then
+  local no = redis.call('GET', p .. 'no:' .. key)
+  if not no and own == '1' then no = redis.call('GET', p .. 'no:' .. base .. size) end
+  return {false, false, false, no, 'unknown'}
+end
+local image = alias:sub(1, 1) .. alias:sub(3, 26) .. size
+local entry = redis.call('HGET', bucket(image), image)
+local no = false
+if not entry then no = redis.call('GET', p .. 'no:' .. image) end
+return {alias, entry, false, no}
+""",
+    writes=False,
+)
+
+FIND_LISTING = Script(
+    _COMMON
+    + """
+local entry = redis.call('HGET', bucket(ARGV[2]), ARGV[2])
+if entry then return {entry, false} end
+return {false, redis.call('GET', p .. 'no:' .. ARGV[2])}
+""",
+    writes=False,
+)
+
+PUT_FILE = Script(_COMMON + "put_file(ARGV[2], ARGV[3], ARGV[4])")
+
+FORGET_FILES = Script(
+    _COMMON
+    + """
+if ARGV[2] ~= '' and redis.call('GET', p .. 'lead') ~= ARGV[2] then return false end
+local gone = {}
+for i = 3, #ARGV, 2 do gone[#gone + 1] = forget_file(ARGV[i], ARGV[i + 1]) end
+return gone
+"""
+)
+
+PUT_ALIAS = Script(_COMMON + "put_alias(ARGV[2], ARGV[3], ARGV[4])")
+
+FORGET_ALIAS = Script(_COMMON + "return forget_alias(ARGV[2])")
+
+PUT_ABSENCE = Script(
+    _COMMON
+    + """
+redis.call('SET', p .. 'no:' .. ARGV[2], ARGV[3], 'PX', ARGV[4])
+if ARGV[5] == '1' then forget_alias(ARGV[2]) end
+"""
+)
+
+FORGET_ABSENCE = Script(_COMMON + "return redis.call('DEL', p .. 'no:' .. ARGV[2])")
+
+LEARN = Script(
+    _COMMON
+    + """
+for i = 2, #ARGV, 3 do
+  local k, v, extra = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  local old = redis.call('HGET', bucket(k), k)
+  if k:byte(1) >= 32 then
+    if not old or struct.unpack('>d', old, 27) < struct.unpack('>d', v, 27) then
+      put_alias(k, v, extra)
+    end
+  elseif not old then
+    put_file(k, v, extra)
+  end
+end
+"""
+)
+
+TOTALS = Script(
+    _COMMON
+    + """
+return {redis.call('HMGET', p .. 'sum', 'bytes', 'files', 'f0', 'f1', 'f2', 'a0', 'a1', 'a2'),
+        redis.call('ZRANGE', p .. 'age', 0, 0, 'WITHSCORES'), redis.call('GET', p .. 'lead')}
+""",
+    writes=False,
+)
+
+OLDEST = Script(
+    _COMMON
+    + """
+local found = {}
+for _, k in ipairs(redis.call('ZRANGE', p .. 'age', 0, tonumber(ARGV[2]) - 1)) do
+  local v = redis.call('HGET', bucket(k), k)
+  if v then found[#found + 1] = k; found[#found + 1] = v
+  else redis.call('ZREM', p .. 'age', k) end
+end
+return found
+"""
+)
+
+DUE_ALIASES = Script(
+    _COMMON
+    + """
+if redis.call('GET', p .. 'lead') ~= ARGV[4] and ARGV[4] ~= '' then return {} end
+local found, left = {}, tonumber(ARGV[3])
+while left > 0 do
+  local first = redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', ARGV[2], 'LIMIT', 0, 1)[1]
+  if not first then break end
+  local k = redis.call('LPOP', p .. 'due:' .. first)
+  if not k then
+    redis.call('ZREM', p .. 'due', first)
+  else
+    left = left - 1
+    local v = redis.call('HGET', bucket(k), k)
+    -- One that was checked again since stands in a later list.
+    if v and math.floor(struct.unpack('>d', v, 27) / 60) == tonumber(first) then
+      found[#found + 1] = k; found[#found + 1] = v
+    end
+  end
+end
+return found
+"""
+)
+
+SLICE = Script(
+    _COMMON
+    + """
+local found = {}
+for i = 0, 15 do
+  local b = p .. 'b:' .. ARGV[2] .. string.format('%x', i)
+  local cursor = '0'
+  repeat
+    local page = redis.call('HSCAN', b, cursor, 'COUNT', 1000)
+    cursor = page[1]
+    for _, word in ipairs(page[2]) do found[#found + 1] = word end
+  until cursor == '0'
+end
+return found
+""",
+    writes=False,
+)
+
+SETTLE = Script(_COMMON + "for i = 2, #ARGV do redis.call('SREM', p .. 'doubt', ARGV[i]) end")
+
+DOUBTFUL = Script(
+    _COMMON
+    + """
+local found = {}
+for _, k in ipairs(redis.call('SRANDMEMBER', p .. 'doubt', ARGV[2])) do
+  if redis.call('EXISTS', p .. 'get:' .. k) == 0 then found[#found + 1] = k end
+end
+return found
+""",
+    writes=False,
+)
+
+ODD_SLICES = Script(
+    _COMMON
+    + """
+local odd = redis.call('SMEMBERS', p .. 'odd')
+redis.call('DEL', p .. 'odd')
+return odd
+"""
+)
+
+ACQUIRE = Script(
+    """
+-- key, owner, life in ms, set for what may be left half done, member of it (none where empty):
+-- -1 if it is the caller's now, else how long it still is another's
+if redis.call('SET', ARGV[1], ARGV[2], 'NX', 'PX', ARGV[3]) then
+  if ARGV[5] ~= '' then redis.call('SADD', ARGV[4], ARGV[5]) end
+  return -1
+end
+return redis.call('PTTL', ARGV[1])
+"""
+)
+
+RENEW = Script(
+    """
+if redis.call('GET', ARGV[1]) ~= ARGV[2] then return 0 end
+return redis.call('PEXPIRE', ARGV[1], ARGV[3])
+"""
+)
+
+RELEASE = Script(
+    """
+-- key, owner, channel, what to tell those who wait (none where the channel is empty)
+if redis.call('GET', ARGV[1]) == ARGV[2] then redis.call('DEL', ARGV[1]) end
+if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+"""
+)
