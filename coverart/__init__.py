@@ -14,13 +14,16 @@ Imports go one way; no module imports one further down:
     errors, model                                   the words
     request_path, layout, content, listing,         pure rules
         freshness, packing, redirects, breaker,
-        conditions, config
-    flight, index, store, rebuild, incoming         what is held, and what is on its way
+        conditions, redis_address, config
+    flight, index, index_memory, store, rebuild,    what is held, and what is on its way
+        incoming
+    redis_link, redis_scripts, index_redis, leases  what several processes share
     transfer, connect, client, upstream             asking the archive
     fetch, cache                                    the cache itself
+    reconcile, cleanup                              keeping it small and true
     access, sending, responses, metrics, web,       HTTP
         operations, admin, site
-    service, tap                                    the running process
+    service, assembly, tap                          the running process
 
 `coverart.simulator` is an archive to try it against; it imports nothing from above.
 """

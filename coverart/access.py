@@ -9,6 +9,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
+from coverart.metrics import Metrics
+
 
 class LoggedRequest(Request):
     """A request that tells the log about itself when it ends."""
@@ -21,6 +23,7 @@ class LoggedRequest(Request):
     thing: Any = None
     """What the path asks for, once it was parsed."""
     hops = 0
+    joined = False
     _began = 0.0
     _told = False
 
@@ -30,7 +33,8 @@ class LoggedRequest(Request):
 
     def tell(self, outcome: str, *, joined: bool = False, hops: int = 0) -> None:
         """Note how the answer came about."""
-        self.outcome = f"{outcome}+joined" if joined else outcome
+        self.outcome = outcome
+        self.joined = joined
         self.hops = hops
 
     def finish(self) -> None:
@@ -46,10 +50,12 @@ class LoggedRequest(Request):
             return
         self._told = True
         # The text is put together here, once: formatting by field costs a third of a hit.
-        elapsed_s = time.monotonic() - self._began
+        elapsed_s = time.monotonic() - self._began if self._began else 0.0
+        self._count(elapsed_s, left=bool(end))
+        outcome = f"{self.outcome}+joined" if self.joined else self.outcome
         method = "HEAD" if self.method == b"HEAD" else "GET" if self.method == b"GET" else "other"
         line = (
-            f"{method} {self.key or 'unknown'} {self.code} {self.outcome} "
+            f"{method} {self.key or 'unknown'} {self.code} {outcome} "
             f"{self.sentLength} B {elapsed_s:.4f} s {self.hops} hops{end}"
         )
         self.log.info(
@@ -57,8 +63,28 @@ class LoggedRequest(Request):
             line=line,
             key=self.key,
             code=self.code,
-            outcome=self.outcome,
+            outcome=outcome,
             size_bytes=self.sentLength,
             elapsed_s=elapsed_s,
             hops=self.hops,
         )
+
+    def _count(self, elapsed_s: float, *, left: bool) -> None:
+        site: Any = self.site
+        if site is None:
+            return  # Its connection ended before the request was whole.
+        metrics: Metrics = site.metrics
+        if self.joined:
+            metrics.joined.inc()
+        if self.code >= 500:
+            outcome = "errors"
+        elif self.outcome in _COUNTED:
+            outcome = _COUNTED[self.outcome]
+        elif left:
+            outcome = "left"
+        else:
+            outcome = "refused" if self.code >= 400 else "other"
+        metrics.request(outcome, self.sentLength, elapsed_s)
+
+
+_COUNTED = {"HIT": "hits", "MISS": "misses", "STALE": "stale", "ABSENT": "absent"}

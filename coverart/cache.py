@@ -30,6 +30,7 @@ from coverart.freshness import (
 )
 from coverart.index import Index
 from coverart.leases import Fetches
+from coverart.metrics import Metrics
 from coverart.model import (
     Alias,
     AliasKey,
@@ -119,23 +120,6 @@ class Pointed:
 Answer: TypeAlias = Held | Flowing | Absent
 
 
-@attrs.define
-class Stats:
-    """What this process did since it started; each counts answers to clients."""
-
-    hits: int = 0
-    misses: int = 0
-    """Answered after asking the archive, found or not; joined ones too."""
-    joined: int = 0
-    """Misses that waited on a fetch already running."""
-    stale: int = 0
-    absent: int = 0
-    errors: int = 0
-    refreshes: int = 0
-    """Background checks that the archive answered."""
-    evicted: int = 0
-
-
 class CoverCache:
     """What to answer to each request."""
 
@@ -150,11 +134,12 @@ class CoverCache:
         fetches: Fetches,
         lifetimes: Lifetimes,
         now: Callable[[], float],
+        metrics: Metrics | None = None,
     ) -> None:
         self.index = index
         self.store = store
         self.lifetimes = lifetimes
-        self.stats = Stats()
+        self._metrics = metrics or Metrics()
         self._fetcher = fetcher
         self._fetches = fetches
         self._now = now
@@ -177,13 +162,22 @@ class CoverCache:
 
         :raises CoverError: there is nothing to serve and the archive can't be asked.
         """
-        try:
-            answer = await self._get(thing)
-        except CoverError:
-            self.stats.errors += 1
-            raise
-        self._count(answer.status, answer.joined)
-        return answer
+        found, verdict = await self._look(thing)
+        if verdict is Verdict.HIT or verdict is Verdict.STALE:
+            held = self._held(found, Status.HIT if verdict is Verdict.HIT else Status.STALE)
+            if held is not None:
+                if verdict is Verdict.STALE:
+                    self._refresh(thing)
+                return held
+            await self._lost(found)
+        elif verdict is Verdict.ABSENT:
+            return Absent(status=Status.ABSENT)
+        elif verdict is Verdict.ABSENT_STALE:
+            self._refresh(thing)
+            return Absent(status=Status.ABSENT)
+        joined = self._requests.running(thing)
+        answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
+        return answer.as_joined() if joined else answer
 
     async def point(self, key: AliasKey) -> Pointed | Absent:
         """
@@ -207,13 +201,9 @@ class CoverCache:
                 target = await self._fetcher.resolve(key, trip)
             except NotInArchive as error:
                 answer = await self._missing(request, error, trip.hops)
-            except CoverError:
-                self.stats.errors += 1
-                raise
             else:
                 await self.index.put_alias(key, Alias(target=target, checked_at=self._now()))
                 answer = Pointed(status=Status.MISS, target=target, hops=trip.hops)
-        self._count(answer.status, answer.joined)
         return answer
 
     async def purge(self, thing: ImageRequest | ListingKey) -> bool:
@@ -247,24 +237,6 @@ class CoverCache:
         return await self.get(thing)
 
     # One request
-
-    async def _get(self, thing: ImageRequest | ListingKey) -> Answer:
-        found, verdict = await self._look(thing)
-        if verdict is Verdict.HIT or verdict is Verdict.STALE:
-            held = self._held(found, Status.HIT if verdict is Verdict.HIT else Status.STALE)
-            if held is not None:
-                if verdict is Verdict.STALE:
-                    self._refresh(thing)
-                return held
-            await self._lost(found)
-        elif verdict is Verdict.ABSENT:
-            return Absent(status=Status.ABSENT)
-        elif verdict is Verdict.ABSENT_STALE:
-            self._refresh(thing)
-            return Absent(status=Status.ABSENT)
-        joined = self._requests.running(thing)
-        answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
-        return answer.as_joined() if joined else answer
 
     async def _look(self, thing: ImageRequest | ListingKey) -> tuple[Found, Verdict]:
         now = self._now()
@@ -305,7 +277,8 @@ class CoverCache:
         # A listing's lease is that of its file; an image's file has one of its own (fetch.py),
         # taken after this one, never the other way round.
         listing = isinstance(thing, ListingKey)
-        await self._fetches.once(_lease(thing), here, doubt=listing)
+        with self._metrics.fetches.track_inprogress():
+            await self._fetches.once(_lease(thing), here, doubt=listing)
         if answers:
             return answers[0]
         # Another process did it: what it found is in the index, or on the disk at least.
@@ -423,7 +396,7 @@ class CoverCache:
             await self._missing(thing, error, trip.hops)
             if isinstance(thing, ListingKey) and found.entry is not None:
                 await self._drop(thing, found.entry)
-        self.stats.refreshes += 1
+        self._metrics.refreshes.inc()
 
     async def _drop(self, key: FileKey, entry: FileEntry) -> bool:
         """Forget a file and remove it. :returns: whether it was known."""
@@ -435,19 +408,6 @@ class CoverCache:
 
     def _is_fresh(self, key: AliasKey, alias: Alias) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)
-
-    def _count(self, status: Status, joined: bool) -> None:
-        stats = self.stats
-        if status is Status.HIT:
-            stats.hits += 1
-        elif status is Status.STALE:
-            stats.stale += 1
-        elif status is Status.ABSENT:
-            stats.absent += 1
-        else:
-            stats.misses += 1
-        if joined:
-            stats.joined += 1
 
 
 def _lease(thing: ImageRequest | ListingKey) -> bytes:

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from coverart.incoming import InThread
 from coverart.index import SLICES, Index, IndexAway, LostLease
 from coverart.leases import Leadership
+from coverart.metrics import Metrics
 from coverart.model import FileEntry, FileKey
 from coverart.reconcile import Reconciler
 from coverart.store import ImageStore
@@ -71,10 +72,9 @@ class Cleanup:
         bounds: Bounds,
         clock: IReactorTime,
         now: Callable[[], float],
+        metrics: Metrics | None = None,
     ) -> None:
-        self.total = Sweep()
-        """Everything since the start of this process."""
-        self.sweeps = 0
+        self._metrics = metrics or Metrics()
         self._index = index
         self._store = store
         self._in_thread = in_thread
@@ -213,11 +213,10 @@ class Cleanup:
         await deferLater(self._clock, 0)
 
     def _tell(self, done: Sweep) -> None:
-        self.sweeps += 1
-        for field in attrs.fields(Sweep):
-            setattr(
-                self.total, field.name, getattr(self.total, field.name) + getattr(done, field.name)
-            )
+        for what, counter in self._metrics.swept.items():
+            counter.inc(getattr(done, what))
+        self._metrics.evicted_bytes.inc(done.evicted_bytes)
+        self._metrics.sweep_seconds.observe(done.elapsed_s)
         self.log.info(
             "cleanup: {evicted} files evicted ({evicted_bytes} bytes), {retired} aliases retired, "
             "{orphans} unfinished files removed, {learnt} found on disk, {forgotten} gone from disk, "

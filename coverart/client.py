@@ -7,12 +7,10 @@ request of its own, checked before it is sent (redirects.py).
 
 from __future__ import annotations
 
-from collections import Counter
-
 import attrs
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, DeferredSemaphore, TimeoutError  # noqa: A004
-from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -31,6 +29,7 @@ from coverart.errors import (
     Unavailable,
     UpstreamTimeout,
 )
+from coverart.metrics import Metrics
 from coverart.redirects import Hop
 from coverart.transfer import BytesSink, Sink, transfer
 
@@ -91,11 +90,11 @@ class ArchiveClient:
         breaker: Breaker,
         limits: Limits,
         user_agent: str,
+        metrics: Metrics | None = None,
     ) -> None:
         self.limits = limits
         self.breaker = breaker
-        self.answers: Counter[tuple[str, str]] = Counter()
-        """Requests sent, by hop ("1", "2", "node") and by status or kind of error."""
+        self.metrics = metrics or Metrics()
         self._http = http
         self._clock = clock
         self._headers = Headers({b"User-Agent": [user_agent.encode()], b"Accept": [b"*/*"]})
@@ -119,7 +118,8 @@ class ArchiveClient:
         """
         if self.waiting >= MOST_WAITING:
             raise Unavailable("too many requests wait for the archive", retry_after_s=2)
-        place = await self._places.acquire()
+        with self.metrics.upstream_waiting.track_inprogress():
+            place = await self._places.acquire()
         try:
             response = await self._send(hop, label, trip)
             return await self._use(response, hop, sink)
@@ -133,19 +133,24 @@ class ArchiveClient:
             answer = self._http.get(
                 hop.url, headers=self._headers, allow_redirects=False, unbuffered=True
             )
-            response: IResponse = await answer.addTimeout(self.limits.answer_s, self._clock)
+            response: IResponse = await answer.addTimeout(
+                self.limits.answer_s, self._clock, onTimeoutCancel=_too_slow
+            )
         except CancelledError:
             self.breaker.released(hop.origin)
             raise
         except CoverError:
             self.breaker.released(hop.origin)
-            self.answers[label, "refused-here"] += 1
+            self.metrics.asked(label, "refused-here")
             raise
         except Exception as error:
+            if _called_off(error):
+                self.breaker.released(hop.origin)
+                raise CancelledError from error
             told = self._told(error, hop)
-            self.answers[label, type(error).__name__] += 1
+            self.metrics.asked(label, type(error).__name__)
             raise told from error
-        self.answers[label, str(response.code)] += 1
+        self.metrics.asked(label, str(response.code))
         return response
 
     def _told(self, error: Exception, hop: Hop) -> CoverError:
@@ -200,6 +205,19 @@ class ArchiveClient:
         except CoverError as error:
             # What counted was in the headers; the connection is closed.
             self.log.debug("body not taken: {detail}", detail=error.detail)
+
+
+def _too_slow(_: object, timeout_s: float) -> IResponse:
+    """What became of a request that was cancelled because its time was up."""
+    raise TimeoutError(timeout_s)
+
+
+def _called_off(error: Exception) -> bool:
+    """Say whether a request ended because it was cancelled: the Agent wraps that up."""
+    reasons = getattr(error, "reasons", ())
+    return isinstance(error, ConnectingCancelledError) or any(
+        reason.check(CancelledError) for reason in reasons
+    )
 
 
 def _retry_after_s(response: IResponse) -> float | None:

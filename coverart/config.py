@@ -138,6 +138,14 @@ def _name(text: str) -> str:
     return text
 
 
+def _processes(text: str) -> int:
+    if text == "auto":
+        # The cores this process may use, where the system tells: a container may have fewer.
+        usable = getattr(os, "sched_getaffinity", None)
+        return (len(usable(0)) if usable else os.cpu_count()) or 1
+    return _whole(1, 256)(text)
+
+
 def _secret(text: str) -> str:
     return text
 
@@ -205,6 +213,13 @@ class Settings:
         default="default",
         means="part of every Redis key, so that machines with disks of their own can share one "
         "Redis",
+    )
+    processes: int = _setting(
+        "PROCESSES",
+        _processes,
+        "a whole number from 1 to 256, or auto for one on each core",
+        default="1",
+        means="processes that share the sockets; more than one needs COVER_ART_REDIS_URL",
     )
     upstream: str = _setting(
         "UPSTREAM",
@@ -361,6 +376,11 @@ def load(environment: Mapping[str, str], *, options: Mapping[str, str] | None = 
         raise ConfigError(
             f"{PREFIX}CACHE_CLEAN_TO={merged[PREFIX + 'CACHE_CLEAN_TO']!r}: must be at most "
             f"{PREFIX}CACHE_MAX_SIZE, which is {settings.cache_max_size}"
+        )
+    if settings.processes > 1 and settings.redis_url is None:
+        raise ConfigError(
+            f"{PREFIX}PROCESSES={merged[PREFIX + 'PROCESSES']!r}: must be 1 unless "
+            f"{PREFIX}REDIS_URL is set, since each process would have an index of its own"
         )
     return settings
 

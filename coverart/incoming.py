@@ -254,9 +254,15 @@ class Incoming:
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for d in waiting:
-            d.callback(None)
+            # Not if one that was woken before it made this one leave.
+            if not d.called:
+                d.callback(None)
 
     def _wait(self) -> Deferred[None]:
-        d: Deferred[None] = Deferred(lambda d: self._waiting.remove(d))  # noqa: PLW0108 - the list is replaced
+        d: Deferred[None] = Deferred(self._leave)
         self._waiting.append(d)
         return d
+
+    def _leave(self, d: Deferred[None]) -> None:
+        if d in self._waiting:
+            self._waiting.remove(d)

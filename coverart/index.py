@@ -28,6 +28,9 @@ from coverart.model import (
 Seen: TypeAlias = tuple[FileKey, FileEntry] | tuple[AliasKey, Alias]
 """Something that a look at the disk showed."""
 
+Packed: TypeAlias = tuple[bytes, bytes]
+"""The same as packing.py packs it: a million of these fit where a million values would not."""
+
 
 SLICES = 4096
 """Parts of an index that can be compared with the disk one by one."""

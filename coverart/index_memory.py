@@ -217,7 +217,10 @@ class MemoryIndex:
     ) -> list[tuple[AliasKey, Alias]]:
         due: list[tuple[AliasKey, Alias]] = []
         while self._by_check and self._by_check[0][0] < before and len(due) < count:
-            checked_at, packed_key = heapq.heappop(self._by_check)
+            checked_at, packed_key = place = heapq.heappop(self._by_check)
+            while self._by_check and self._by_check[0] == place:
+                # Put several times, by the sizes of one front.
+                heapq.heappop(self._by_check)
             packed = self._aliases[slice_of(packed_key)].get(packed_key)
             if packed is not None and (alias := unpack_alias(packed)).checked_at == checked_at:
                 due.append((unpack_alias_key(packed_key), alias))

@@ -220,7 +220,7 @@ class RedisIndex:
 
     async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
         found: list[tuple[FileKey, FileEntry]] = []
-        reply = await self._lead(OLDEST, count)
+        reply = await self._lead(OLDEST, count) if count > 0 else []
         for key, entry in _pairs(reply):
             found.append((unpack_file_key(key), unpack_entry(entry)))
         return found

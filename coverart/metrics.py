@@ -1,56 +1,222 @@
-"""The counters of a process for Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+"""
+What is counted, for Prometheus and for /cache-status.
+
+One process counts in memory. Several behind one port (processes.py) each count in a file of
+their own, by prometheus-client's multiprocess mode: whichever of them is asked reads all files
+and answers with the sum (https://prometheus.github.io/client_python/multiprocess/).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+import attrs
+import prometheus_client
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from coverart.cache import CoverCache
-from coverart.index import Totals
-from coverart.upstream import Upstream
+# When a counter was made is of no use here, and would show with a single process only.
+prometheus_client.disable_created_metrics()
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+OUTCOMES = ("hits", "misses", "stale", "absent", "errors", "refused", "left", "other")
+"""
+How requests end. errors: 5xx; refused: a 4xx that needed no look into the cache; left: the
+client went away before there was an answer; other: what is not of the archive, such as /metrics.
+"""
+_TOLD = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted")
+SWEPT = ("evicted", "retired", "orphans", "learnt", "forgotten", "dangling")
+
+_REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_DELAY_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_SWEEP_S = (0.01, 0.05, 0.25, 1, 5, 15, 60, 300, 1200)
 
 
-class CacheCollector(Collector):
-    """Reads the counters when asked; `totals` is set before, since the index may be elsewhere."""
+@attrs.frozen
+class _Bound:
+    """What one more request of an outcome adds to; looked up once, since hits pay for it."""
 
-    def __init__(self, cache: CoverCache, upstream: Upstream) -> None:
-        self._cache = cache
-        self._upstream = upstream
-        self.totals = Totals()
+    answers: Callable[[], None]
+    sent_bytes: Callable[[float], None]
+    seconds: Callable[[float], None]
 
-    def collect(self) -> Iterator[Metric]:
-        stats = self._cache.stats
-        answers = CounterMetricFamily(
-            "coverart_answers", "Answers to clients by how they came about.", labels=["outcome"]
+
+class Metrics:
+    """All counters of a process. Each object counts for itself; a process has one."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        answers = Counter(
+            "coverart_answers",
+            "Answers to clients by how they came about.",
+            ["outcome"],
+            registry=registry,
         )
-        for outcome in ("hits", "misses", "stale", "absent", "errors"):
-            answers.add_metric([outcome], getattr(stats, outcome))
-        yield answers
-        yield CounterMetricFamily(
-            "coverart_joined", "Misses that waited on a fetch already running.", value=stats.joined
+        sent = Counter(
+            "coverart_sent_bytes",
+            "Bytes of answers' bodies sent by the app itself.",
+            ["outcome"],
+            registry=registry,
         )
-        yield CounterMetricFamily(
-            "coverart_refreshes", "Background checks the archive answered.", value=stats.refreshes
+        seconds = Histogram(
+            "coverart_request_seconds",
+            "From a request to the end of its answer.",
+            ["outcome"],
+            buckets=_REQUEST_S,
+            registry=registry,
         )
-        asked = CounterMetricFamily(
+        self._outcomes = {
+            outcome: _Bound(
+                answers.labels(outcome).inc,
+                sent.labels(outcome).inc,
+                seconds.labels(outcome).observe,
+            )
+            for outcome in OUTCOMES
+        }
+        # A gauge, since counters of processes are always summed: how evenly is the load spread?
+        self._own_answers = Gauge(
+            "coverart_process_answers",
+            "Answers since the process started, by process.",
+            multiprocess_mode="liveall",
+            registry=registry,
+        )
+        self.joined = Counter(
+            "coverart_joined", "Misses that waited on a fetch already running.", registry=registry
+        )
+        self.refreshes = Counter(
+            "coverart_refreshes", "Background checks the archive answered.", registry=registry
+        )
+        self._asked = Counter(
             "coverart_upstream_requests",
             "Requests to the archive by hop and by status or error.",
-            labels=["hop", "status"],
+            ["hop", "status"],
+            registry=registry,
         )
-        for (hop, status), count in self._upstream.client.answers.items():
-            asked.add_metric([hop, status], count)
-        yield asked
-        yield GaugeMetricFamily(
-            "coverart_fetches", "Things being fetched now.", value=self._cache.fetching
+        self._skips = Counter(
+            "coverart_hop_skips",
+            "Requests to the archive saved by what was known.",
+            ["known"],
+            registry=registry,
         )
-        yield GaugeMetricFamily(
+        self.target_known = self._skips.labels("target")
+        self.node_known = self._skips.labels("node")
+        self.fetches = Gauge(
+            "coverart_fetches",
+            "Things being fetched for clients now.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.upstream_waiting = Gauge(
             "coverart_upstream_waiting",
-            "Requests that wait for a place.",
-            value=self._upstream.client.waiting,
+            "Requests to the archive that wait for a place.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
-        yield GaugeMetricFamily(
-            "coverart_cache_bytes", "Bytes of the files held.", value=self.totals.size_bytes
+        swept = Counter(
+            "coverart_swept",
+            "What cleanups did, by kind: files evicted, aliases retired, unfinished files removed, "
+            "found on disk, gone from disk, dangling links removed.",
+            ["what"],
+            registry=registry,
         )
-        yield GaugeMetricFamily("coverart_cache_files", "Files held.", value=self.totals.files)
+        self.swept = {what: swept.labels(what) for what in SWEPT}
+        self.evicted_bytes = Counter(
+            "coverart_evicted_bytes", "Bytes of the files evicted.", registry=registry
+        )
+        self.sweep_seconds = Histogram(
+            "coverart_sweep_seconds",
+            "How long cleanups took.",
+            buckets=_SWEEP_S,
+            registry=registry,
+        )
+        self.reactor_delay = Histogram(
+            "coverart_reactor_delay_seconds",
+            "How much later than planned a timed call ran.",
+            buckets=_DELAY_S,
+            registry=registry,
+        )
+        self.leader = Gauge(
+            "coverart_leader",
+            "1 on the process that cleans.",
+            multiprocess_mode="liveall",
+            registry=registry,
+        )
+        self.start_time = Gauge(
+            "coverart_start_time_seconds",
+            "When the process started, since the epoch.",
+            multiprocess_mode="liveall",
+            registry=registry,
+        )
+        self.starts = Counter(
+            "coverart_process_starts", "Processes started, again or at first.", registry=registry
+        )
+
+    def request(self, outcome: str, size_bytes: int, elapsed_s: float) -> None:
+        """Count a request that ended. :param outcome: one of OUTCOMES."""
+        bound = self._outcomes[outcome]
+        bound.answers()
+        bound.seconds(elapsed_s)
+        if size_bytes:
+            bound.sent_bytes(size_bytes)
+        self._own_answers.inc()
+
+    def asked(self, hop: str, status: str) -> None:
+        """Count a request to the archive. :param hop: 1, 2 or node."""
+        self._asked.labels(hop, status).inc()
+
+    def expose(self, more: Iterable[Metric] = ()) -> bytes:
+        """
+        Everything in Prometheus' text format, of all processes behind the port.
+
+        :param more: families that are known at the moment of asking.
+        """
+        registry = CollectorRegistry()
+        registry.register(_Gathered([*self.families(), *more]))
+        return generate_latest(registry)
+
+    def families(self) -> Iterator[Metric]:
+        """All counts, of all processes behind the port."""
+        # Set before the library was imported, or it would count in memory.
+        if FOLDER_VARIABLE in os.environ:
+            yield from MultiProcessCollector(None).collect()
+        else:
+            yield from self._registry.collect()
+
+    def sums(self) -> dict[str, int]:
+        """What /cache-status tells, by its names there; of all processes behind the port."""
+        sums = dict.fromkeys(_TOLD, 0)
+        for family in self.families():
+            if family.name in ("coverart_answers", "coverart_joined", "coverart_swept"):
+                for sample in family.samples:
+                    labels = sample.labels
+                    name = labels.get("outcome") or labels.get("what") or "joined"
+                    if name in sums:
+                        sums[name] = int(sample.value)
+        return sums
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """One sample, of all processes behind the port; None if nothing was counted there."""
+        for family in self.families():
+            for sample in family.samples:
+                if sample.name == name and sample.labels == labels:
+                    return sample.value
+        return None
+
+
+@attrs.frozen
+class _Gathered(Collector):
+    """Families as they were read."""
+
+    gathered: list[Metric]
+
+    def collect(self) -> Iterable[Metric]:
+        return self.gathered

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
 import attrs
 from klein import Klein
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.core import GaugeMetricFamily, Metric
 from twisted.python.failure import Failure
 
 from coverart import __version__
 from coverart.access import LoggedRequest
 from coverart.cache import CoverCache
 from coverart.index import Totals
-from coverart.metrics import CacheCollector
+from coverart.metrics import Metrics
 from coverart.model import Entity
 from coverart.responses import explain, json_body, sized
-from coverart.upstream import Upstream
 
 MEGABYTE = 1 << 20
 
@@ -37,12 +37,10 @@ class OperatorRoutes:
 
     app = Klein()
 
-    def __init__(self, cache: CoverCache, upstream: Upstream, standing: Standing) -> None:
+    def __init__(self, cache: CoverCache, metrics: Metrics, standing: Standing) -> None:
         self._cache = cache
+        self._metrics = metrics
         self._standing = standing
-        self._registry = CollectorRegistry()
-        self._metrics = CacheCollector(cache, upstream)
-        self._registry.register(self._metrics)
 
     @app.route("/")
     async def home(self, request: LoggedRequest) -> bytes:
@@ -81,25 +79,51 @@ class OperatorRoutes:
 
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
-        """What the cache holds and did, as JSON."""
+        """What the cache holds and did, as JSON; with several processes, of all of them."""
         totals = await self._cache.index.totals()
         return json_body(request, self._describe(totals))
 
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
         """The same for Prometheus."""
-        self._metrics.totals = await self._cache.index.totals()
+        totals = await self._cache.index.totals()
         request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
         request.setHeader(b"cache-control", b"no-store")
-        return sized(request, generate_latest(self._registry))
+        return sized(request, self._metrics.expose(self._held(totals)))
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
         """What could not be done, in the words of the contract."""
         return explain(request, failure)
 
+    def _held(self, totals: Totals) -> Iterator[Metric]:
+        """What the index knows, of all processes that share it."""
+        there = self._cache.index.available
+        yield GaugeMetricFamily(
+            "coverart_index_available", "1 while the index can be asked.", value=int(there)
+        )
+        yield GaugeMetricFamily(
+            "coverart_cache_limit_bytes",
+            "Bytes over which a cleanup evicts.",
+            value=self._standing.limit_bytes,
+        )
+        if not there:
+            return  # No sample is better than a cache that looks empty.
+        yield GaugeMetricFamily(
+            "coverart_cache_bytes", "Bytes of the files held.", value=totals.size_bytes
+        )
+        yield GaugeMetricFamily("coverart_cache_files", "Files held.", value=totals.files)
+        yield GaugeMetricFamily(
+            "coverart_cache_aliases", "Names held.", value=sum(totals.aliases.values())
+        )
+        if totals.oldest is not None:
+            yield GaugeMetricFamily(
+                "coverart_cache_oldest_seconds",
+                "When the file first to be evicted was downloaded, since the epoch.",
+                value=totals.oldest,
+            )
+
     def _describe(self, totals: Totals) -> dict[str, Any]:
-        stats = self._cache.stats
         limit = self._standing.limit_bytes
         group = Entity.RELEASE_GROUP
         return {
@@ -117,16 +141,10 @@ class OperatorRoutes:
             "cache_usage_percent": round(100 * totals.size_bytes / limit, 2),
             "cache_dir": self._standing.cache_dir,
             "cache_index_type": self._cache.index.kind,
-            "redis_available": False,
+            "redis_available": self._cache.index.kind == "redis" and self._cache.index.available,
             "rebuilding": self._standing.rebuilding(),
-            "hits": stats.hits,
-            "misses": stats.misses,
-            "joined": stats.joined,
-            "stale": stats.stale,
-            "absent": stats.absent,
-            "errors": stats.errors,
-            "evicted": stats.evicted,
-            "leader": None,
+            **self._metrics.sums(),
+            "leader": totals.leader,
             "oldest": totals.oldest,
         }
 

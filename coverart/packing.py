@@ -48,6 +48,46 @@ _ALIAS_VALUE = struct.Struct(">BB16sQd")
 
 LARGEST_FILE_BYTES = (1 << 32) - 1
 
+# For names.py, which packs without the values in between.
+
+MEDIA_CODES = _MEDIA_CODES
+"""The first byte of a packed entry; of an original's alias it is the second."""
+SIZE_BYTES = {size: bytes([code]) for size, code in _SIZE_CODES.items()}
+ROLE_BYTES: dict[str, bytes] = {"front": _FRONT.to_bytes(8, "big"), "back": _BACK.to_bytes(8, "big")}
+pack_raw_entry = _ENTRY.pack
+"""Of a media code, a size in bytes and a time."""
+pack_raw_alias = _ALIAS_VALUE.pack
+"""Of an owner's code, a media code or 0, the MBID's bytes, an id and a time."""
+
+
+def pack_kinds(entity: Entity) -> tuple[bytes, bytes, bytes]:
+    """The first byte of the keys of an entity's images, listings and aliases."""
+    code = _ENTITY_CODES[entity]
+    return bytes([_IMAGE | code]), bytes([_LISTING | code]), bytes([_ALIAS | code])
+
+
+def size_of(entry: bytes) -> int:
+    """The bytes of the file of a packed entry."""
+    return int.from_bytes(entry[1:5], "big")
+
+
+def stored_at_of(entry: bytes) -> float:
+    """The time in a packed entry."""
+    return float(_ENTRY.unpack(entry)[2])
+
+
+def checked_at_of(alias: bytes) -> float:
+    """The time in a packed alias."""
+    return float(_ALIAS_VALUE.unpack(alias)[4])
+
+
+def ages(alias_key: bytes) -> bool:
+    """AliasKey.ages of a packed key."""
+    return alias_key[17:] in _ROLES
+
+
+_ROLES = frozenset(ROLE_BYTES.values())
+
 
 def pack_file_key(key: FileKey) -> bytes:
     """26 bytes for an image, 17 for a listing."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Iterable, Iterator
 
 import attrs
 
 from coverart import layout
-from coverart.index import Seen
+from coverart.index import Packed, Seen
 from coverart.model import Alias, AliasKey, Entity, FileEntry, FileKey, ImageRequest
+from coverart.names import LinkSaid, Names
+from coverart.packing import LARGEST_FILE_BYTES, pack_raw_entry
 from coverart.store import link_target
 
 
@@ -109,9 +113,157 @@ def _thing(row: os.DirEntry[str], path: str) -> Link | tuple[FileKey, FileEntry]
             return Link(path=path, key=place.thing.alias, alias=alias, target_path=target_path)
         own = place.file_key
         regular = row.is_file(follow_symlinks=False) and not path.endswith(layout.RETIRED)
-        if own is None or not regular or status.st_size == 0:
+        if own is None or not regular or not 0 < status.st_size <= LARGEST_FILE_BYTES:
             return None
         entry = FileEntry(size_bytes=status.st_size, stored_at=status.st_mtime, media=place.media)
         return own, entry
     except OSError:
         return None
+
+
+# The same, packed: for all of a large cache at once. What is above is the reference.
+
+
+@attrs.frozen(kw_only=True)
+class PackedLink:
+    """A symlink of ours and when it was confirmed."""
+
+    name: str
+    said: LinkSaid
+    checked_at: float
+
+    @property
+    def packed(self) -> Packed:
+        return self.said.key, self.said.alias(self.checked_at)
+
+
+@attrs.define
+class Leaf:
+    """
+    What lies in one folder of images.
+
+    `empty` are files of ours without a byte, `strangers` what is not ours, by name.
+    """
+
+    entity: Entity
+    digits: str
+    files: list[Packed] = attrs.field(factory=list)
+    names: list[str] = attrs.field(factory=list)
+    """Of the files, in the same order."""
+    size_bytes: int = 0
+    links: list[PackedLink] = attrs.field(factory=list)
+    empty: list[str] = attrs.field(factory=list)
+    strangers: list[str] = attrs.field(factory=list)
+
+    @property
+    def folder(self) -> str:
+        return layout.folder(self.entity, self.digits)
+
+    @property
+    def seen(self) -> list[Packed]:
+        """Files and aliases, as an index learns them."""
+        return [*self.files, *(link.packed for link in self.links)]
+
+
+@attrs.frozen
+class Ground:
+    """The folders in which things of ours can lie, those of one slice together; and what else is there."""
+
+    leaves: list[tuple[Entity, str]]
+    strangers: list[str]
+
+
+def survey(root: str) -> Ground:
+    """Look at the upper folders."""
+    leaves: list[tuple[Entity, str]] = []
+    strangers = _others(root, "", {layout.INCOMING, *(entity.value for entity in Entity)})
+    for entity in Entity:
+        level = [(entity.value, "")]
+        for length in (1, 2, 3):
+            below = []
+            for folder, begin in level:
+                digits = re.compile(f"{begin}[0-9a-f]{{{length - len(begin)}}}")
+                for name, is_folder in _names(f"{root}/{folder}"):
+                    if is_folder and digits.fullmatch(name):
+                        below.append((f"{folder}/{name}", name))
+                    else:
+                        strangers.append(f"{folder}/{name}")
+            level = below
+        leaves += [(entity, digits) for _, digits in level]
+    leaves.sort(key=lambda leaf: leaf[1])
+    return Ground(leaves, strangers)
+
+
+def _names(folder: str) -> list[tuple[str, bool]]:
+    try:
+        with os.scandir(folder) as rows:
+            return [(row.name, row.is_dir(follow_symlinks=False)) for row in rows]
+    except OSError:
+        return []
+
+
+def _others(root: str, folder: str, ours: Iterable[str]) -> list[str]:
+    return [folder + name for name, _ in _names(root) if name not in ours]
+
+
+def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
+    """
+    Everything in one folder.
+
+    The folder is opened once and its names are looked up from there, which spares the kernel the
+    way from the top for each file.
+    """
+    leaf = Leaf(entity, digits)
+    try:
+        fd = os.open(f"{root}/{leaf.folder}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return leaf
+    try:
+        with os.scandir(fd) as rows:
+            _read_rows(fd, rows, leaf)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+    return leaf
+
+
+def _read_rows(fd: int, rows: Iterable[os.DirEntry[str]], leaf: Leaf) -> None:
+    names = Names(leaf.entity, leaf.digits)
+    read, files, file_names = names.file, leaf.files, leaf.names
+    regular, link = stat.S_IFREG, stat.S_IFLNK
+    size_bytes = 0
+    for row in rows:
+        name = row.name
+        try:
+            status = row.stat(follow_symlinks=False)
+            kind = stat.S_IFMT(status.st_mode)
+            if kind == regular:
+                found = read(name)
+                size = status.st_size
+                if found is None or size > LARGEST_FILE_BYTES:
+                    leaf.strangers.append(name)
+                elif size:
+                    size_bytes += size
+                    files.append((found[0], pack_raw_entry(found[1], size, status.st_mtime)))
+                    file_names.append(name)
+                else:
+                    leaf.empty.append(name)
+                continue
+            said = None
+            if kind == link:
+                said = names.link(layout.unretired(name), os.readlink(name, dir_fd=fd))
+            if said is None:
+                leaf.strangers.append(name)
+            else:
+                leaf.links.append(PackedLink(name=name, said=said, checked_at=status.st_mtime))
+        except OSError:
+            # It went while it was looked at.
+            continue
+    leaf.size_bytes += size_bytes
+
+
+def walk_packed(root: str) -> Iterator[list[Packed]]:
+    """What walk() gives, packed, a folder at a time."""
+    for entity, digits in survey(root).leaves:
+        yield read_leaf(root, entity, digits).seen

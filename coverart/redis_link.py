@@ -13,15 +13,21 @@ from typing import Any
 
 import attrs
 import txredisapi
-from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError  # noqa: A004
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from coverart.redis_address import Address
 
 REPLY_S = 1.0
 """A command that takes longer is given up, and its connection with it."""
+GRACE_S = 0.05
+GRACE_TURNS = 3
+"""
+So many turns of the reactor more, since a reply may have come while the reactor was busy with
+something else: timers run before sockets are read, and a late reader is not a silent Redis.
+"""
 PAUSE_S = 2.0
 """So long nothing is asked after a failure, but for one call that finds out."""
 
@@ -131,9 +137,8 @@ class RedisLink:
             # Known to be gone, and the factory is at it: no use in waiting.
             raise RedisAway(f"{self.address} is away")
         try:
-            found: Deferred[Any] = factory.getConnection(peek=True)
-            connection = await found.addTimeout(REPLY_S, self._clock)
-            reply = await send(connection)
+            connection = await self._patiently(factory.getConnection(peek=True))
+            reply = await self._patiently(send(connection), connection)
         except txredisapi.ResponseError as error:
             raise self._refused(error) from error
         except (txredisapi.RedisError, TimeoutError, OSError) as error:
@@ -146,6 +151,35 @@ class RedisLink:
             self.log.info("Redis at {address} answers again", address=str(self.address))
             self.came_back()
         return reply
+
+    async def _patiently(self, awaited: Deferred[Any], connection: Any = None) -> Any:
+        """What is awaited, or TimeoutError; a connection that is silent is given up."""
+        late = False
+        timers: list[IDelayedCall] = []
+
+        def wait_on(turns: int) -> None:
+            nonlocal late
+            if turns:
+                timers[:] = [self._clock.callLater(GRACE_S, wait_on, turns - 1)]
+                return
+            late = True
+            if connection is not None:
+                # Its replies would be taken for those of later commands.
+                connection.transport.abortConnection()
+            else:
+                awaited.cancel()
+
+        timers.append(self._clock.callLater(REPLY_S, wait_on, GRACE_TURNS))
+        try:
+            return await awaited
+        except (CancelledError, txredisapi.ConnectionError):
+            if late:
+                raise TimeoutError(f"no reply within {REPLY_S:g} s") from None
+            raise
+        finally:
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
 
     def _refused(self, error: Exception) -> RedisAway:
         """Redis answered with an error: full, read-only, still loading, or a mistake of ours."""
@@ -194,7 +228,8 @@ def _settle(factory: Any, address: Address) -> None:
         isLazy=True,
         charset=None,
         password=address.password,
-        replyTimeout=REPLY_S,
+        # Timed here, with an eye on the reactor's own lateness.
+        replyTimeout=None,
         convertNumbers=False,
         username=address.username,
     )

@@ -29,7 +29,9 @@ _COMMON = """
 local p = ARGV[1]
 local function bucket(k) return p .. 'b:' .. string.format('%02x%02x', k:byte(2), k:byte(3)) end
 local function entity(k) return k:byte(1) % 16 end
-local function size_of(v) return struct.unpack('>I4', v, 2) end
+-- struct.unpack returns the next position too: the parentheses drop it.
+local function size_of(v) return (struct.unpack('>I4', v, 2)) end
+local function checked(v) return (struct.unpack('>d', v, 27)) end
 local function forget_file(k, v)
   local b = bucket(k)
   if redis.call('HGET', b, k) ~= v then return 0 end
@@ -145,7 +147,7 @@ for i = 2, #ARGV, 3 do
   local k, v, extra = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local old = redis.call('HGET', bucket(k), k)
   if k:byte(1) >= 32 then
-    if not old or struct.unpack('>d', old, 27) < struct.unpack('>d', v, 27) then
+    if not old or checked(old) < checked(v) then
       put_alias(k, v, extra)
     end
   elseif not old then
@@ -192,7 +194,7 @@ while left > 0 do
     left = left - 1
     local v = redis.call('HGET', bucket(k), k)
     -- One that was checked again since stands in a later list.
-    if v and math.floor(struct.unpack('>d', v, 27) / 60) == tonumber(first) then
+    if v and math.floor(checked(v) / 60) == tonumber(first) then
       found[#found + 1] = k; found[#found + 1] = v
     end
   end

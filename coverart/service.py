@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -18,11 +19,14 @@ from twisted.web.client import HTTPConnectionPool
 from coverart.cache import CoverCache
 from coverart.cleanup import Cleanup
 from coverart.leases import LEADER_LIFE_S, Leadership, RedisFetches
+from coverart.metrics import Metrics
 from coverart.redis_link import RedisAway, RedisLink
 
 DISK_THREADS = 8
 STOP_S = 20.0
 """So long a stop waits for fetches that clients wait for."""
+DELAY_EVERY_S = 0.25
+"""So often the reactor's delay is looked at."""
 MEGABYTE = 1 << 20
 
 
@@ -53,6 +57,32 @@ class Shared:
     fetches: RedisFetches
 
 
+class ReactorDelay:
+    """Watches how late timed calls run: what keeps the reactor keeps every client."""
+
+    def __init__(self, clock: IReactorTime, observe: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._observe = observe
+        self._calls = LoopingCall(self._look)
+        self._calls.clock = clock
+        self._due = 0.0
+
+    def start(self) -> None:
+        self._due = self._clock.seconds() + DELAY_EVERY_S
+        self._calls.start(DELAY_EVERY_S, now=False)
+
+    def stop(self) -> None:
+        if self._calls.running:
+            self._calls.stop()
+
+    def _look(self) -> None:
+        now = self._clock.seconds()
+        self._observe(max(0.0, now - self._due))
+        # A LoopingCall keeps to the places in time that it began with, and skips those it missed.
+        while self._due <= now:
+            self._due += DELAY_EVERY_S
+
+
 class CoverService(Service):
     """The cache's life from start to stop; listening is a service of its own."""
 
@@ -66,6 +96,7 @@ class CoverService(Service):
         cleanup: Cleanup,
         leadership: Leadership,
         shared: Shared | None,
+        metrics: Metrics,
         threads: DiskThreads,
         pool: HTTPConnectionPool,
         limit_bytes: int,
@@ -77,6 +108,8 @@ class CoverService(Service):
         self._cleanup = cleanup
         self._leadership = leadership
         self._shared = shared
+        self._metrics = metrics
+        self._delay = ReactorDelay(reactor, metrics.reactor_delay.observe)
         self._threads = threads
         self._pool = pool
         self._limit_bytes = limit_bytes
@@ -88,6 +121,9 @@ class CoverService(Service):
 
     def startService(self) -> None:
         super().startService()
+        self._metrics.starts.inc()
+        self._metrics.start_time.set_to_current_time()
+        self._delay.start()
         self._threads.start()
         if self._shared is not None:
             self._shared.link.connect()
@@ -111,6 +147,7 @@ class CoverService(Service):
         """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""
         try:
             await self._cleanup.sweep()
+            self._metrics.leader.set(self._leadership.token is not None)
             if self._first:
                 self._first = False
                 await self._say_what_is_held()
@@ -121,6 +158,7 @@ class CoverService(Service):
     async def _stand(self) -> None:
         try:
             await self._leadership.stand()
+            self._metrics.leader.set(self._leadership.token is not None)
         except Exception:
             self.log.failure("standing for the lead failed")
 
@@ -149,12 +187,14 @@ class CoverService(Service):
             )
 
     async def _stop(self) -> None:
+        self._delay.stop()
         for loop in (self._sweeps, self._terms):
             if loop.running:
                 loop.stop()
         for ended in self._loops:
             await ended
         await self._leadership.resign()
+        self._metrics.leader.set(0)
         try:
             await self._cache.idle().addTimeout(STOP_S, self._reactor)
         except TimeoutError:

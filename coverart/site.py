@@ -11,6 +11,7 @@ from twisted.web.server import Site
 
 from coverart.access import LoggedRequest
 from coverart.errors import CoverError
+from coverart.metrics import Metrics
 from coverart.request_path import parse, spell
 from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
 
@@ -67,13 +68,17 @@ class Front(Resource):
 
 
 class QuietSite(Site):
-    """Leaves the line a request in the log to the request (access.py)."""
+    """Leaves the line a request in the log, and its counting, to the request (access.py)."""
+
+    metrics: Metrics
 
     def log(self, request: Request) -> None:
         """Say nothing."""
 
 
-def make_site(art: IResource, operators: IResource, admin: IResource, clock: IReactorTime) -> Site:
+def make_site(
+    art: IResource, operators: IResource, admin: IResource, metrics: Metrics, clock: IReactorTime
+) -> Site:
     """The server of all applications, to be listened on."""
     site = QuietSite(
         Front(art, operators, admin),
@@ -81,5 +86,6 @@ def make_site(art: IResource, operators: IResource, admin: IResource, clock: IRe
         timeout=IDLE_CLIENT_S,
         reactor=clock,
     )
+    site.metrics = metrics
     site.displayTracebacks = False
     return site

@@ -329,7 +329,7 @@ class ImageStore:
             return None
         finally:
             os.close(fd)
-        if status.st_size == 0:
+        if status.st_size == 0 or not stat.S_ISREG(status.st_mode):
             return None
         return FileEntry(size_bytes=status.st_size, stored_at=status.st_mtime, media=media)
 

@@ -1,52 +1,17 @@
-"""`twistd coverart`: the one place that joins the parts and takes the global reactor."""
+"""`twistd coverart`: its options, and the one place that takes the global reactor."""
 
 from __future__ import annotations
 
 import os
-import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from twisted.application.internet import StreamServerEndpointService
-from twisted.application.service import IService, MultiService
-from twisted.internet.endpoints import serverFromString
+from twisted.application.service import IService
 from twisted.python import usage
 
-from coverart.admin import AdminRoutes
-from coverart.breaker import Breaker
-from coverart.cache import CoverCache
-from coverart.cleanup import Bounds, Cleanup
-from coverart.client import ArchiveClient, Limits
-from coverart.config import (
-    MEGABYTE,
-    PREFIX,
-    ConfigError,
-    Settings,
-    load,
-    read_environment,
-    variables,
-)
-from coverart.connect import make_client
-from coverart.errors import StoreFailed
-from coverart.fetch import Fetcher
-from coverart.index import Index
-from coverart.index_memory import MemoryIndex
-from coverart.index_redis import RedisIndex
-from coverart.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
-from coverart.model import Entity
-from coverart.operations import OperatorRoutes, Standing
-from coverart.redirects import Rules
-from coverart.redis_link import RedisLink
-from coverart.service import CoverService, DiskThreads, Shared
-from coverart.site import make_site
-from coverart.store import ImageStore
-from coverart.upstream import Upstream
-from coverart.web import CoverRoutes, Ways
-
-ARCHIVE_DOWNLOADS = "https://archive.org/download/"
+from coverart.assembly import assemble, listening_at, open_store
+from coverart.config import PREFIX, ConfigError, Settings, load, read_environment, variables
+from coverart.processes import Processes, check_listen
 
 
 class Options(usage.Options):
@@ -64,18 +29,30 @@ class Options(usage.Options):
         for variable, meaning in variables().items()
     ]
 
-    def settings(self) -> Settings:
-        """
-        What was given, over the environment and a .env file in the working directory.
-
-        :raises ConfigError: a value can't be used.
-        """
+    def variables(self) -> dict[str, str]:
+        """What was given, over the environment and a .env file in the working directory."""
         given = {
             PREFIX + name.upper().replace("-", "_"): value
             for name, value in self.items()
             if value is not None
         }
-        return load(read_environment(Path.cwd(), os.environ), options=given)
+        return {**read_environment(Path.cwd(), os.environ), **given}
+
+    def settings(self) -> Settings:
+        """
+        The same, checked.
+
+        :raises ConfigError: a value can't be used.
+        """
+        return load(self.variables())
+
+    @property
+    def logs_to_output(self) -> bool:
+        """Whether twistd's log is nothing but its standard output."""
+        twistd: dict[str, Any] = self.parent or {}
+        elsewhere = twistd.get("syslog") or twistd.get("logger")
+        in_front = twistd.get("nodaemon", True) and twistd.get("logfile") in (None, "-")
+        return bool(in_front and not elsewhere)
 
 
 def makeService(options: Options) -> IService:
@@ -87,146 +64,31 @@ def makeService(options: Options) -> IService:
     from twisted.internet import reactor
 
     try:
-        return assemble(options.settings(), reactor)
+        settings = options.settings()
+        if settings.processes > 1:
+            return _several(options, settings, reactor)
+        return assemble(settings, reactor)
     except ConfigError as error:
         raise SystemExit(f"coverart: {error}") from error
 
 
-def rules_for(settings: Settings) -> Rules:
-    """The allowed hosts, and the hosts of hop 1, which the operator named."""
-    hop_1 = []
-    for base in (settings.upstream, settings.event_upstream):
-        parts = urlsplit(base)
-        host = (parts.hostname or "").lower()
-        named = f"[{host}]" if ":" in host else host
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        # The archive's own hosts need no exception from the rules, only to be allowed.
-        public = parts.scheme == "https" and parts.port is None
-        hop_1.append(named if public else f"{named}:{port}")
-    return Rules((*settings.allowed_hosts, *hop_1))
-
-
-def assemble(
-    settings: Settings, reactor: Any, *, now: Callable[[], float] = time.time
-) -> MultiService:
+def _several(options: Options, settings: Settings, reactor: Any) -> IService:
     """
-    Join the parts.
+    The parent of several processes.
 
-    :param now: the time of day, in seconds since the epoch; what ages, ages by it.
-    :raises ConfigError: the cache directory can't be used, or an endpoint string is wrong.
+    :raises ConfigError: a setting can't be used. What each of them would stumble over is told
+        here, once, before any of them starts.
     """
-    try:
-        store = ImageStore(settings.directory())
-    except StoreFailed as error:
-        raise ConfigError(f"{PREFIX}CACHE_DIR can't be used: {error.detail}") from error
-    limits = Limits(
-        total_s=settings.upstream_timeout,
-        concurrency=settings.upstream_concurrency,
-        largest_image_bytes=settings.max_image_size * MEGABYTE,
-    )
-    rules = rules_for(settings)
-    http, pool = make_client(
-        reactor,
-        rules,
-        connections_per_host=settings.upstream_concurrency,
-        connect_timeout_s=limits.connect_s,
-    )
-    upstream = Upstream(
-        ArchiveClient(
-            http=http,
-            clock=reactor,
-            breaker=Breaker(),
-            limits=limits,
-            user_agent=settings.user_agent,
-        ),
-        rules=rules,
-        bases={
-            Entity.RELEASE: settings.upstream,
-            Entity.RELEASE_GROUP: settings.upstream,
-            Entity.EVENT: settings.event_upstream,
+    check_listen(settings)
+    open_store(settings)
+    return Processes(
+        count=settings.processes,
+        endpoints=listening_at(settings, reactor),
+        settings={
+            name: value
+            for name, value in options.variables().items()
+            if name.startswith(PREFIX) and value.strip()
         },
-        downloads=ARCHIVE_DOWNLOADS if "archive.org" in settings.allowed_hosts else None,
-        clock=reactor,
-    )
-    threads = DiskThreads(reactor)
-    index, fetches, leadership, shared = _index(settings, reactor)
-    cache = CoverCache(
-        index=index,
-        store=store,
-        fetcher=Fetcher(
-            index=index,
-            store=store,
-            upstream=upstream,
-            in_thread=threads,
-            fetches=fetches,
-            clock=reactor,
-            now=now,
-            limits=limits,
-        ),
-        fetches=fetches,
-        lifetimes=settings.lifetimes,
-        now=now,
-    )
-    cleanup = Cleanup(
-        index=index,
-        store=store,
-        in_thread=threads,
-        leadership=leadership,
-        bounds=Bounds(
-            max_bytes=settings.max_bytes,
-            clean_to_bytes=settings.clean_to_bytes,
-            alias_ttl_s=settings.alias_ttl,
-        ),
-        clock=reactor,
-        now=now,
-    )
-    service = CoverService(
+        relay=not options.logs_to_output,
         reactor=reactor,
-        cache=cache,
-        cleanup=cleanup,
-        leadership=leadership,
-        shared=shared,
-        threads=threads,
-        pool=pool,
-        limit_bytes=settings.max_bytes,
-        interval_s=settings.cache_cleanup_interval,
     )
-    standing = Standing(
-        cache_dir=str(store.root),
-        limit_bytes=settings.max_bytes,
-        rebuilding=lambda: service.rebuilding,
-    )
-    ways = Ways(
-        accel=settings.accel,
-        public_url=settings.public_url,
-        redirect_names=settings.image_mode == "redirect",
-    )
-    site = make_site(
-        CoverRoutes(cache, ways).app.resource(),
-        OperatorRoutes(cache, upstream, standing).app.resource(),
-        AdminRoutes(cache, settings.admin_token).app.resource(),
-        reactor,
-    )
-    everything = MultiService()
-    service.setServiceParent(everything)
-    for endpoint in settings.listen:
-        try:
-            server = serverFromString(reactor, endpoint)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{PREFIX}LISTEN={endpoint!r}: {error}") from error
-        listening = StreamServerEndpointService(server, site)
-        listening.setServiceParent(everything)
-    return everything
-
-
-def _index(settings: Settings, reactor: Any) -> tuple[Index, Fetches, Leadership, Shared | None]:
-    """The index and what goes with it: all in this process, or shared by Redis."""
-    if settings.redis_url is None:
-        alone = Alone()
-        return MemoryIndex(), alone, alone, None
-    link = RedisLink(settings.redis_url, reactor, reactor)
-    index = RedisIndex(link, settings.cache_name)
-    fetches = RedisFetches(link, index.prefix, reactor)
-    name = f"{socket.gethostname()}-{os.getpid()}"
-    leadership = RedisLeadership(link, index.prefix, name)
-    return index, fetches, leadership, Shared(link=link, fetches=fetches)

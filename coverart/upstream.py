@@ -90,6 +90,8 @@ class Upstream:
         :raises ValueError: can_fetch() says no.
         """
         name = file_name(target.ref, size, target.extension)
+        if trip.hops == 0:
+            self.client.metrics.target_known.inc()
         base = self._downloads.get(target.ref.owner)
         await self._file(base, target.ref.mbid, name, sink, trip)
 
@@ -127,6 +129,7 @@ class Upstream:
                     raise
                 self.log.debug("{node} failed: {detail}", node=node, detail=error.detail)
             else:
+                self.client.metrics.node_known.inc()
                 return
         if base is None:
             raise ValueError(f"no way known to {name}")

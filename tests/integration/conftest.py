@@ -13,6 +13,7 @@ from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.draw import Studio
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
+from tests.integration.redis_server import RedisServer
 from tests.integration.running import Child, Proxy, ProxyChild
 
 # Eight drawings, shared by all tests: the bytes still differ from image to image.
@@ -33,9 +34,9 @@ async def sim():
 @pytest_twisted.async_yield_fixture
 async def run(sim: Simulator, tmp_path: Path):
     """
-    Start proxies: `await run(COVER_ART_ALIAS_TTL="1")`.
+    Start a proxy with the settings given; await what it returns.
 
-    Each call is one more proxy on the same directory, unless `root` names another.
+    Each call starts one more on the same directory, unless `root` names another.
     """
     running = []
 
@@ -51,9 +52,17 @@ async def run(sim: Simulator, tmp_path: Path):
 
 
 @pytest_twisted.async_yield_fixture
-async def proxy(run) -> Proxy:
+async def proxy(run):
     """One proxy with default settings in front of the simulated archive."""
     yield await run()
+
+
+@pytest_twisted.async_yield_fixture
+async def redis(tmp_path: Path):
+    """An empty Redis-protocol server of its own for each test."""
+    server = await RedisServer(tmp_path / "redis").start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture
@@ -70,9 +79,7 @@ def spawn(sim: Simulator, children: list[Child], tmp_path: Path):
     """Start `twistd -n coverart` in front of the simulated archive."""
 
     def start(root: str = "cache", **settings: str) -> ProxyChild:
-        child = ProxyChild(
-            tmp_path / root, tmp_path / "cwd", **{**sim.environment(), **settings}
-        )
+        child = ProxyChild(tmp_path / root, tmp_path / "cwd", **{**sim.environment(), **settings})
         children.append(child)
         return child
 

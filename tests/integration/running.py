@@ -16,10 +16,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError
 from twisted.internet.threads import deferToThread
 
+from coverart.assembly import assemble
 from coverart.cache import CoverCache
+from coverart.cleanup import Cleanup
 from coverart.config import PREFIX, load
+from coverart.leases import Leadership
 from coverart.service import CoverService
-from coverart.tap import assemble
+from coverart.simulator.service import Simulator
 from tests.integration.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, until, within
 
 ROOT = Path(__file__).parent.parent.parent
@@ -110,6 +113,14 @@ class Proxy(Files):
         return self._part()._cache
 
     @property
+    def cleanup(self) -> Cleanup:
+        return self._part()._cleanup
+
+    @property
+    def leadership(self) -> Leadership:
+        return self._part()._leadership
+
+    @property
     def url(self) -> str:
         return f"http://{LOCAL}:{self.port}"
 
@@ -124,6 +135,10 @@ class Proxy(Files):
         if path:
             wire.get(path, *headers)
         return wire
+
+    def waiting(self) -> int:
+        """How many clients wait for something that is being fetched."""
+        return sum(len(each.waiters) for each in self.cache._requests._running.values())
 
     def settled(self) -> Deferred[None]:
         """Fires when nothing is fetched for anybody, nor refreshed in the background."""
@@ -140,6 +155,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOCAL, 0))
         return int(probe.getsockname()[1])
+
+
+def reached(sim: Simulator, gate: str, count: int = 1) -> Deferred[int]:
+    """Fires once so many requests are held at a gate of the archive."""
+    return within(sim.faults.gates.reached(gate, count))  # type: ignore[no-any-return]
 
 
 class Child:

@@ -10,12 +10,12 @@ import treq
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
-from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import UNKNOWN_LENGTH
 
 LOCAL = "127.0.0.1"
 SAFETY_S = 30.0
@@ -29,6 +29,8 @@ class Answer:
     status: int
     headers: Headers
     body: bytes
+    length: int | None
+    """As declared; None where there was no length."""
 
     def __getitem__(self, name: str) -> str:
         """Give a header; empty if there is none."""
@@ -41,8 +43,9 @@ class Answer:
 
     @property
     def named(self) -> dict[str, str]:
-        """All headers by lower-case name."""
-        return {
+        """All headers by lower-case name; the client keeps Content-Length apart for a GET."""
+        told = {} if self.length is None else {"content-length": str(self.length)}
+        return told | {
             name.decode().lower(): b", ".join(values).decode()
             for name, values in self.headers.getAllRawHeaders()
         }
@@ -55,7 +58,8 @@ async def ask(url: str, method: str = "GET", headers: dict[str, str] | None = No
     response = await within(agent.request(method.encode(), url.encode(), sent))
     pieces: list[bytes] = []
     await within(treq.collect(response, pieces.append))
-    return Answer(response.code, response.headers, b"".join(pieces))
+    length = None if response.length is UNKNOWN_LENGTH else response.length
+    return Answer(response.code, response.headers, b"".join(pieces), length)
 
 
 def within(d: Any, seconds: float = SAFETY_S) -> Any:
@@ -70,16 +74,16 @@ def start(coroutine: Any) -> Deferred[Any]:
 
 async def until(condition: Any, what: str, seconds: float = SAFETY_S) -> None:
     """Give the reactor turns until something is so; for what has no event to wait for."""
-    deadline = reactor.seconds() + seconds  # type: ignore[attr-defined]
+    deadline = reactor.seconds() + seconds
     while not condition():
-        assert reactor.seconds() < deadline, f"never: {what}"  # type: ignore[attr-defined]
-        await deferLater(reactor, 0.002)  # type: ignore[arg-type]
+        assert reactor.seconds() < deadline, f"never: {what}"
+        await deferLater(reactor, 0.002)
 
 
 class Wire(Protocol):
     """A connection seen to the byte: what came, when, and how it ended."""
 
-    transport: ITCPTransport
+    transport: Any
 
     def __init__(self) -> None:
         self.received = bytearray()

@@ -1,0 +1,65 @@
+"""`python -m bench`: measure, print a table, say by the exit status whether all goals were reached."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import rows_hit, rows_latency, rows_miss
+from bench.processes import Bench
+from bench.table import CannotMeasureError, Result, Row, render
+
+ROWS: tuple[Row, ...] = (*rows_hit.ROWS, *rows_miss.ROWS, *rows_latency.ROWS)
+
+
+def _measured(row: Row, bench: Bench) -> Result:
+    try:
+        return Result(row=row, pairs=tuple(row.measure(bench)))
+    except CannotMeasureError as error:
+        return Result(row=row, why_not=f"needs {error}")
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        # One row that fails takes no other's figures along.
+        print(f"{row.name}: {error}", file=sys.stderr)
+        return Result(row=row, why_not="failed")
+
+
+def main() -> int:
+    """Run the rows that the command line names, all if none."""
+    known = {row.name: row for row in ROWS}
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rows", default=",".join(known), help="names with commas between them")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements a row")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of load a side and round")
+    parser.add_argument("--json", action="store_true", help="every figure, as JSON")
+    parser.add_argument("--directory", type=Path, help="on the disk that the cache would be on")
+    args = parser.parse_args()
+    names = [name for name in args.rows.split(",") if name]
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(known)}")
+    if args.rounds < 1 or args.seconds <= 0:
+        parser.error("at least one round, and more than no seconds")
+    before = os.getloadavg()[0]
+    results = []
+    with (
+        tempfile.TemporaryDirectory(prefix="coverart-bench-", dir=args.directory) as directory,
+        Bench(Path(directory), rounds=args.rounds, seconds=args.seconds) as bench,
+    ):
+        for name in names:
+            print(f"{name} …", file=sys.stderr, flush=True)
+            results.append(_measured(known[name], bench))
+    if args.json:
+        print(json.dumps([result.as_json() for result in results], indent=2))
+    else:
+        print(render(results))
+        print(f"{os.cpu_count()} processors, {before:.1f} processes busy before the run")
+    missed = any(result.reached is False or result.why_not == "failed" for result in results)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

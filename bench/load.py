@@ -1,0 +1,185 @@
+"""Many requests at once: by wrk where it is installed, else by a client in plain Python."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import attrs
+
+from bench.processes import LOCAL, Child
+from bench.table import CannotMeasureError, Figure
+
+_SCRIPT = """
+local requests, at = {}, 0
+function init(args)
+  for path in io.lines(args[1]) do
+    requests[#requests + 1] = wrk.format("GET", path)
+  end
+end
+function request()
+  at = at % #requests + 1
+  return requests[at]
+end
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("bench %d %d %d\\n", summary.requests, summary.duration,
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+@attrs.frozen(kw_only=True)
+class Load:
+    """What came of a load: answers, those that were no 2xx or never came, and seconds it took."""
+
+    answers: int
+    failed: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.answers / self.seconds
+
+
+def measure(
+    child: Child,
+    port: int,
+    paths: Sequence[str],
+    folder: Path,
+    *,
+    connections: int,
+    seconds: float,
+    once: bool = False,
+) -> Figure:
+    """
+    Load a server with keep-alive connections that always ask for the next of `paths`.
+
+    :param folder: for the files that wrk reads.
+    :param once: each path may be asked only once; there must be enough of them.
+    :raises RuntimeError: an answer was an error, or paths ran out.
+    """
+    cpu_before_s = child.cpu_s()
+    run = _by_wrk if shutil.which("wrk") else _by_python
+    load = run(port, paths, folder, connections, seconds)
+    cpu_after_s = child.cpu_s()
+    if not load.answers:
+        raise CannotMeasureError(f"an idler machine: {child.name} gave no answer in {seconds:g} s")
+    if load.failed:
+        raise RuntimeError(f"{child.name}: {load.failed} of {load.answers} answers were errors")
+    if once and load.answers + connections > len(paths):
+        raise CannotMeasureError(f"more than {len(paths)} paths for {seconds:g} s")
+    cpu_s = None
+    if cpu_before_s is not None and cpu_after_s is not None:
+        cpu_s = (cpu_after_s - cpu_before_s) / load.answers
+    return Figure(value=load.rate, cpu_s=cpu_s)
+
+
+def _by_wrk(
+    port: int, paths: Sequence[str], folder: Path, connections: int, seconds: float
+) -> Load:
+    script, listed = folder / "load.lua", folder / "paths"
+    script.write_text(_SCRIPT)
+    listed.write_text("".join(f"{path}\n" for path in paths))
+    url = f"http://{LOCAL}:{port}/"
+    # wrk takes whole seconds.
+    options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s")
+    command = ["wrk", *options, "-s", str(script), url, "--", str(listed)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = re.search(r"^bench ([0-9]+) ([0-9]+) ([0-9]+)$", said, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"wrk said {said!r}")
+    answers, micros, failed = map(int, match.groups())
+    return Load(answers=answers, failed=failed, seconds=micros / 1e6)
+
+
+def _by_python(
+    port: int, paths: Sequence[str], folder: Path, connections: int, seconds: float
+) -> Load:
+    del folder
+    return asyncio.run(_ask_all(port, paths, connections, seconds))
+
+
+async def _ask_all(port: int, paths: Sequence[str], connections: int, seconds: float) -> Load:
+    following = itertools.cycle(paths)
+    asking = [_Asking(following) for _ in range(connections)]
+    loop = asyncio.get_running_loop()
+    for each in asking:
+        await loop.create_connection(lambda each=each: each, LOCAL, port)  # type: ignore[misc]
+    began = time.monotonic()
+    for each in asking:
+        each.ask()
+    await asyncio.sleep(seconds)
+    took_s = time.monotonic() - began
+    load = Load(
+        answers=sum(each.answers for each in asking),
+        failed=sum(each.failed for each in asking),
+        seconds=took_s,
+    )
+    for each in asking:
+        each.leave()
+    return load
+
+
+class _Asking(asyncio.Protocol):
+    """One connection: asks, reads the answer's end off its head, asks again."""
+
+    def __init__(self, paths: itertools.cycle[str]) -> None:
+        self.answers = self.failed = 0
+        self._paths = paths
+        self._data = b""
+        self._left: int | None = None
+        """Bytes of the body still to come; None while the head is read."""
+        self._chunked = False
+        self._leaving = False
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def ask(self) -> None:
+        assert self._transport is not None
+        path = next(self._paths)
+        self._transport.write(f"GET {path} HTTP/1.1\r\nHost: {LOCAL}\r\n\r\n".encode())
+
+    def leave(self) -> None:
+        self._leaving = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if self._left is None and not self._chunked:
+            head, end, rest = self._data.partition(b"\r\n\r\n")
+            if not end:
+                return
+            if not head.startswith(b"HTTP/1.1 2"):
+                self.failed += 1
+            lowered = head.lower()
+            self._data = rest
+            self._chunked = b"\r\ntransfer-encoding: chunked" in lowered
+            if not self._chunked:
+                length = lowered.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
+                self._left = int(length or 0)
+        if self._chunked:
+            # The files are images: none of them ends like this by chance and stops there.
+            done = self._data.endswith(b"0\r\n\r\n")
+        else:
+            assert self._left is not None
+            done = len(self._data) >= self._left
+        if done:
+            self.answers += 1
+            self._data, self._left, self._chunked = b"", None, False
+            if not self._leaving:
+                self.ask()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        if not self._leaving:
+            self.failed += 1

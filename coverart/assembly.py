@@ -1,0 +1,240 @@
+"""The one place that joins the parts."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+from twisted.application.internet import StreamServerEndpointService
+from twisted.application.service import MultiService
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IStreamServerEndpoint
+
+from coverart.admin import AdminRoutes
+from coverart.breaker import Breaker
+from coverart.cache import CoverCache
+from coverart.cleanup import Bounds, Cleanup
+from coverart.client import ArchiveClient, Limits
+from coverart.config import MEGABYTE, PREFIX, ConfigError, Settings
+from coverart.connect import make_client
+from coverart.errors import StoreFailed
+from coverart.fetch import Fetcher
+from coverart.index import Index
+from coverart.index_memory import MemoryIndex
+from coverart.index_redis import RedisIndex
+from coverart.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
+from coverart.metrics import Metrics
+from coverart.model import Entity
+from coverart.operations import OperatorRoutes, Standing
+from coverart.redirects import Rules
+from coverart.redis_link import RedisLink
+from coverart.service import CoverService, DiskThreads, Shared
+from coverart.site import make_site
+from coverart.store import ImageStore
+from coverart.upstream import Upstream
+from coverart.web import CoverRoutes, Ways
+
+ARCHIVE_DOWNLOADS = "https://archive.org/download/"
+
+
+@attrs.frozen(kw_only=True)
+class Keeping:
+    """What holds the cache together on disk and in the index; enough to clean and to scan."""
+
+    index: Index
+    store: ImageStore
+    threads: DiskThreads
+    fetches: Fetches
+    leadership: Leadership
+    shared: Shared | None
+    cleanup: Cleanup
+    metrics: Metrics
+
+
+def keep(settings: Settings, reactor: Any, *, now: Callable[[], float] = time.time) -> Keeping:
+    """
+    Join what works without the archive and without HTTP.
+
+    :param now: the time of day, in seconds since the epoch; what ages, ages by it.
+    :raises ConfigError: the cache directory can't be used.
+    """
+    store = open_store(settings)
+    metrics = Metrics()
+    threads = DiskThreads(reactor)
+    index, fetches, leadership, shared = _index(settings, reactor)
+    cleanup = Cleanup(
+        index=index,
+        store=store,
+        in_thread=threads,
+        leadership=leadership,
+        bounds=Bounds(
+            max_bytes=settings.max_bytes,
+            clean_to_bytes=settings.clean_to_bytes,
+            alias_ttl_s=settings.alias_ttl,
+        ),
+        clock=reactor,
+        now=now,
+        metrics=metrics,
+    )
+    return Keeping(
+        index=index,
+        store=store,
+        threads=threads,
+        fetches=fetches,
+        leadership=leadership,
+        shared=shared,
+        cleanup=cleanup,
+        metrics=metrics,
+    )
+
+
+def assemble(
+    settings: Settings,
+    reactor: Any,
+    *,
+    now: Callable[[], float] = time.time,
+    endpoints: Sequence[IStreamServerEndpoint] | None = None,
+) -> MultiService:
+    """
+    Join the parts.
+
+    :param now: the time of day, in seconds since the epoch; what ages, ages by it.
+    :param endpoints: where to listen, in place of COVER_ART_LISTEN.
+    :raises ConfigError: the cache directory can't be used, or an endpoint string is wrong.
+    """
+    kept = keep(settings, reactor, now=now)
+    index, store, threads = kept.index, kept.store, kept.threads
+    limits = Limits(
+        total_s=settings.upstream_timeout,
+        concurrency=settings.upstream_concurrency,
+        largest_image_bytes=settings.max_image_size * MEGABYTE,
+    )
+    rules = rules_for(settings)
+    http, pool = make_client(
+        reactor,
+        rules,
+        connections_per_host=settings.upstream_concurrency,
+        connect_timeout_s=limits.connect_s,
+    )
+    upstream = Upstream(
+        ArchiveClient(
+            http=http,
+            clock=reactor,
+            breaker=Breaker(),
+            limits=limits,
+            user_agent=settings.user_agent,
+            metrics=kept.metrics,
+        ),
+        rules=rules,
+        bases={
+            Entity.RELEASE: settings.upstream,
+            Entity.RELEASE_GROUP: settings.upstream,
+            Entity.EVENT: settings.event_upstream,
+        },
+        downloads=ARCHIVE_DOWNLOADS if "archive.org" in settings.allowed_hosts else None,
+        clock=reactor,
+    )
+    cache = CoverCache(
+        index=index,
+        store=store,
+        fetcher=Fetcher(
+            index=index,
+            store=store,
+            upstream=upstream,
+            in_thread=threads,
+            fetches=kept.fetches,
+            clock=reactor,
+            now=now,
+            limits=limits,
+        ),
+        fetches=kept.fetches,
+        lifetimes=settings.lifetimes,
+        now=now,
+        metrics=kept.metrics,
+    )
+    service = CoverService(
+        reactor=reactor,
+        cache=cache,
+        cleanup=kept.cleanup,
+        leadership=kept.leadership,
+        shared=kept.shared,
+        metrics=kept.metrics,
+        threads=threads,
+        pool=pool,
+        limit_bytes=settings.max_bytes,
+        interval_s=settings.cache_cleanup_interval,
+    )
+    standing = Standing(
+        cache_dir=str(store.root),
+        limit_bytes=settings.max_bytes,
+        rebuilding=lambda: service.rebuilding,
+    )
+    ways = Ways(
+        accel=settings.accel,
+        public_url=settings.public_url,
+        redirect_names=settings.image_mode == "redirect",
+    )
+    site = make_site(
+        CoverRoutes(cache, ways).app.resource(),
+        OperatorRoutes(cache, kept.metrics, standing).app.resource(),
+        AdminRoutes(cache, settings.admin_token).app.resource(),
+        kept.metrics,
+        reactor,
+    )
+    everything = MultiService()
+    service.setServiceParent(everything)
+    for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:
+        listening = StreamServerEndpointService(endpoint, site)
+        listening.setServiceParent(everything)
+    return everything
+
+
+def open_store(settings: Settings) -> ImageStore:
+    """The cache directory. :raises ConfigError: it can't be used."""
+    try:
+        return ImageStore(settings.directory())
+    except StoreFailed as error:
+        raise ConfigError(f"{PREFIX}CACHE_DIR can't be used: {error.detail}") from error
+
+
+def listening_at(settings: Settings, reactor: Any) -> list[IStreamServerEndpoint]:
+    """The endpoints of COVER_ART_LISTEN. :raises ConfigError: a string is wrong."""
+    endpoints: list[IStreamServerEndpoint] = []
+    for text in settings.listen:
+        try:
+            endpoints.append(serverFromString(reactor, text))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{PREFIX}LISTEN={text!r}: {error}") from error
+    return endpoints
+
+
+def rules_for(settings: Settings) -> Rules:
+    """The allowed hosts, and the hosts of hop 1, which the operator named."""
+    hop_1 = []
+    for base in (settings.upstream, settings.event_upstream):
+        parts = urlsplit(base)
+        host = (parts.hostname or "").lower()
+        named = f"[{host}]" if ":" in host else host
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        # The archive's own hosts need no exception from the rules, only to be allowed.
+        public = parts.scheme == "https" and parts.port is None
+        hop_1.append(named if public else f"{named}:{port}")
+    return Rules((*settings.allowed_hosts, *hop_1))
+
+
+def _index(settings: Settings, reactor: Any) -> tuple[Index, Fetches, Leadership, Shared | None]:
+    """The index and what goes with it: all in this process, or shared by Redis."""
+    if settings.redis_url is None:
+        alone = Alone()
+        return MemoryIndex(), alone, alone, None
+    link = RedisLink(settings.redis_url, reactor, reactor)
+    index = RedisIndex(link, settings.cache_name)
+    fetches = RedisFetches(link, index.prefix, reactor)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    leadership = RedisLeadership(link, index.prefix, name)
+    return index, fetches, leadership, Shared(link=link, fetches=fetches)

@@ -1,0 +1,151 @@
+"""
+One of several processes behind a port: `python -m coverart.worker`, started by processes.py.
+
+No one else starts it: it takes its listening sockets as open descriptors, its settings whole from
+the environment, and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import socket
+import sys
+from typing import Any
+
+import attrs
+from prometheus_client import values
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.error import ReactorNotRunning
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IProtocolFactory,
+    IReadDescriptor,
+    IStreamServerEndpoint,
+)
+from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBeginner
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from coverart.assembly import assemble
+from coverart.config import ConfigError, load
+from coverart.metrics import FOLDER_VARIABLE
+from coverart.processes import FIRST_SOCKET
+
+
+@implementer(IStreamServerEndpoint)
+@attrs.frozen
+class InheritedSocket:
+    """A listening socket that this process was given."""
+
+    reactor: Any
+    fd: int
+
+    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
+        with socket.socket(fileno=os.dup(self.fd)) as looked_at:
+            family = looked_at.family
+        port = self.reactor.adoptStreamPort(self.fd, family, protocolFactory)
+        os.close(self.fd)
+        return succeed(_UnixPort(port) if family is socket.AF_UNIX else port)
+
+
+@implementer(IListeningPort)
+@attrs.frozen
+class _UnixPort:
+    """Twisted's own removes the socket's path when it stops, which others still need."""
+
+    port: Any
+
+    def startListening(self) -> None:
+        """It does already."""
+
+    def stopListening(self) -> None:
+        self.port.stopReading()
+
+    def getHost(self) -> IAddress:
+        host: IAddress = self.port.getHost()
+        return host
+
+
+@implementer(IReadDescriptor)
+@attrs.frozen(eq=False)
+class Lifeline:
+    """The pipe from the parent: it says nothing, it ends."""
+
+    reactor: Any
+
+    def fileno(self) -> int:
+        return 0
+
+    def doRead(self) -> None:
+        if not os.read(0, 1024):
+            self.reactor.removeReader(self)
+            stop(self.reactor)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor lets go of it when it ends."""
+
+    def logPrefix(self) -> str:
+        return "lifeline"
+
+
+def stop(reactor: Any) -> None:
+    """End in order; told so several times, by the parent and by a signal, it ends once."""
+    try:
+        reactor.stop()
+    except ReactorNotRunning:
+        return
+
+
+def begin_logging(number: int, *, relayed: bool) -> None:
+    """
+    Log to the standard output, each line with the number of the process.
+
+    :param relayed: the parent writes the lines to its log, with the time.
+    """
+
+    def text(event: LogEvent) -> str:
+        if event.get("log_system") is None:
+            level = getattr(event.get("log_level"), "name", "-")
+            system = f"{event.get('log_namespace', '-')}#{level} {number}"
+            event = {**event, "log_system": system}
+        return eventAsText(event, includeTimestamp=not relayed).replace("\n", "\n\t") + "\n"
+
+    globalLogBeginner.beginLoggingTo([FileLogObserver(sys.stdout, text)])
+
+
+def main(number: int, sockets: int, reactor_module: str, *, relayed: bool) -> None:
+    """Serve until the parent says no more."""
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    importlib.import_module(reactor_module).install()
+    from twisted.internet import reactor as reactor_
+
+    reactor: Any = reactor_
+    begin_logging(number, relayed=relayed)
+    # By the number of its place, not by pid: a process started again goes on counting where the
+    # one before left off, and there are never more files than places.
+    values.ValueClass = values.MultiProcessValue(lambda: number)
+    parent = os.getppid()
+    endpoints = [InheritedSocket(reactor, FIRST_SOCKET + i) for i in range(sockets)]
+    try:
+        service = assemble(load(os.environ), reactor, endpoints=endpoints)
+    except ConfigError as error:
+        raise SystemExit(f"coverart: {error}") from error
+    reactor.addReader(Lifeline(reactor))
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.callWhenRunning(
+        signal.signal, signal.SIGTERM, lambda *_: reactor.callFromThread(stop, reactor)
+    )
+    service.startService()
+    reactor.run()
+    if os.getppid() != parent:
+        # It was killed, and could not tidy up.
+        shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[4], relayed=sys.argv[3] == "relayed")

@@ -1,0 +1,577 @@
+"""
+What every index promises, written once: PROMISES are run over each kind of index.
+
+A promise takes an empty index. Times lie in the far future, so that an index which lets things
+expire by itself keeps them.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import attrs
+from hypothesis import strategies as st
+
+from coverart.index import Index, Seen
+from coverart.model import (
+    ORIGINAL,
+    SIZES,
+    Absence,
+    Alias,
+    AliasKey,
+    Entity,
+    FileEntry,
+    FileKey,
+    Found,
+    ImageKey,
+    ImageRef,
+    ImageRequest,
+    ListingKey,
+    MediaType,
+    Subject,
+    Target,
+)
+from tests.strategies import MBID, OTHER_MBID
+
+Promise: TypeAlias = Callable[[Index], Awaitable[None]]
+PROMISES: list[Promise] = []
+
+NOW = 4_000_000_000.0
+REF = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7)
+OTHER = ImageRef(owner=Entity.RELEASE, mbid=OTHER_MBID, image_id=8)
+OWN = REF.own_name
+FRONT = AliasKey(entity=Entity.RELEASE, mbid=MBID, name="front")
+BACK = AliasKey(entity=Entity.RELEASE, mbid=MBID, name="back")
+GROUP = AliasKey(entity=Entity.RELEASE_GROUP, mbid=OTHER_MBID, name="front")
+MERGED = AliasKey(entity=Entity.RELEASE, mbid=OTHER_MBID, name=7)
+LISTING = ListingKey(entity=Entity.RELEASE, mbid=MBID)
+GONE = Absence(since=NOW, until=NOW + 100)
+ALIAS = Alias(target=Target(ref=REF, extension="png"), checked_at=NOW)
+
+
+def promise(function: Promise) -> Promise:
+    """Take a promise into the suite."""
+    PROMISES.append(function)
+    return function
+
+
+def entry(size_bytes: int = 10, stored_at: float = NOW) -> FileEntry:
+    """A JPEG."""
+    return FileEntry(size_bytes=size_bytes, stored_at=stored_at, media=MediaType.JPEG)
+
+
+def request(alias: AliasKey, size: int = 250) -> ImageRequest:
+    """A request for one size."""
+    return ImageRequest(alias=alias, size=size)
+
+
+def equal(found: object, expected: object) -> None:
+    """Both, where they differ."""
+    assert found == expected, f"{found!r} is not {expected!r}"
+
+
+@promise
+async def empty_knows_nothing(index: Index) -> None:
+    """An empty index finds nothing and holds nothing."""
+    equal(await index.find_image(request(FRONT)), Found())
+    equal(await index.find_image(request(OWN)), Found())
+    equal(await index.find_listing(LISTING), Found())
+    totals = await index.totals()
+    equal((totals.size_bytes, totals.files, totals.oldest), (0, 0, None))
+    equal((sum(totals.by_entity.values()), sum(totals.aliases.values())), (0, 0))
+    assert totals.absences in (0, None)
+    equal(await index.oldest(10), [])
+    assert index.kind
+    assert index.available
+
+
+@promise
+async def file_under_its_own_name(index: Index) -> None:
+    """An image is found by its own name as soon as it is put, in its size alone."""
+    await index.put_file(REF.at(250), entry())
+    found = await index.find_image(request(OWN, 250))
+    equal(found, Found(key=REF.at(250), entry=entry(), target=Target(ref=REF)))
+    other = await index.find_image(request(OWN, 500))
+    equal(other, Found(target=Target(ref=REF)))
+    equal(await index.find_image(request(FRONT)), Found())
+
+
+@promise
+async def original_tells_the_extension(index: Index) -> None:
+    """Any size proves where an image lives; only the original tells its extension."""
+    await index.put_file(
+        REF.at(ORIGINAL), FileEntry(size_bytes=9, stored_at=NOW, media=MediaType.PNG)
+    )
+    found = await index.find_image(request(OWN, 1200))
+    equal(found, Found(target=Target(ref=REF, extension="png")))
+
+
+@promise
+async def alias_leads_to_a_file(index: Index) -> None:
+    """A name leads to its image in every size that is held, and is known where none is."""
+    await index.put_alias(FRONT, ALIAS)
+    equal(await index.find_image(request(FRONT)), Found(alias=ALIAS, target=ALIAS.target))
+    await index.put_file(REF.at(250), entry())
+    found = await index.find_image(request(FRONT))
+    equal(found, Found(key=REF.at(250), entry=entry(), alias=ALIAS, target=ALIAS.target))
+    equal((await index.find_image(request(FRONT, 500))).entry, None)
+    equal(await index.find_image(request(BACK)), Found())
+
+
+@promise
+async def alias_of_a_group_and_of_a_merged_release(index: Index) -> None:
+    """Names under other MBIDs lead to the same file: one image, one entry."""
+    await index.put_file(REF.at(250), entry())
+    for key in (FRONT, GROUP, MERGED):
+        await index.put_alias(key, ALIAS)
+        equal((await index.find_image(request(key))).key, REF.at(250))
+    totals = await index.totals()
+    equal((totals.files, totals.size_bytes), (1, 10))
+    equal(totals.aliases.get(Entity.RELEASE), 2)
+    equal(totals.aliases.get(Entity.RELEASE_GROUP), 1)
+
+
+@promise
+async def alias_moves(index: Index) -> None:
+    """A name put again points at the new image alone, and is counted once."""
+    await index.put_file(REF.at(250), entry())
+    await index.put_file(OTHER.at(250), entry(20))
+    await index.put_alias(FRONT, ALIAS)
+    moved = Alias(target=Target(ref=OTHER), checked_at=NOW + 5)
+    await index.put_alias(FRONT, moved)
+    found = await index.find_image(request(FRONT))
+    equal((found.key, found.alias), (OTHER.at(250), moved))
+    equal((await index.totals()).aliases.get(Entity.RELEASE), 1)
+
+
+@promise
+async def alias_forgotten_once(index: Index) -> None:
+    """Forgetting a name says whether it was known; the image stays."""
+    await index.put_file(REF.at(250), entry())
+    await index.put_alias(FRONT, ALIAS)
+    equal([await index.forget_alias(FRONT), await index.forget_alias(FRONT)], [True, False])
+    equal(await index.find_image(request(FRONT)), Found())
+    totals = await index.totals()
+    equal((totals.files, totals.aliases.get(Entity.RELEASE, 0)), (1, 0))
+
+
+@promise
+async def held_under_the_name_itself(index: Index) -> None:
+    """A file held under an MBID proves that it was not merged away: the alias is not followed."""
+    await index.put_alias(MERGED, ALIAS)
+    own = MERGED.own_ref
+    assert own is not None
+    await index.put_file(own.at(250), entry(30))
+    found = await index.find_image(request(MERGED))
+    equal((found.key, found.alias), (own.at(250), None))
+
+
+@promise
+async def put_again_replaces(index: Index) -> None:
+    """A file put again is one file of the new size and time."""
+    await index.put_file(LISTING, FileEntry(size_bytes=10, stored_at=NOW))
+    new = FileEntry(size_bytes=25, stored_at=NOW + 1)
+    await index.put_file(LISTING, new)
+    equal(await index.find_listing(LISTING), Found(key=LISTING, entry=new))
+    totals = await index.totals()
+    equal((totals.size_bytes, totals.files, totals.oldest), (25, 1, NOW + 1))
+
+
+@promise
+async def forgotten_only_as_known(index: Index) -> None:
+    """A file is forgotten if the entry is still what is known of it, so totals change once."""
+    key = REF.at(250)
+    await index.put_file(key, entry(10))
+    await index.put_file(key, entry(20, NOW + 1))
+    for stale in (entry(10), entry(20), entry(10, NOW + 1)):
+        equal(await index.forget_file(key, stale), False)
+    equal((await index.totals()).size_bytes, 20)
+    equal(await index.forget_file(key, entry(20, NOW + 1)), True)
+    equal(await index.forget_file(key, entry(20, NOW + 1)), False)
+    totals = await index.totals()
+    equal((totals.size_bytes, totals.files, totals.oldest), (0, 0, None))
+
+
+@promise
+async def forgotten_together(index: Index) -> None:
+    """Many are forgotten as one would be: each only as known, and told which."""
+    files: list[tuple[FileKey, FileEntry]] = [
+        (REF.at(250), entry(10)),
+        (REF.at(500), entry(20)),
+        (LISTING, FileEntry(size_bytes=5, stored_at=NOW)),
+    ]
+    for key, held in files:
+        await index.put_file(key, held)
+    await index.put_file(REF.at(500), entry(21, NOW + 1))
+    forgotten = await index.forget_files([*files, (OTHER.at(250), entry())], "")
+    equal(forgotten, [files[0], files[2]])
+    equal(await index.forget_files(files, ""), [])
+    totals = await index.totals()
+    equal((totals.files, totals.size_bytes), (1, 21))
+
+
+@promise
+async def totals_by_entity(index: Index) -> None:
+    """Files count for the entity in whose folder they lie."""
+    event = ImageRef(owner=Entity.EVENT, mbid=MBID, image_id=7)
+    await index.put_file(REF.at(250), entry(1))
+    await index.put_file(event.at(250), entry(2))
+    for entity in Entity:
+        key = ListingKey(entity=entity, mbid=MBID)
+        await index.put_file(key, FileEntry(size_bytes=4, stored_at=NOW))
+    totals = await index.totals()
+    equal((totals.files, totals.size_bytes), (5, 15))
+    equal(
+        {entity: totals.by_entity.get(entity) for entity in Entity},
+        {
+            Entity.RELEASE: 2,
+            Entity.RELEASE_GROUP: 1,
+            Entity.EVENT: 2,
+        },
+    )
+
+
+@promise
+async def absence_of_a_name(index: Index) -> None:
+    """A 404 of a name is found by every size of it, and takes the name's old target away."""
+    await index.put_alias(FRONT, ALIAS)
+    await index.put_absence(FRONT, GONE)
+    for size in (ORIGINAL, *SIZES):
+        equal(await index.find_image(request(FRONT, size)), Found(absence=GONE))
+    equal((await index.totals()).aliases.get(Entity.RELEASE, 0), 0)
+    equal(await index.find_image(request(BACK)), Found())
+
+
+@promise
+async def absence_of_one_size(index: Index) -> None:
+    """A 404 of a thumbnail is of that size alone, by whichever name it is asked."""
+    await index.put_alias(FRONT, ALIAS)
+    await index.put_absence(REF.at(1200), GONE)
+    found = await index.find_image(request(FRONT, 1200))
+    equal((found.absence, found.target), (GONE, ALIAS.target))
+    equal((await index.find_image(request(OWN, 1200))).absence, GONE)
+    equal((await index.find_image(request(FRONT, 500))).absence, None)
+
+
+@promise
+async def absence_of_a_listing(index: Index) -> None:
+    """A 404 of a listing is not one of the images, and the other way round."""
+    await index.put_absence(LISTING, GONE)
+    equal(await index.find_listing(LISTING), Found(absence=GONE))
+    equal(await index.find_image(request(FRONT)), Found())
+
+
+@promise
+async def absence_ends_with_the_thing(index: Index) -> None:
+    """What is put is not absent any more."""
+    for subject in (FRONT, LISTING, REF.at(250)):
+        await index.put_absence(subject, GONE)
+    await index.put_alias(FRONT, ALIAS)
+    await index.put_file(LISTING, FileEntry(size_bytes=5, stored_at=NOW))
+    await index.put_file(REF.at(250), entry())
+    equal((await index.find_image(request(FRONT))).absence, None)
+    equal((await index.find_listing(LISTING)).absence, None)
+    await index.forget_file(REF.at(250), entry())
+    equal((await index.find_image(request(OWN))).absence, None)
+
+
+@promise
+async def absence_renewed_and_forgotten(index: Index) -> None:
+    """The last 404 counts; forgetting it says whether it was known."""
+    later = Absence(since=NOW + 50, until=NOW + 150)
+    await index.put_absence(LISTING, GONE)
+    await index.put_absence(LISTING, later)
+    equal((await index.find_listing(LISTING)).absence, later)
+    equal([await index.forget_absence(LISTING), await index.forget_absence(LISTING)], [True, False])
+    equal(await index.find_listing(LISTING), Found())
+
+
+@promise
+async def learns_what_is_new(index: Index) -> None:
+    """A look at the disk fills gaps, and does not overrule what came in meanwhile."""
+    await index.put_file(REF.at(250), entry(10, NOW + 9))
+    newer = Alias(target=Target(ref=OTHER), checked_at=NOW + 9)
+    await index.put_alias(FRONT, newer)
+    seen: list[Seen] = [
+        (REF.at(250), entry(99)),
+        (REF.at(500), entry(20)),
+        (FRONT, ALIAS),
+        (BACK, ALIAS),
+    ]
+    await index.learn(seen)
+    await index.learn(seen)
+    equal((await index.find_image(request(OWN, 250))).entry, entry(10, NOW + 9))
+    equal((await index.find_image(request(OWN, 500))).entry, entry(20))
+    equal((await index.find_image(request(FRONT))).alias, newer)
+    equal((await index.find_image(request(BACK))).alias, ALIAS)
+    totals = await index.totals()
+    equal((totals.files, totals.size_bytes), (2, 30))
+    equal(totals.aliases.get(Entity.RELEASE), 2)
+
+
+@promise
+async def learns_the_latest_alias(index: Index) -> None:
+    """Of the symlinks of several sizes the one checked last is right, in whatever order."""
+    newer = Alias(target=Target(ref=OTHER), checked_at=NOW + 9)
+    await index.learn([(FRONT, newer), (FRONT, ALIAS), (BACK, ALIAS), (BACK, newer)])
+    equal((await index.find_image(request(FRONT))).alias, newer)
+    equal((await index.find_image(request(BACK))).alias, newer)
+
+
+@promise
+async def oldest_in_order(index: Index) -> None:
+    """The files first to be evicted, no more than asked for, and again until they are forgotten."""
+    files: list[tuple[FileKey, FileEntry]] = [
+        (ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=n + 1).at(250), entry(n + 1, NOW + n))
+        for n in range(20)
+    ]
+    for n in range(20):
+        await index.put_file(*files[n * 7 % 20])
+    equal(await index.oldest(0), [])
+    equal(await index.oldest(5), files[:5])
+    equal(await index.oldest(5), files[:5])
+    for file in files[:3]:
+        await index.forget_file(*file)
+    equal(await index.oldest(2), files[3:5])
+    equal(await index.oldest(100), files[3:])
+    equal((await index.totals()).oldest, NOW + 3)
+
+
+@promise
+async def oldest_knows_the_renewed(index: Index) -> None:
+    """A listing confirmed again is young again, and is named once."""
+    first, second = LISTING, ListingKey(entity=Entity.EVENT, mbid=MBID)
+    for at in (0, 5, 0, 9):
+        await index.put_file(first, FileEntry(size_bytes=1, stored_at=NOW + at))
+    await index.put_file(second, FileEntry(size_bytes=1, stored_at=NOW + 4))
+    equal([key for key, _ in await index.oldest(10)], [second, first])
+    equal((await index.totals()).oldest, NOW + 4)
+
+
+@promise
+async def slices_hold_all(index: Index) -> None:
+    """A slice is what is known of the MBIDs that begin with its three digits."""
+    await index.put_file(REF.at(250), entry())
+    await index.put_file(OTHER.at(250), entry(20))
+    await index.put_alias(FRONT, ALIAS)
+    await index.put_alias(GROUP, ALIAS)
+    mine = await index.slice(int(MBID[:3], 16))
+    equal((mine.files, mine.aliases), ({REF.at(250): entry()}, {FRONT: ALIAS}))
+    others = await index.slice(int(OTHER_MBID[:3], 16))
+    equal((others.files, others.aliases), ({OTHER.at(250): entry(20)}, {GROUP: ALIAS}))
+    nothing = await index.slice(0)
+    equal((nothing.files, nothing.aliases), ({}, {}))
+
+
+@promise
+async def whole_when_told(index: Index) -> None:
+    """An index covers the disk only once it was told so."""
+    equal(await index.whole(), False)
+    await index.set_whole()
+    equal(await index.whole(), True)
+
+
+# Any interleaving, against a model that a child could check
+
+
+@attrs.frozen
+class PutFile:
+    key: FileKey
+    entry: FileEntry
+
+
+@attrs.frozen
+class ForgetFile:
+    key: FileKey
+    as_known: bool
+
+
+@attrs.frozen
+class PutAlias:
+    key: AliasKey
+    alias: Alias
+
+
+@attrs.frozen
+class ForgetAlias:
+    key: AliasKey
+
+
+@attrs.frozen
+class PutAbsence:
+    subject: Subject
+    absence: Absence
+
+
+@attrs.frozen
+class Learn:
+    seen: tuple[Seen, ...]
+
+
+Step: TypeAlias = PutFile | ForgetFile | PutAlias | ForgetAlias | PutAbsence | Learn
+
+_REFS = (REF, OTHER, ImageRef(owner=Entity.EVENT, mbid=MBID, image_id=7))
+_FILES: tuple[FileKey, ...] = (
+    *(ref.at(size) for ref in _REFS for size in (ORIGINAL, 250)),
+    LISTING,
+    ListingKey(entity=Entity.RELEASE_GROUP, mbid=OTHER_MBID),
+)
+_NAMES = (FRONT, BACK, GROUP, OWN, MERGED)
+_SUBJECTS: tuple[Subject, ...] = (*_FILES, *_NAMES)
+_REQUESTS = tuple(request(name, size) for name in _NAMES for size in (ORIGINAL, 250, 500))
+
+
+def _entry_of(key: FileKey, size_bytes: int, stored_at: float) -> FileEntry:
+    media = MediaType.JPEG if isinstance(key, ImageKey) else None
+    return FileEntry(size_bytes=size_bytes, stored_at=NOW + stored_at, media=media)
+
+
+def _files(cls: type[PutFile]) -> st.SearchStrategy[PutFile]:
+    return st.builds(
+        lambda key, size, at: cls(key, _entry_of(key, size, at)),
+        st.sampled_from(_FILES),
+        st.integers(1, 1000),
+        st.integers(0, 9),
+    )
+
+
+_alias_values = st.builds(
+    lambda ref, extension, at: Alias(
+        target=Target(ref=ref, extension=extension), checked_at=NOW + at
+    ),
+    st.sampled_from(_REFS),
+    st.sampled_from((None, "jpg", "pdf")),
+    st.integers(0, 9),
+)
+_put_files = _files(PutFile)
+_put_aliases = st.builds(PutAlias, st.sampled_from(_NAMES), _alias_values)
+_seen = st.one_of(
+    _put_files.map(lambda step: (step.key, step.entry)),
+    _put_aliases.map(lambda step: (step.key, step.alias)),
+)
+steps: st.SearchStrategy[list[Step]] = st.lists(
+    st.one_of(
+        _put_files,
+        st.builds(ForgetFile, st.sampled_from(_FILES), st.booleans()),
+        _put_aliases,
+        st.builds(ForgetAlias, st.sampled_from(_NAMES)),
+        st.builds(
+            PutAbsence,
+            st.sampled_from(_SUBJECTS),
+            st.integers(0, 9).map(lambda n: Absence(since=NOW + n, until=NOW + n + 100)),
+        ),
+        st.builds(Learn, st.lists(_seen, max_size=4).map(tuple)),
+    ),
+    max_size=25,
+)
+"""Things that happen to an index, in any order."""
+
+
+class Model:
+    """An index so simple that it is right."""
+
+    def __init__(self) -> None:
+        self.files: dict[FileKey, FileEntry] = {}
+        self.aliases: dict[AliasKey, Alias] = {}
+        self.absences: dict[Subject, Absence] = {}
+
+    async def take(self, step: Step, index: Index) -> None:
+        """Do one thing to both, and compare what the index says to it."""
+        match step:
+            case PutFile(key, held):
+                await index.put_file(key, held)
+                self.put_file(key, held)
+            case ForgetFile(key, as_known):
+                known = self.files.get(key)
+                given = known if known and as_known else _entry_of(key, 2000, 0)
+                equal(await index.forget_file(key, given), known == given)
+                if known == given:
+                    del self.files[key]
+            case PutAlias(name, alias):
+                await index.put_alias(name, alias)
+                self.put_alias(name, alias)
+            case ForgetAlias(name):
+                equal(await index.forget_alias(name), self.aliases.pop(name, None) is not None)
+            case PutAbsence(subject, absence):
+                await index.put_absence(subject, absence)
+                self.absences[subject] = absence
+                if isinstance(subject, AliasKey):
+                    self.aliases.pop(subject, None)
+            case Learn(seen):
+                await index.learn(seen)
+                for thing, value in seen:
+                    self.learn(thing, value)
+
+    def put_file(self, key: FileKey, held: FileEntry) -> None:
+        self.files[key] = held
+        self.absences.pop(key, None)
+
+    def put_alias(self, key: AliasKey, alias: Alias) -> None:
+        self.aliases[key] = alias
+        self.absences.pop(key, None)
+
+    def learn(self, key: FileKey | AliasKey, value: FileEntry | Alias) -> None:
+        if isinstance(key, AliasKey):
+            assert isinstance(value, Alias)
+            if key not in self.aliases or self.aliases[key].checked_at < value.checked_at:
+                self.put_alias(key, value)
+        elif key not in self.files:
+            assert isinstance(value, FileEntry)
+            self.put_file(key, value)
+
+    def find(self, asked: ImageRequest) -> Found:
+        name, own = asked.alias, asked.alias.own_ref
+        if own is not None and any(own.at(size) in self.files for size in (ORIGINAL, *SIZES)):
+            original = self.files.get(own.at(ORIGINAL))
+            extension = original.media.extension if original and original.media else None
+            alias, target = None, Target(ref=own, extension=extension)
+        elif name in self.aliases:
+            alias = self.aliases[name]
+            target = alias.target
+        else:
+            absence = self.absences.get(name)
+            if absence is None and own is not None:
+                absence = self.absences.get(own.at(asked.size))
+            return Found(absence=absence)
+        key = target.ref.at(asked.size)
+        if key in self.files:
+            return Found(key=key, entry=self.files[key], alias=alias, target=target)
+        return Found(alias=alias, target=target, absence=self.absences.get(key))
+
+    async def compare(self, index: Index) -> None:
+        """Say where an index differs."""
+        for asked in _REQUESTS:
+            equal(await index.find_image(asked), self.find(asked))
+        for key in _FILES:
+            if isinstance(key, ListingKey):
+                held = self.files.get(key)
+                expected = (
+                    Found(absence=self.absences.get(key))
+                    if held is None
+                    else Found(key=key, entry=held)
+                )
+                equal(await index.find_listing(key), expected)
+        totals = await index.totals()
+        equal(totals.files, len(self.files))
+        equal(totals.size_bytes, sum(held.size_bytes for held in self.files.values()))
+        equal(totals.oldest, min((held.stored_at for held in self.files.values()), default=None))
+        for entity in Entity:
+            owners = [k.ref.owner if isinstance(k, ImageKey) else k.entity for k in self.files]
+            equal(totals.by_entity.get(entity, 0), owners.count(entity))
+            equal(totals.aliases.get(entity, 0), [k.entity for k in self.aliases].count(entity))
+        if totals.absences is not None:
+            equal(totals.absences, len(self.absences))
+        oldest = await index.oldest(len(self.files) + 1)
+        equal(dict(oldest), self.files)
+        equal(len(oldest), len(self.files))
+        ages = [held.stored_at for _, held in oldest]
+        equal(ages, sorted(ages))
+        if self.files:
+            equal(await index.oldest(1), oldest[:1])
+
+
+async def keeps_step(index: Index, story: Sequence[Step] | Iterable[Step]) -> None:
+    """Whatever happens in whatever order, the index says what the model says, after each step."""
+    model = Model()
+    for step in story:
+        await model.take(step, index)
+        await model.compare(index)

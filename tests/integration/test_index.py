@@ -1,0 +1,43 @@
+"""Every promise of an index, kept by each kind of index; Redis is a real server."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+
+from coverart.index import Index
+from coverart.index_memory import MemoryIndex
+from coverart.index_redis import RedisIndex
+from coverart.redis_address import parse_address
+from coverart.redis_link import RedisLink
+from tests.index_promises import PROMISES, Promise
+from tests.integration.redis_server import RedisServer
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def shared_redis(tmp_path_factory):
+    """One server for all promises; each finds it empty."""
+    server = await RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.kill()
+
+
+@pytest_twisted.async_yield_fixture(params=["memory", "redis"])
+async def index(request, shared_redis):
+    """An empty index of each kind."""
+    if request.param == "memory":
+        yield MemoryIndex()
+        return
+    shared_redis.client().flushall()
+    link = RedisLink(parse_address(shared_redis.url), reactor, reactor)
+    link.connect()
+    yield RedisIndex(link, "test")
+    await link.close()
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
+@pytest_twisted.ensureDeferred
+async def test_promise(index: Index, promise: Promise) -> None:
+    """What coverart.index.Index promises."""
+    await promise(index)

@@ -1,0 +1,210 @@
+"""Several processes on one cache directory and one Redis: once fetched, exactly counted."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+from twisted.internet.task import deferLater
+
+from coverart.layout import image_path
+from coverart.simulator.faults import Gate, Rule, Status
+from tests.integration.redis_server import RedisServer
+from tests.integration.running import Proxy
+from tests.integration.talk import start, until, within
+
+KEY = b"coverart:1:default:"
+
+
+@pytest_twisted.async_yield_fixture
+async def pair(run, redis: RedisServer):
+    """Two proxies that share everything."""
+    first = await run(COVER_ART_REDIS_URL=redis.url)
+    yield first, await run(COVER_ART_REDIS_URL=redis.url)
+
+
+def disk_bytes(proxy: Proxy) -> int:
+    """What regular files hold, as `du --apparent-size` counts them."""
+    return sum((proxy.root / name).stat().st_size for name in proxy.files())
+
+
+async def holds_what_the_disk_holds(proxy: Proxy) -> None:
+    """Totals are exact."""
+    totals = await proxy.cache.index.totals()
+    assert (totals.files, totals.size_bytes) == (len(proxy.files()), disk_bytes(proxy))
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_fetch_for_all(sim, pair) -> None:
+    """A thousand clients of two processes, one cold cover: one request at each hop."""
+    path = sim.catalogue.examples()["thumbnail"]
+    sim.faults.add(Rule(hop="node", does=Gate(name="hold")))
+    asked = [start(pair[i % 2].get(path)) for i in range(1000)]
+    await sim.faults.gates.reached("hold", 1)
+    await until(lambda: sum(proxy.waiting() for proxy in pair) == 1000, "all wait")
+    sim.faults.gates.open("hold")
+    answers = await within(gatherResults(asked))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.body for answer in answers}) == 1
+    assert [sim.counts.requests(hop) for hop in ("release", "archive")] == [1, 1]
+    assert sim.counts.requests("node1") + sim.counts.requests("node2") == 1
+    await holds_what_the_disk_holds(pair[0])
+
+
+@pytest_twisted.ensureDeferred
+async def test_found_by_the_other(sim, pair) -> None:
+    """What one process stored, another has as a hit, without asking anybody."""
+    path = sim.catalogue.examples()["group"]
+    assert (await pair[0].get(path))["x-cache-status"] == "MISS"
+    sim.counts.clear()
+    again = await pair[1].get(path)
+    assert again["x-cache-status"] == "HIT"
+    assert sim.counts.requests() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_failure_reaches_all(sim, pair) -> None:
+    """Those who wait in another process get the same error, at once."""
+    path = sim.catalogue.examples()["thumbnail"]
+    sim.faults.add(Rule(hop="release", does=(Gate(name="hold"), Status(code=503, retry_after="7"))))
+    asked = [start(proxy.get(path)) for proxy in pair]
+    await sim.faults.gates.reached("hold", 1)
+    await until(lambda: all(proxy.waiting() == 1 for proxy in pair), "both wait")
+    sim.faults.gates.open("hold")
+    answers = await within(gatherResults(asked), 2)
+    assert [answer.status for answer in answers] == [503, 503]
+    assert [answer["retry-after"] for answer in answers] == ["7", "7"]
+    assert sim.counts.requests() == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_lease_of_the_dead(sim, pair, redis: RedisServer) -> None:
+    """The lease of a process that was killed passes on within its life."""
+    mbid = sim.catalogue.examples()["thumbnail"].split("/")[2]
+    raw = bytes.fromhex(mbid.replace("-", ""))
+    name = bytes([0x20]) + raw + bytes(8) + bytes([1])
+    redis.client().set(KEY + b"get:" + name, "a ghost", px=300)
+    answer = await within(start(pair[0].get(f"/release/{mbid}/front-250")), 5)
+    assert answer.status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_flushed(sim, pair, redis: RedisServer) -> None:
+    """An index that lost everything is answered for by the disk, and learns it again."""
+    paths = [sim.catalogue.examples()[name] for name in ("thumbnail", "group", "png", "listing")]
+    for path in paths:
+        await pair[0].get(path)
+    before = await pair[0].cache.index.totals()
+    redis.client().flushall()
+    sim.counts.clear()
+    answers = [await pair[1].get(path) for path in paths[:2]]
+    assert [answer["x-cache-status"] for answer in answers] == ["HIT", "HIT"]
+    await sweep(pair)
+    after = await pair[0].cache.index.totals()
+    assert (after.files, after.size_bytes) == (before.files, before.size_bytes)
+    assert after.aliases == before.aliases
+    assert sim.counts.requests() == 0
+    await holds_what_the_disk_holds(pair[1])
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_gone_and_back(sim, pair, redis: RedisServer) -> None:
+    """Without Redis all is served and fetched; when it is back, empty, all is known again."""
+    examples = sim.catalogue.examples()
+    held = await pair[0].get(examples["thumbnail"])
+    redis.kill()
+    for proxy in pair:
+        answer = await within(start(proxy.get(examples["thumbnail"])), 5)
+        assert (answer.status, answer.body) == (200, held.body)
+        missed = await within(start(proxy.get(examples["png"] + "-250")), 5)
+        assert missed.status == 200
+    status = (await pair[0].get("/cache-status")).json
+    assert status["redis_available"] is False
+    await redis.start()
+    await until_available(pair)
+    await sweep(pair)
+    await holds_what_the_disk_holds(pair[0])
+    assert (await pair[0].get("/cache-status")).json["redis_available"] is True
+    assert (await pair[1].get(examples["png"] + "-250"))["x-cache-status"] == "HIT"
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_silent(sim, pair, redis: RedisServer) -> None:
+    """A Redis that answers nothing holds up a request once for a second, then nobody."""
+    path = sim.catalogue.examples()["thumbnail"]
+    held = await pair[0].get(path)
+    redis.pause()
+    assert (await within(start(pair[0].get(path)), 4)).body == held.body
+    assert (await within(start(pair[0].get(path)), 1)).body == held.body
+    redis.resume()
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_full(sim, pair, redis: RedisServer) -> None:
+    """A Redis that takes no more is no reason to refuse a cover, nor to forget it."""
+    examples = sim.catalogue.examples()
+    redis.client().config_set("maxmemory", "1kb")
+    answer = await within(start(pair[0].get(examples["thumbnail"])), 5)
+    assert answer.status == 200
+    redis.client().config_set("maxmemory", "0")
+    await until_available(pair)
+    await sweep(pair)
+    await holds_what_the_disk_holds(pair[1])
+
+
+@pytest_twisted.ensureDeferred
+async def test_everything_removed(sim, pair) -> None:
+    """`rm -rf` of everything below the directory: requests repair it, a sweep notices."""
+    examples = sim.catalogue.examples()
+    paths = [examples["thumbnail"], examples["png"] + "-250", examples["group"] + "-500"]
+    for path in paths:
+        await pair[0].get(path)
+    os.system(f"rm -rf {pair[0].root}/*")  # noqa: S605 - as an operator would
+    assert [(await pair[1].get(path)).status for path in paths] == [200, 200, 200]
+    await sweep(pair)
+    await holds_what_the_disk_holds(pair[0])
+
+
+@pytest_twisted.ensureDeferred
+async def test_killed_between_file_and_index(sim, pair) -> None:
+    """A file whose process died before the index heard of it is found by one sweep."""
+    path = sim.catalogue.examples()["thumbnail"]
+    answer = await pair[0].get(path)
+    index = pair[0].cache.index
+    (name,) = pair[0].files()
+    ((key, entry),) = await index.oldest(1)
+    # As if the process had been killed: the file is there, in doubt, and unknown.
+    assert await index.forget_file(key, entry)
+    assert name == image_path(key, entry.media)
+    await sweep(pair, slices=0)
+    await holds_what_the_disk_holds(pair[0])
+    assert (await pair[1].get(path)).body == answer.body
+
+
+async def sweep(pair: tuple[Proxy, ...], slices: int = 64) -> None:
+    """One sweep by whichever leads."""
+    done = [await proxy.cleanup.sweep(slices=slices) for proxy in pair]
+    assert sum(each is not None for each in done) == 1
+
+
+async def until_available(pair: tuple[Proxy, ...]) -> None:
+    """Ask until both processes have Redis back, and one leads."""
+    for proxy in pair:
+        await eventually(lambda: proxy.cache.index.totals(), lambda: proxy.cache.index.available)  # noqa: B023
+    await eventually(
+        lambda: gatherResults([start(proxy.leadership.stand()) for proxy in pair]),
+        lambda: any(proxy.leadership.token for proxy in pair),
+    )
+
+
+async def eventually(attempt: Any, done: Any) -> None:
+    """Try again until it is so, in turns of the reactor."""
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline
+        await attempt()
+        await deferLater(reactor, 0.02)

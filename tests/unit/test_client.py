@@ -1,0 +1,296 @@
+"""One request to the archive: bounded, honest about what went wrong, and telling the breaker."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.error import DNSLookupError, NoRouteError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.server import NOT_DONE_YET
+
+from coverart.breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
+from coverart.client import MOST_WAITING, ArchiveClient, Limits, Trip
+from coverart.errors import (
+    BadUpstream,
+    CoverError,
+    NotInArchive,
+    NotReached,
+    PassingTrouble,
+    Unavailable,
+    UpstreamTimeout,
+)
+from coverart.redirects import Hop, Rules
+from coverart.transfer import BytesSink
+from tests.doubles import (
+    Answer,
+    ScriptedArchive,
+    cut,
+    hang_up,
+    redirect,
+    reply,
+    stall,
+)
+from tests.strategies import examples
+
+ASKED = "http://archive/x"
+HOP = Rules(("archive:80", "other:80")).check("http://archive/x")
+OTHER = Rules(("archive:80", "other:80")).check("http://other/x")
+
+
+class ClientTests(SynchronousTestCase):
+    """ArchiveClient over a scripted archive."""
+
+    def setUp(self) -> None:
+        self.archive = ScriptedArchive()
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.sink = BytesSink(1_000_000)
+        self.trip = Trip(deadline=2000)
+        self.client = self.made()
+
+    def made(self, concurrency: int = 4) -> ArchiveClient:
+        """A client with a clock that stands still."""
+        return ArchiveClient(
+            http=self.archive.http(),
+            clock=self.clock,
+            breaker=Breaker(jitter=lambda: 0.0),
+            limits=Limits(total_s=60, concurrency=concurrency),
+            user_agent="coverart/0 ( test )",
+        )
+
+    def get(self, *, hop: Hop = HOP, sink: bool = True) -> Deferred[bytes | None]:
+        """One GET, as far as it gets without time passing."""
+        d: Deferred[bytes | None] = Deferred.fromCoroutine(
+            self.client.get(hop, "1", self.trip, self.sink if sink else None)
+        )
+        self.archive.flush()
+        return d
+
+    def ends(self, error: type[CoverError], *answers: Answer | Exception) -> CoverError:
+        """The error that an answer leads to."""
+        self.archive.on(ASKED, *answers)
+        value: CoverError = self.failureResultOf(self.get(), error).value
+        self.assertIs(type(value), error)
+        return value
+
+    def left_alone(self, hop: Hop = HOP) -> bool:
+        """Whether the host is not asked now."""
+        return hop.origin in self.client.breaker.open_hosts(self.clock.seconds())
+
+
+class AnswerTests(ClientTests):
+    """What answers mean."""
+
+    def test_whole(self) -> None:
+        """The body of a 200 goes to the sink; the request says who asks, and costs a hop."""
+        self.archive.on(ASKED, reply(200, b"cover"))
+        self.assertIsNone(self.successResultOf(self.get()))
+        self.assertEqual(self.sink.body, b"cover")
+        request = self.archive.requests[0]
+        self.assertEqual(request.getHeader("user-agent"), "coverart/0 ( test )")
+        self.assertEqual(self.trip.hops, 1)
+
+    def test_redirects(self) -> None:
+        """A redirect of any kind gives its Location and is not followed; empty if it has none."""
+        for code in (301, 302, 303, 307, 308):
+            self.archive.on(ASKED, redirect("http://elsewhere/y", code))
+            self.assertEqual(self.successResultOf(self.get()), b"http://elsewhere/y")
+        self.archive.on(ASKED, reply(302))
+        self.assertEqual(self.successResultOf(self.get()), b"")
+        self.assertEqual(set(self.archive.asked), {ASKED})
+
+    def test_body_where_none_makes_sense(self) -> None:
+        """A page with 200 in place of a redirect is the archive's mistake."""
+        self.archive.on(ASKED, reply(200, b"<html>"))
+        self.failureResultOf(self.get(sink=False), BadUpstream)
+
+    def test_statuses(self) -> None:
+        """404 is no such art; some errors may pass; the rest makes no sense."""
+        self.ends(NotInArchive, reply(404, b"no"))
+        for code in (500, 502, 504):
+            self.ends(PassingTrouble, reply(code, b"trouble"))
+        for code in (204, 206, 300, 304, 400, 401, 403, 410, 418, 501):
+            self.ends(BadUpstream, reply(code, b"" if code in (204, 304) else b"what"))
+        self.assertFalse(self.left_alone())
+
+    def test_cut(self) -> None:
+        """A body shorter than declared, or no answer at all, is trouble that may pass."""
+        self.ends(PassingTrouble, cut(b"half", 100))
+        self.ends(PassingTrouble, hang_up)
+        self.assertFalse(self.left_alone())
+
+    def test_unframed(self) -> None:
+        """A body with neither length nor framing may have been cut, so it is not taken."""
+
+        def answer(request: Any) -> Any:
+            # As an HTTP/1.0 server ends a body: by hanging up.
+            request.channel.transport.write(b"HTTP/1.0 200 OK\r\n\r\nhalf a cover?")
+            request.channel.transport.loseConnection()
+            return NOT_DONE_YET
+
+        self.ends(BadUpstream, answer)
+
+    def test_too_large(self) -> None:
+        """A body over the sink's limit is refused, as declared or as it comes."""
+        self.sink = BytesSink(10)
+        self.ends(BadUpstream, reply(200, b"x" * 11))
+
+    def test_errors_of_any_body(self) -> None:
+        """However long the page of an error is, its status is what counts."""
+        self.ends(NotInArchive, reply(404, b"x" * 1_000_000))
+        self.ends(NotInArchive, reply(404, b"again"))
+
+
+class SlowDownTests(ClientTests):
+    """When the archive asks to be left alone."""
+
+    def test_refused(self) -> None:
+        """A refused connection means too much was asked: the host is left alone at once."""
+        for error in (Refused(), NoRouteError(), DNSLookupError("no such name")):
+            self.client = self.made()
+            self.ends(NotReached, error)
+            self.assertTrue(self.left_alone())
+            asked = len(self.archive.asked)
+            self.failureResultOf(self.get(), Unavailable)
+            self.assertEqual(len(self.archive.asked), asked)
+
+    def test_said(self) -> None:
+        """503 and 429 too; other hosts are asked as before; an answer ends it."""
+        for code in (503, 429):
+            self.client = self.made()
+            error = self.ends(Unavailable, reply(code, b"slow down"))
+            self.assertEqual(error.retry_after_s, 5)
+            self.assertTrue(self.left_alone())
+            self.archive.on("http://other/x", reply(200, b"cover"))
+            self.successResultOf(self.get(hop=OTHER))
+            self.clock.advance(5)
+            self.archive.on(ASKED, reply(404))
+            self.failureResultOf(self.get(), NotInArchive)
+            self.assertFalse(self.left_alone())
+
+    def test_retry_after(self) -> None:
+        """Retry-After counts, in seconds or as a date beside Date; nonsense does not."""
+        date = "Sun, 06 Nov 1994 08:49:37 GMT"
+        for value, pause_s in {
+            "120": 120,
+            "0": 1,
+            "999999999": LONGEST_RETRY_AFTER_S,
+            "Sun, 06 Nov 1994 08:50:37 GMT": 60,
+            "Sun, 06 Nov 1994 08:00:00 GMT": 1,
+            "soon": 5,
+            "-1": 5,
+            "1.5": 5,
+            "9" * 30: 5,
+            "Sun, 06 Nov 99999999999999999999 08:49:37 GMT": 5,
+            "\xb2": 5,
+        }.items():
+            self.client = self.made()
+            error = self.ends(Unavailable, reply(503, b"", retry_after=value, date=date))
+            self.assertEqual(error.retry_after_s, pause_s, value)
+
+    @examples(60)
+    @given(st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40))
+    def test_any_retry_after(self, value: str) -> None:
+        """Retry-After of any content gives a bounded pause."""
+        self.client = self.made()
+        error = self.ends(Unavailable, reply(503, b"", retry_after=value))
+        assert error.retry_after_s is not None
+        self.assertTrue(1 <= error.retry_after_s <= LONGEST_RETRY_AFTER_S)
+
+    def test_crowd(self) -> None:
+        """With as many waiting as may, the next one is told to come back."""
+        self.client = self.made(concurrency=1)
+        self.archive.on(ASKED, stall())
+        waiting = [self.get() for _ in range(MOST_WAITING + 1)]
+        self.assertEqual(self.client.waiting, MOST_WAITING)
+        error = self.failureResultOf(self.get(), Unavailable).value
+        self.assertEqual(error.retry_after_s, 2)
+        self.assertEqual(len(self.archive.asked), 1)
+        for d in reversed(waiting):
+            d.addErrback(lambda _: None).cancel()
+
+    def test_places(self) -> None:
+        """So many requests are under way at once; the next is sent when one has ended."""
+        self.client = self.made(concurrency=2)
+        self.archive.on(ASKED, stall(b"x", 2))
+        running = [self.get() for _ in range(3)]
+        self.assertEqual((len(self.archive.asked), self.client.waiting), (2, 1))
+        self.archive.requests[0].write(b"y")
+        self.archive.flush()
+        self.successResultOf(running[0])
+        self.assertEqual((len(self.archive.asked), self.client.waiting), (3, 0))
+
+    def test_place_given_back(self) -> None:
+        """However a request ends, its place is free again."""
+        self.client = self.made(concurrency=1)
+        for answer in (reply(200, b"x"), reply(404), hang_up, cut(b"x", 9), ValueError("odd")):
+            self.archive.on(ASKED, answer)
+            self.get().addErrback(lambda _: None)
+        self.archive.on(ASKED, stall())
+        self.get().addErrback(lambda _: None).cancel()
+        self.archive.on(ASKED, reply(200, b"x"))
+        self.assertIsNone(self.successResultOf(self.get()))
+
+
+class TimeTests(ClientTests):
+    """Silence."""
+
+    def test_no_answer(self) -> None:
+        """No headers in time is a timeout; so many in a row, and the host is left alone."""
+        self.archive.on(ASKED, stall())
+        for n in range(TIMEOUTS_IN_A_ROW):
+            self.assertFalse(self.left_alone(), n)
+            d = self.get()
+            self.clock.advance(29)
+            self.assertNoResult(d)
+            self.clock.advance(1)
+            self.archive.flush()
+            self.failureResultOf(d, UpstreamTimeout)
+        self.assertTrue(self.left_alone())
+
+    def test_no_connection(self) -> None:
+        """A connection that is not made in time is a timeout too."""
+        self.ends(UpstreamTimeout, ConnectTimeout())
+
+    def test_silence(self) -> None:
+        """A body that falls silent ends; one that trickles goes on."""
+        self.archive.on(ASKED, stall(b"12345", 10))
+        d = self.get()
+        self.clock.advance(19)
+        self.archive.requests[0].write(b"6")
+        self.archive.flush()
+        self.clock.advance(19)
+        self.assertNoResult(d)
+        self.clock.advance(1)
+        self.archive.flush()
+        self.failureResultOf(d, UpstreamTimeout)
+        self.assertFalse(self.left_alone())
+
+    def test_cancelled(self) -> None:
+        """A request called off before its answer ends as such, not as the archive's trouble."""
+        self.archive.on(ASKED, stall())
+        d = self.get()
+        d.cancel()
+        self.archive.flush()
+        self.failureResultOf(d, CancelledError)
+        self.assertFalse(self.left_alone())
+
+    def test_cancelled_in_the_body(self) -> None:
+        """The same in the middle of a body."""
+        self.archive.on(ASKED, stall(b"12345", 10))
+        d = self.get()
+        d.cancel()
+        self.archive.flush()
+        self.failureResultOf(d, CancelledError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_no_timer_left(self) -> None:
+        """A request that ended leaves no timer behind."""
+        for answer in (reply(200, b"x"), reply(404, b"y"), hang_up, cut(b"x", 5), redirect("/z")):
+            self.archive.on(ASKED, answer)
+            self.get().addErrback(lambda _: None)
+            self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -1,0 +1,446 @@
+"""An image on its way to the disk, and readers of what is there of it."""
+
+import os
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from coverart import layout
+from coverart.errors import BadUpstream, CoverError, NotReached, StoreFailed
+from coverart.incoming import BACKLOG_BYTES, SMALL_BYTES, Incoming, InThread
+from coverart.model import ORIGINAL, Entity, FileEntry, ImageRef, MediaType
+from coverart.store import ImageStore
+from tests.doubles import HeldBack, at_once, folder
+from tests.strategies import MBID, examples
+
+KEY = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7).at(ORIGINAL)
+HEAD = b"\xff\xd8\xff\xe0JPEG"
+LARGE = SMALL_BYTES * 3
+LARGEST = 4 * 1024 * 1024
+
+
+def jpeg(size_bytes: int) -> bytes:
+    """A body of this size that begins as a JPEG and differs from place to place."""
+    return (HEAD + b"".join(b"%07d." % n for n in range(size_bytes // 8 + 1)))[:size_bytes]
+
+
+class IncomingTests(SynchronousTestCase):
+    """One download, its disk at once or held back."""
+
+    def setUp(self) -> None:
+        self.root = folder(self)
+        self.store = ImageStore(self.root)
+        self.announced: list[Incoming] = []
+        self.disk = HeldBack()
+
+    def incoming(self, in_thread: InThread = at_once, size: int = ORIGINAL) -> Incoming:
+        """A download that starts now."""
+        return Incoming(
+            KEY.ref.at(size),
+            store=self.store,
+            in_thread=in_thread,
+            largest_bytes=LARGEST,
+            stored_at=1000,
+            announce=self.announced.append,
+        )
+
+    def finish(self, incoming: Incoming) -> Deferred[FileEntry]:
+        """The end of the download."""
+        return Deferred.fromCoroutine(incoming.finish())
+
+    def temporary(self) -> list[str]:
+        """Unfinished files."""
+        return os.listdir(self.root / layout.INCOMING)
+
+    def visible(self, media: MediaType = MediaType.JPEG) -> bytes | None:
+        """What lies at the image's place."""
+        path = layout.image_path(KEY, media)
+        return self.store.read(path) if self.store.stat(path) else None
+
+    def descriptors(self) -> int:
+        """How many files are open."""
+        return len(os.listdir("/proc/self/fd"))
+
+
+class SmallTests(IncomingTests):
+    """An image that is answered when it is whole."""
+
+    def test_whole(self) -> None:
+        """A small image is visible, with its time, once it is finished, and is not announced."""
+        body, before = jpeg(20_000), self.descriptors()
+        incoming = self.incoming()
+        incoming.begin(len(body))
+        for at in range(0, len(body), 1000):
+            incoming.write(body[at : at + 1000])
+            self.assertIsNone(incoming.room())
+        self.assertIsNone(self.visible())
+        entry = self.successResultOf(self.finish(incoming))
+        expected = FileEntry(size_bytes=20_000, stored_at=1000, media=MediaType.JPEG)
+        self.assertEqual(entry, expected)
+        self.assertEqual(self.visible(), body)
+        self.assertEqual((self.announced, self.temporary()), ([], []))
+        self.assertEqual(self.descriptors(), before)
+
+    def test_undeclared(self) -> None:
+        """A chunked body is as good; it is never announced, since nobody knows its end."""
+        body = jpeg(LARGE)
+        incoming = self.incoming()
+        incoming.begin(None)
+        incoming.write(body)
+        self.assertEqual(self.successResultOf(self.finish(incoming)).size_bytes, LARGE)
+        self.assertEqual((self.visible(), self.announced), (body, []))
+
+    def test_cut_and_too_long(self) -> None:
+        """What differs from the declared length is refused, and nothing is kept."""
+        for declared in (99, 101):
+            incoming = self.incoming()
+            incoming.begin(declared)
+            incoming.write(jpeg(100))
+            self.failureResultOf(self.finish(incoming), BadUpstream)
+            incoming.fail(CoverError())
+        self.assertEqual((self.visible(), self.temporary()), (None, []))
+
+    def test_no_image(self) -> None:
+        """A page is refused on its first bytes, in whatever pieces they come."""
+        for pieces in ((b"<!DOCTYPE html>",), (b"<", b"!DOC", b"TYPE", b" html>")):
+            incoming = self.incoming()
+            incoming.begin(15)
+
+            def write(incoming: Incoming = incoming, pieces: tuple[bytes, ...] = pieces) -> None:
+                for piece in pieces:
+                    incoming.write(piece)
+
+            self.assertRaises(BadUpstream, write)
+
+    def test_type_in_pieces(self) -> None:
+        """A type is told byte by byte as well."""
+        incoming = self.incoming()
+        incoming.begin(20)
+        for n in range(20):
+            incoming.write(jpeg(20)[n : n + 1])
+        self.assertIs(self.successResultOf(self.finish(incoming)).media, MediaType.JPEG)
+
+    def test_too_short(self) -> None:
+        """Nothing, or less than tells a type, is no image even where it is as declared."""
+        for body in (b"", HEAD[:4]):
+            incoming = self.incoming()
+            incoming.begin(len(body))
+            incoming.write(body)
+            self.failureResultOf(self.finish(incoming), BadUpstream)
+
+    def test_thumbnail_of_another_type(self) -> None:
+        """A thumbnail that is no JPEG is refused."""
+        incoming = self.incoming(size=250)
+        incoming.begin(None)
+        self.assertRaises(BadUpstream, incoming.write, b"\x89PNG\r\n\x1a\n....")
+
+    def test_over_the_limit(self) -> None:
+        """An image over the limit is refused as declared, or as soon as it grows over it."""
+        incoming = self.incoming()
+        self.assertRaises(BadUpstream, incoming.begin, LARGEST + 1)
+        incoming.begin(None)
+        incoming.write(jpeg(LARGEST))
+        self.assertRaises(BadUpstream, incoming.write, b"x")
+        incoming.fail(CoverError())
+        self.assertEqual((self.visible(), self.temporary()), (None, []))
+
+    def test_starts_over(self) -> None:
+        """As long as nothing is on the disk, a second answer takes the place of a broken one."""
+        incoming = self.incoming()
+        incoming.begin(50_000)
+        incoming.write(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
+        incoming.begin(100)
+        incoming.write(jpeg(100))
+        entry = self.successResultOf(self.finish(incoming))
+        self.assertEqual((entry.size_bytes, entry.media), (100, MediaType.JPEG))
+        self.assertEqual(self.visible(), jpeg(100))
+
+    def test_disk_refuses(self) -> None:
+        """A disk that does not take the file is our trouble, not the archive's."""
+        before = self.descriptors()
+        incoming = self.incoming()
+        incoming.begin(100)
+        incoming.write(jpeg(100))
+        (self.root / "release").write_bytes(b"in the way")
+        self.failureResultOf(self.finish(incoming), StoreFailed)
+        incoming.fail(CoverError())
+        self.assertEqual((self.temporary(), self.descriptors()), ([], before))
+
+
+class LargeTests(IncomingTests):
+    """An image that flows to its readers while it arrives."""
+
+    def begun(self, in_thread: InThread = at_once, body: bytes | None = None) -> Incoming:
+        """A large image of which so much has come."""
+        incoming = self.incoming(in_thread)
+        incoming.begin(LARGE)
+        incoming.write(jpeg(LARGE)[:1000] if body is None else body)
+        return incoming
+
+    def test_announced(self) -> None:
+        """It is announced once, when its first bytes proved to be of an image."""
+        incoming = self.incoming()
+        incoming.begin(LARGE)
+        incoming.write(HEAD[:7])
+        self.assertEqual(self.announced, [])
+        incoming.write(jpeg(LARGE)[7:1000])
+        incoming.write(jpeg(LARGE)[1000:2000])
+        self.assertEqual(self.announced, [incoming])
+        self.assertEqual(incoming.length, LARGE)
+        incoming.fail(CoverError())
+
+    def test_readers_at_their_own_pace(self) -> None:
+        """Each reader gets all that has come, from where it stands, in its own pieces."""
+        body = jpeg(LARGE)
+        incoming = self.begun()
+        incoming.attach()
+        incoming.attach()
+        self.assertEqual(incoming.read(0, 10), body[:10])
+        self.assertEqual(incoming.read(500, 10_000), body[500:1000])
+        self.assertEqual(incoming.read(1000, 10), b"")
+        more = incoming.more(1000)
+        self.assertNoResult(more)
+        incoming.write(body[1000:])
+        self.successResultOf(more)
+        self.assertEqual(incoming.read(1000, LARGE), body[1000:])
+        self.successResultOf(self.finish(incoming))
+        self.assertEqual(incoming.read(0, LARGE), body)
+        incoming.detach()
+        incoming.detach()
+        self.assertEqual(self.visible(), body)
+
+    def test_closed_after_the_last(self) -> None:
+        """The file stays open for those who still read, and no longer."""
+        before = self.descriptors()
+        incoming = self.begun(body=jpeg(LARGE))
+        incoming.attach()
+        self.successResultOf(self.finish(incoming))
+        self.assertEqual(self.descriptors(), before + 1)
+        incoming.detach()
+        self.assertEqual(self.descriptors(), before)
+
+    def test_evicted_while_read(self) -> None:
+        """A reader finishes an image that was evicted meanwhile."""
+        incoming = self.begun(body=jpeg(LARGE))
+        incoming.attach()
+        self.successResultOf(self.finish(incoming))
+        self.store.remove(layout.image_path(KEY, MediaType.JPEG))
+        self.assertEqual(incoming.read(0, LARGE), jpeg(LARGE))
+        incoming.detach()
+
+    def test_fails_midway(self) -> None:
+        """Readers get what had come and then the error; nothing is kept."""
+        before = self.descriptors()
+        incoming = self.begun()
+        incoming.attach()
+        more = incoming.more(1000)
+        incoming.fail(NotReached("cut"))
+        self.successResultOf(more)
+        self.assertEqual(incoming.read(0, 5000), jpeg(1000))
+        self.assertRaises(NotReached, incoming.read, 1000, 10)
+        self.successResultOf(incoming.more(1000))
+        incoming.detach()
+        self.assertEqual((self.visible(), self.temporary()), (None, []))
+        self.assertEqual(self.descriptors(), before)
+
+    def test_first_error_counts(self) -> None:
+        """What failed first is what is told."""
+        incoming = self.begun()
+        incoming.attach()
+        incoming.fail(NotReached("first"))
+        incoming.fail(BadUpstream("second"))
+        error = self.assertRaises(CoverError, incoming.read, 1000, 10)
+        self.assertEqual(error.detail, "first")
+        incoming.detach()
+
+    def test_no_second_answer(self) -> None:
+        """Once bytes are on the disk and with readers, another answer can't take their place."""
+        incoming = self.begun()
+        self.assertRaises(BadUpstream, incoming.begin, LARGE)
+        incoming.fail(CoverError())
+
+    def test_too_late(self) -> None:
+        """A reader that comes after the end is told so, and gets no empty image."""
+        incoming = self.begun(body=jpeg(LARGE))
+        self.successResultOf(self.finish(incoming))
+        incoming.attach()
+        self.assertRaises(StoreFailed, incoming.read, 0, 10)
+        incoming.detach()
+
+    def test_leaves_while_waiting(self) -> None:
+        """A reader that leaves takes nothing from another."""
+        incoming = self.begun()
+        incoming.attach()
+        incoming.attach()
+        hasty, patient = incoming.more(1000), incoming.more(1000)
+        hasty.cancel()
+        self.failureResultOf(hasty, CancelledError)
+        incoming.detach()
+        incoming.write(b"x")
+        self.successResultOf(patient)
+        incoming.detach()
+        incoming.fail(CoverError())
+
+    def test_leaves_while_woken(self) -> None:
+        """A reader may make another leave when it is woken."""
+        incoming = self.begun()
+        first, second, third = (incoming.more(1000) for _ in range(3))
+        first.addCallback(lambda _: second.cancel())
+        incoming.write(b"x")
+        self.successResultOf(first)
+        self.failureResultOf(second, CancelledError)
+        self.successResultOf(third)
+        incoming.fail(CoverError())
+
+    def test_disk_fills_up(self) -> None:
+        """When the disk is full, the archive's side and the readers are told; nothing stays."""
+        incoming = self.begun()
+        incoming.attach()
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        self.patch(self.store, "append", full)
+        incoming.write(b"x" * 10)
+        error = self.assertRaises(StoreFailed, incoming.write, b"x")
+        self.assertIn("No space left", error.detail)
+        self.failureResultOf(self.finish(incoming))
+        incoming.fail(error)
+        self.assertRaises(StoreFailed, incoming.read, 1000, 10)
+        incoming.detach()
+        self.assertEqual((self.visible(), self.temporary()), (None, []))
+
+
+class SlowDiskTests(IncomingTests):
+    """The disk is held back, as a thread can be."""
+
+    def begun(self) -> Incoming:
+        """A large image whose first piece waits for the disk."""
+        incoming = self.incoming(self.disk)
+        incoming.begin(LARGEST)
+        incoming.write(jpeg(1000))
+        return incoming
+
+    def test_archive_pauses(self) -> None:
+        """So much may wait for the disk; then the archive waits, until there is room again."""
+        incoming = self.begun()
+        self.assertIsNone(incoming.room())
+        incoming.write(b"x" * BACKLOG_BYTES)
+        room = incoming.room()
+        assert room is not None
+        self.assertNoResult(room)
+        self.disk.let_all_go()
+        self.successResultOf(room)
+        self.assertIsNone(incoming.room())
+        incoming.fail(CoverError())
+
+    def test_nothing_before_the_disk(self) -> None:
+        """Readers read from the disk alone, so what waits for it is not there yet."""
+        incoming = self.begun()
+        incoming.attach()
+        self.assertEqual(incoming.read(0, 10), b"")
+        more = incoming.more(0)
+        self.assertNoResult(more)
+        self.disk.let_one_go()
+        self.successResultOf(more)
+        self.assertEqual(incoming.read(0, 10), jpeg(10))
+        incoming.fail(CoverError())
+        incoming.detach()
+
+    def test_one_piece_at_a_time(self) -> None:
+        """Pieces that come meanwhile are written together and in order."""
+        incoming = self.begun()
+        for n in range(5):
+            incoming.write(b"%d" % n * 10)
+        self.assertEqual(len(self.disk.waiting), 1)
+        incoming.attach()
+        self.disk.let_all_go()
+        self.assertEqual(incoming.read(1000, 100), b"".join(b"%d" % n * 10 for n in range(5)))
+        incoming.fail(CoverError())
+        incoming.detach()
+
+    def test_finish_waits(self) -> None:
+        """The end waits for the pieces before it."""
+        incoming = self.incoming(self.disk)
+        body = jpeg(LARGE)
+        incoming.begin(LARGE)
+        incoming.write(body[:1000])
+        incoming.write(body[1000:])
+        finished = self.finish(incoming)
+        self.assertNoResult(finished)
+        self.disk.let_all_go()
+        self.assertEqual(self.successResultOf(finished).size_bytes, LARGE)
+        self.assertEqual((self.visible(), self.temporary()), (body, []))
+
+    def test_fails_during_a_write(self) -> None:
+        """A failure while a piece is being written leaves nothing, however the two end."""
+        before = self.descriptors()
+        for held in (False, True):
+            incoming = self.begun()
+            if held:
+                self.disk.let_one_go()
+                incoming.write(b"y" * 100)
+            incoming.fail(NotReached("cut"))
+            self.disk.let_all_go()
+            self.assertEqual((self.visible(), self.temporary()), (None, []))
+        self.assertEqual(self.descriptors(), before)
+
+    def test_disk_refuses_later(self) -> None:
+        """An error of the disk wakes readers and whoever waits for room."""
+        incoming = self.begun()
+        incoming.attach()
+        incoming.write(b"x" * BACKLOG_BYTES)
+        room, more = incoming.room(), incoming.more(0)
+        assert room is not None
+        for file in self.root.rglob("*"):
+            if file.is_dir():
+                file.rmdir()
+        (self.root / layout.INCOMING).write_bytes(b"in the way")
+        self.disk.let_all_go()
+        self.successResultOf(room)
+        self.successResultOf(more)
+        self.assertRaises(StoreFailed, incoming.read, 0, 10)
+        self.assertRaises(StoreFailed, incoming.write, b"x")
+        incoming.detach()
+
+    @examples(30)
+    @given(
+        st.integers(SMALL_BYTES + 1, SMALL_BYTES + 3000),
+        st.lists(st.integers(20_000, 120_000), min_size=1, max_size=12),
+        st.lists(st.sampled_from(["disk", "read", "one"]), max_size=20),
+    )
+    def test_any_pace(self, size: int, pieces: list[int], turns: list[str]) -> None:
+        """However fast disk and readers are, each reader reads exactly the image."""
+        body = jpeg(size)
+        incoming = self.incoming(self.disk)
+        incoming.begin(size)
+        read = [b"", b""]
+        for _ in read:
+            incoming.attach()
+        at, turn = 0, 0
+        while at < size:
+            piece = body[at : at + pieces[turn % len(pieces)]]
+            incoming.write(piece)
+            at += len(piece)
+            what = turns[turn % len(turns)] if turns else "disk"
+            turn += 1
+            if what == "disk":
+                self.disk.let_all_go()
+            elif what == "one" and self.disk.waiting:
+                self.disk.let_one_go()
+            else:
+                read[0] += incoming.read(len(read[0]), 5000)
+        finished = self.finish(incoming)
+        self.disk.let_all_go()
+        self.successResultOf(finished)
+        for n in range(2):
+            while len(read[n]) < size:
+                data = incoming.read(len(read[n]), 70_000)
+                assert data
+                read[n] += data
+            incoming.detach()
+        self.assertEqual(read, [body, body])
+        self.assertEqual(self.visible(), body)
