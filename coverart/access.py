@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
@@ -58,15 +58,24 @@ class LoggedRequest(Request):
             f"{method} {self.key or 'unknown'} {self.code} {outcome} "
             f"{self.sentLength} B {elapsed_s:.4f} s {self.hops} hops{end}"
         )
-        self.log.info(
-            "{line}",
-            line=line,
-            key=self.key,
-            code=self.code,
-            outcome=outcome,
-            size_bytes=self.sentLength,
-            elapsed_s=elapsed_s,
-            hops=self.hops,
+        # Handed to the publisher as Logger.info() would, but with the line as its own format (it
+        # holds canonical names and numbers, never a brace) and its system named, which spares
+        # the formatter half of its work.
+        self.log.observer(
+            {
+                "log_format": line,
+                "log_level": LogLevel.info,
+                "log_namespace": self.log.namespace,
+                "log_system": self.log.namespace,
+                "log_logger": self.log,
+                "log_time": time.time(),
+                "key": self.key,
+                "code": self.code,
+                "outcome": outcome,
+                "size_bytes": self.sentLength,
+                "elapsed_s": elapsed_s,
+                "hops": self.hops,
+            }
         )
 
     def _count(self, elapsed_s: float, *, left: bool) -> None:

@@ -180,7 +180,7 @@ def assemble(
         redirect_names=settings.image_mode == "redirect",
     )
     site = make_site(
-        CoverRoutes(cache, ways).app.resource(),
+        CoverRoutes(cache, ways),
         OperatorRoutes(cache, kept.metrics, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token).app.resource(),
         kept.metrics,
@@ -231,9 +231,9 @@ def _index(settings: Settings, reactor: Any) -> tuple[Index, Fetches, Leadership
     """The index and what goes with it: all in this process, or shared by Redis."""
     if settings.redis_url is None:
         alone = Alone()
-        return MemoryIndex(), alone, alone, None
+        return MemoryIndex(eviction=settings.cache_eviction), alone, alone, None
     link = RedisLink(settings.redis_url, reactor, reactor)
-    index = RedisIndex(link, settings.cache_name)
+    index = RedisIndex(link, settings.cache_name, eviction=settings.cache_eviction)
     fetches = RedisFetches(link, index.prefix, reactor)
     name = f"{socket.gethostname()}-{os.getpid()}"
     leadership = RedisLeadership(link, index.prefix, name)

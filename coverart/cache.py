@@ -7,7 +7,7 @@ about, for the X-Cache-Status header and the log.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from enum import Enum
 from typing import TypeAlias
@@ -49,6 +49,8 @@ from coverart.store import ImageStore
 REFRESH_PAUSE_S = 60.0
 """After a refresh failed, the old answer is served so long before the archive is asked again."""
 MOST_PAUSES = 10_000
+MOST_USES_KEPT = 50_000
+"""Files whose uses are counted between two times of passing them on."""
 
 
 class Status(Enum):
@@ -143,6 +145,8 @@ class CoverCache:
         self._fetcher = fetcher
         self._fetches = fetches
         self._now = now
+        self._counts_uses = index.eviction != "oldest"
+        self._uses: Counter[FileKey] = Counter()
         self._requests: Flight[ImageRequest | ListingKey, Answer] = Flight()
         self._refreshes: Flight[AliasKey | ListingKey, None] = Flight()
         self._pauses: OrderedDict[AliasKey | ListingKey, float] = OrderedDict()
@@ -178,6 +182,21 @@ class CoverCache:
         joined = self._requests.running(thing)
         answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
         return answer.as_joined() if joined else answer
+
+    def hit_now(self, request: ImageRequest) -> Held | None:
+        """A hit that takes no waiting; None where only get() can say."""
+        found = self.index.find_now(request)
+        if found is None or found.entry is None:
+            return None
+        if judge_image(request, found, self._now(), self.lifetimes) is not Verdict.HIT:
+            return None
+        return self._held(found, Status.HIT)
+
+    async def tell_uses(self) -> None:
+        """Pass on which files were served since the last time, for the order of eviction."""
+        uses, self._uses = self._uses, Counter()
+        if uses:
+            await self.index.use(list(uses.items()))
 
     async def point(self, key: AliasKey) -> Pointed | Absent:
         """
@@ -254,6 +273,8 @@ class CoverCache:
         on_disk = self.store.stat(path)
         if on_disk is None or on_disk.st_size != found.entry.size_bytes:
             return None
+        if self._counts_uses and len(self._uses) < MOST_USES_KEPT:
+            self._uses[found.key] += 1
         return Held(status=status, key=found.key, entry=found.entry, path=path, alias=found.alias)
 
     async def _lost(self, found: Found) -> None:

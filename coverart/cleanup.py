@@ -23,7 +23,7 @@ from coverart.model import FileEntry, FileKey
 from coverart.reconcile import Reconciler
 from coverart.store import ImageStore
 
-BATCH = 500
+BATCH = 200
 """Files or aliases handled at once: a few milliseconds of the reactor's time."""
 SLICES_A_SWEEP = 64
 MANY_ODD = 16
@@ -99,6 +99,7 @@ class Cleanup:
         steps: Sequence[Callable[[Sweep], Awaitable[None]]] = (
             self._remove_orphans,
             self._make_whole,
+            self._order,
             self._settle_doubts,
             self._retire,
             self._evict,
@@ -136,6 +137,11 @@ class Cleanup:
             self._token()
             done.learnt += await self._reconciler.learn_all(self._token)
             await self._index.set_whole()
+
+    async def _order(self, _: Sweep) -> None:
+        """Make the order of eviction that of the setting."""
+        self._token()
+        await self._index.prepare()
 
     async def _settle_doubts(self, done: Sweep) -> None:
         """Look after files that a killed process was storing or removing."""

@@ -8,6 +8,7 @@ request of its own, checked before it is sent (redirects.py).
 from __future__ import annotations
 
 import attrs
+from hyperlink import EncodedURL
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, DeferredSemaphore, TimeoutError  # noqa: A004
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
@@ -77,6 +78,13 @@ class Trip:
     hops: int = 0
 
 
+class _Checked(EncodedURL):
+    """A URL that Rules.check() accepted: ASCII already, so nothing is left to encode."""
+
+    def to_uri(self) -> EncodedURL:
+        return self
+
+
 class ArchiveClient:
     """Sends single requests; shared by all fetches of a process."""
 
@@ -131,7 +139,10 @@ class ArchiveClient:
         trip.hops += 1
         try:
             answer = self._http.get(
-                hop.url, headers=self._headers, allow_redirects=False, unbuffered=True
+                _Checked.from_text(hop.url),
+                headers=self._headers,
+                allow_redirects=False,
+                unbuffered=True,
             )
             response: IResponse = await answer.addTimeout(
                 self.limits.answer_s, self._clock, onTimeoutCancel=_too_slow

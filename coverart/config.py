@@ -20,6 +20,7 @@ from dotenv import dotenv_values
 from platformdirs import user_cache_path
 
 from coverart import __version__
+from coverart.eviction import Eviction
 from coverart.freshness import Lifetimes
 from coverart.packing import LARGEST_FILE_BYTES
 from coverart.redis_address import Address, parse_address
@@ -185,12 +186,12 @@ class Settings:
         default="300",
         means="seconds between cleanups",
     )
-    cache_eviction: str = _setting(
+    cache_eviction: Eviction = _setting(
         "CACHE_EVICTION",
-        _one_of("oldest"),
-        "oldest",
+        _one_of("oldest", "least-useful"),
+        "oldest or least-useful",
         default="oldest",
-        means="what a cleanup removes first",
+        means="what a cleanup removes first: by download time, or by uses and size",
     )
     listen: tuple[str, ...] = _setting(
         "LISTEN",

@@ -40,6 +40,7 @@ from coverart.errors import BadUpstream
 from coverart.redirects import Rules, is_public
 
 IDLE_CONNECTION_S = 30.0
+MOST_ENDPOINTS = 500
 
 
 @implementer(IResolutionReceiver)
@@ -110,6 +111,8 @@ class CheckedEndpoints:
     rules: Rules
     connect_timeout_s: float
     tls: IPolicyForHTTPS = attrs.field(factory=BrowserLikePolicyForHTTPS)
+    _made: dict[tuple[str, str, int], IStreamClientEndpoint] = attrs.field(factory=dict, init=False)
+    """Asked for with each request, though most go over a connection that stands."""
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """:raises BadUpstream: the rules do not allow this host, port and scheme."""
@@ -117,6 +120,9 @@ class CheckedEndpoints:
         named = f"[{host}]" if ":" in host else host
         if not self.rules.allows(scheme, named, uri.port):
             raise BadUpstream(f"no connection to {scheme}://{named}:{uri.port}: not allowed")
+        made = self._made.get((scheme, host, uri.port))
+        if made is not None:
+            return made
         trusted = self.rules.trusts(named, uri.port)
         endpoint: IStreamClientEndpoint = HostnameEndpoint(
             self.reactor if trusted else _PublicReactor(self.reactor),
@@ -126,6 +132,9 @@ class CheckedEndpoints:
         )
         if scheme == "https":
             endpoint = wrapClientTLS(self.tls.creatorForNetloc(uri.host, uri.port), endpoint)
+        if len(self._made) >= MOST_ENDPOINTS:
+            self._made.clear()
+        self._made[scheme, host, uri.port] = endpoint
         return endpoint
 
 

@@ -91,6 +91,9 @@ class Fetcher:
 
     async def find(self, thing: ImageRequest | ListingKey) -> Fetched | None:
         """What lies on the disk and the index does not know; it learns it."""
+        # A look at names only spares most misses the way to a thread and back.
+        if not self._store.has_name(thing):
+            return None
         found: OnDisk | None = await self._in_thread(self._store.find, thing)
         if found is None:
             return None
@@ -152,7 +155,9 @@ class Fetcher:
         if found.alias is None and target.ref != request.alias.own_ref:
             # Worth knowing for other sizes even if this one can't be had. An alias that leads to
             # images held is not moved before the new image is held too.
-            await self._index.put_alias(request.alias, Alias(target=target, checked_at=self._now()))
+            alias = Alias(target=target, checked_at=self._now())
+            await self._index.put_alias(request.alias, alias)
+            return target, alias
         return target, None
 
     async def repoint(self, request: ImageRequest, target: Target, trip: Trip) -> None:
@@ -187,7 +192,8 @@ class Fetcher:
                 await self.unlink(request.alias)
             return None
         alias = alias or Alias(target=target, checked_at=self._now())
-        await self._index.put_alias(request.alias, alias)
+        if alias != known:
+            await self._index.put_alias(request.alias, alias)
         try:
             await self._in_thread(self._point_on_disk, request, alias, entry, known)
         except OSError as error:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
+from coverart.eviction import Eviction
 from coverart.model import (
     Absence,
     Alias,
@@ -31,6 +32,9 @@ Seen: TypeAlias = tuple[FileKey, FileEntry] | tuple[AliasKey, Alias]
 Packed: TypeAlias = tuple[bytes, bytes]
 """The same as packing.py packs it: a million of these fit where a million values would not."""
 
+
+LEARN_AT_ONCE = 2000
+"""So many things are learnt in a few milliseconds."""
 
 SLICES = 4096
 """Parts of an index that can be compared with the disk one by one."""
@@ -59,7 +63,8 @@ class Totals:
 
     `size_bytes` and `files` count regular files (images and listings); `by_entity` counts files
     by the entity in whose folder they lie; `aliases` names by entity; `oldest` is the download
-    time of the file first to be evicted, seconds since the epoch, None when nothing is held;
+    download time of the oldest file, seconds since the epoch, None when nothing is held or files
+    are evicted in another order;
     `absences` is None where an index can't tell; `leader` is the process that cleans, if one is elected.
     """
 
@@ -86,11 +91,18 @@ class Index(Protocol):
         """The name of this kind of index, as /cache-status tells it."""
 
     @property
+    def eviction(self) -> Eviction:
+        """What is evicted first."""
+
+    @property
     def available(self) -> bool:
         """Whether the index can be asked now."""
 
     async def find_image(self, request: ImageRequest) -> Found:
         """All that is known about a request for an image, in one round trip."""
+
+    def find_now(self, request: ImageRequest) -> Found | None:
+        """The same without waiting; None from an index that can't."""
 
     async def find_listing(self, key: ListingKey) -> Found:
         """All that is known about a request for a listing, in one round trip."""
@@ -110,6 +122,9 @@ class Index(Protocol):
     async def settle(self, keys: Sequence[FileKey]) -> None:
         """The files of these keys are off the disk as they are out of the index."""
 
+    async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
+        """Files were asked for so many times since the last call."""
+
     async def suspect(self, key: FileKey) -> None:
         """A file was not as the index said; its neighbours are worth a look."""
 
@@ -127,6 +142,9 @@ class Index(Protocol):
 
     async def learn(self, seen: Sequence[Seen]) -> None:
         """Take in what the disk shows, where nothing is known of it yet."""
+
+    async def learn_packed(self, seen: Sequence[Packed]) -> None:
+        """The same for what packing.py packed; at most LEARN_AT_ONCE things."""
 
     async def totals(self) -> Totals:
         """What is held, in constant time."""
@@ -157,6 +175,9 @@ class Index(Protocol):
         age and are never handed out.
         """
 
+    async def prepare(self) -> None:
+        """Bring the order of eviction in line with COVER_ART_CACHE_EVICTION, if it was changed."""
+
     async def doubtful(self, count: int) -> list[FileKey]:
         """Up to `count` keys whose file was being stored or removed by a process that is gone."""
 
@@ -165,6 +186,9 @@ class Index(Protocol):
 
     async def slice(self, number: int) -> Slice:
         """What is known of the MBIDs whose first three digits are `number`, of 4,096."""
+
+    async def slice_packed(self, number: int) -> dict[bytes, bytes]:
+        """The same packed, files and aliases together. Not to be changed."""
 
     async def whole(self) -> bool:
         """Say whether the index covers all that lay on the disk once, and missed nothing since."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from coverart.index import SLICES, Seen, Slice, Totals
+from coverart.eviction import ByAge, ByUse, Eviction
+from coverart.index import SLICES, Packed, Seen, Slice, Totals
 from coverart.model import (
     ORIGINAL,
     SIZES,
@@ -24,12 +25,15 @@ from coverart.model import (
     Target,
 )
 from coverart.packing import (
+    checked_at_of,
     entity_of,
+    is_alias,
     pack_alias,
     pack_alias_key,
     pack_entry,
     pack_file_key,
     pack_subject,
+    size_of,
     slice_of,
     unpack_alias,
     unpack_alias_key,
@@ -52,14 +56,16 @@ class MemoryIndex:
     kind = "memory"
     available = True
 
-    def __init__(self, *, most_absences: int = MOST_ABSENCES) -> None:
+    def __init__(
+        self, *, eviction: Eviction = "oldest", most_absences: int = MOST_ABSENCES
+    ) -> None:
+        self.eviction = eviction
         self._files: list[dict[bytes, bytes]] = [{} for _ in range(SLICES)]
         self._aliases: list[dict[bytes, bytes]] = [{} for _ in range(SLICES)]
         self._absences: OrderedDict[bytes, Absence] = OrderedDict()
         self._most_absences = most_absences
-        # Every file and every alias that ages has a place in these. Places of things since
-        # removed or renewed are passed over when they come up, which costs less than removal.
-        self._by_age: list[tuple[float, bytes]] = []
+        self._queue: ByAge | ByUse = ByAge(self._stored_at) if eviction == "oldest" else ByUse()
+        # Every alias that ages has a place in here; those since renewed are passed over.
         self._by_check: list[tuple[float, bytes]] = []
         self._size_bytes = 0
         self._file_counts = dict.fromkeys(Entity, 0)
@@ -68,6 +74,9 @@ class MemoryIndex:
         self._odd: set[int] = set()
 
     async def find_image(self, request: ImageRequest) -> Found:
+        return self.find_now(request)
+
+    def find_now(self, request: ImageRequest) -> Found:
         key = request.alias
         own = key.own_ref
         alias = None
@@ -111,10 +120,13 @@ class MemoryIndex:
             self._size_bytes -= known.size_bytes
             renewed = known.stored_at != entry.stored_at
         if renewed:
-            heapq.heappush(self._by_age, (entry.stored_at, packed_key))
+            self._queue.put(packed_key, entry)
         self._absences.pop(packed_key, None)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
+        return self._forget(key, entry, evicted=False)
+
+    def _forget(self, key: FileKey, entry: FileEntry, *, evicted: bool) -> bool:
         packed_key = pack_file_key(key)
         files = self._files[slice_of(packed_key)]
         if files.get(packed_key) != pack_entry(entry):
@@ -122,7 +134,18 @@ class MemoryIndex:
         del files[packed_key]
         self._size_bytes -= entry.size_bytes
         self._file_counts[entity_of(packed_key)] -= 1
+        self._queue.remove(packed_key, evicted=evicted)
         return True
+
+    async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
+        for key, times in uses:
+            packed_key = pack_file_key(key)
+            packed = self._files[slice_of(packed_key)].get(packed_key)
+            if packed is not None:
+                self._queue.use(packed_key, unpack_entry(packed), times)
+
+    async def prepare(self) -> None:
+        """The order of eviction is always the one that was set."""
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
         """A process that is killed takes this index with it, so nothing can be in doubt."""
@@ -179,35 +202,43 @@ class MemoryIndex:
                 if packed_key not in self._files[slice_of(packed_key)]:
                     await self.put_file(key, value)
 
+    async def learn_packed(self, seen: Sequence[Packed]) -> None:
+        counts = dict.fromkeys(range(len(Entity)), 0)
+        for packed_key, value in seen:
+            if is_alias(packed_key):
+                known = self._aliases[slice_of(packed_key)].get(packed_key)
+                if known is None or checked_at_of(known) < checked_at_of(value):
+                    await self.put_alias(unpack_alias_key(packed_key), unpack_alias(value))
+                continue
+            files = self._files[slice_of(packed_key)]
+            if packed_key not in files:
+                files[packed_key] = value
+                self._size_bytes += size_of(value)
+                counts[packed_key[0] & 0x0F] += 1
+                self._queue.put(packed_key, unpack_entry(value))
+                self._absences.pop(packed_key, None)
+        for code, entity in enumerate(Entity):
+            self._file_counts[entity] += counts[code]
+
     async def totals(self) -> Totals:
-        oldest = next(self._ages(), None)
         return Totals(
             size_bytes=self._size_bytes,
             files=sum(self._file_counts.values()),
             by_entity=dict(self._file_counts),
             aliases=dict(self._alias_counts),
             absences=len(self._absences),
-            oldest=None if oldest is None else oldest[0],
+            oldest=self._queue.oldest,
         )
 
     async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
-        taken: dict[bytes, tuple[float, bytes]] = {}
-        for place in self._ages():
-            if len(taken) == count:
-                break
-            heapq.heappop(self._by_age)
-            taken[place[1]] = place
-        # They stay held until the caller has removed the files.
-        for place in taken.values():
-            heapq.heappush(self._by_age, place)
-        return [(unpack_file_key(key), self._entry(key)) for key in taken]
+        return [(unpack_file_key(key), self._entry(key)) for key in self._queue.first(count)]
 
     async def forget_files(
         self,
         files: Sequence[tuple[FileKey, FileEntry]],
         fence: str,  # noqa: ARG002 - one process needs no election
     ) -> list[tuple[FileKey, FileEntry]]:
-        return [file for file in files if await self.forget_file(*file)]
+        return [file for file in files if self._forget(*file, evicted=True)]
 
     async def due_aliases(
         self,
@@ -238,6 +269,9 @@ class MemoryIndex:
             },
         )
 
+    async def slice_packed(self, number: int) -> dict[bytes, bytes]:
+        return self._files[number] | self._aliases[number]
+
     async def whole(self) -> bool:
         return self._whole
 
@@ -247,15 +281,9 @@ class MemoryIndex:
     def _entry(self, packed_key: bytes) -> FileEntry:
         return unpack_entry(self._files[slice_of(packed_key)][packed_key])
 
-    def _ages(self) -> Iterator[tuple[float, bytes]]:
-        """The front of the queue again and again, places that no longer count dropped."""
-        while self._by_age:
-            stored_at, packed_key = self._by_age[0]
-            packed = self._files[slice_of(packed_key)].get(packed_key)
-            if packed is None or unpack_entry(packed).stored_at != stored_at:
-                heapq.heappop(self._by_age)
-                continue
-            yield self._by_age[0]
+    def _stored_at(self, packed_key: bytes) -> float | None:
+        packed = self._files[slice_of(packed_key)].get(packed_key)
+        return None if packed is None else unpack_entry(packed).stored_at
 
     def _held(self, ref: ImageRef) -> Target | None:
         """The image as a target, if any size of it is held."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from coverart.index import IndexAway, LostLease, Seen, Slice, Totals
+from coverart.eviction import Eviction
+from coverart.index import SLICES, IndexAway, LostLease, Packed, Seen, Slice, Totals
 from coverart.model import (
     Absence,
     Alias,
@@ -24,14 +26,18 @@ from coverart.model import (
     Target,
 )
 from coverart.packing import (
+    ages,
+    checked_at_of,
     is_alias,
     pack_alias,
     pack_alias_key,
     pack_entry,
     pack_file_key,
+    pack_seen,
     pack_size,
     pack_subject,
     slice_of,
+    stored_at_of,
     unpack_alias,
     unpack_alias_key,
     unpack_entry,
@@ -52,9 +58,11 @@ from coverart.redis_scripts import (
     PUT_ABSENCE,
     PUT_ALIAS,
     PUT_FILE,
+    RERANK,
     SETTLE,
     SLICE,
     TOTALS,
+    USE,
 )
 
 LAYOUT = 1
@@ -76,24 +84,22 @@ class RedisIndex:
     """
 
     kind = "redis"
+    log = Logger()
 
-    def __init__(
-        self, link: RedisLink, name: str, *, rank: Callable[[FileEntry], float] | None = None
-    ) -> None:
-        """
-        :param name: COVER_ART_CACHE_NAME.
-        :param rank: the place of a file in the order of eviction, smallest first; its download
-            time if not given.
-        """
+    def __init__(self, link: RedisLink, name: str, *, eviction: Eviction = "oldest") -> None:
+        """:param name: COVER_ART_CACHE_NAME."""
         self.link = link
+        self.eviction = eviction
         self.prefix = f"coverart:{LAYOUT}:{name}:".encode()
-        self._rank = rank or (lambda entry: entry.stored_at)
         self._dropped = False
         link.came_back = self._came_back
 
     @property
     def available(self) -> bool:
         return self.link.available
+
+    def find_now(self, request: ImageRequest) -> None:
+        """Redis is never asked without waiting."""
 
     async def find_image(self, request: ImageRequest) -> Found:
         key = request.alias
@@ -137,15 +143,33 @@ class RedisIndex:
         return Found(key=key, entry=unpack_entry(packed))
 
     async def put_file(self, key: FileKey, entry: FileEntry) -> None:
-        await self._tell(PUT_FILE, pack_file_key(key), pack_entry(entry), repr(self._rank(entry)))
+        await self._tell(PUT_FILE, pack_file_key(key), pack_entry(entry), self._rank(entry))
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
-        reply = await self._tell(FORGET_FILES, b"", pack_file_key(key), pack_entry(entry))
+        reply = await self._tell(FORGET_FILES, b"", b"", pack_file_key(key), pack_entry(entry))
         return reply is None or reply == [1]
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
         if keys:
             await self._tell(SETTLE, *(pack_file_key(key) for key in keys))
+
+    async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
+        if self.eviction == "oldest":
+            return
+        for start in range(0, len(uses), _BATCH):
+            batch = uses[start : start + _BATCH]
+            words = [word for key, times in batch for word in (pack_file_key(key), str(times))]
+            await self._ask(USE, None, *words)
+
+    async def prepare(self) -> None:
+        ranked = await self._command("HGET", self.prefix + b"sum", b"policy")
+        if (ranked or b"oldest").decode() == self.eviction:
+            return
+        self.log.info("ranking everything anew for {eviction}", eviction=self.eviction)
+        for number in range(SLICES):
+            by_age = b"1" if self.eviction == "oldest" else b"0"
+            await self._lead(RERANK, f"{number:03x}", by_age)
+        await self._command("HSET", self.prefix + b"sum", b"policy", self.eviction)
 
     async def suspect(self, key: FileKey) -> None:
         try:
@@ -168,7 +192,7 @@ class RedisIndex:
             words = [
                 word for key, entry in batch for word in (pack_file_key(key), pack_entry(entry))
             ]
-            reply = await self._lead(FORGET_FILES, fence, *words)
+            reply = await self._lead(FORGET_FILES, fence, self.eviction, *words)
             if reply is None:
                 raise LostLease
             gone += [file for file, was in zip(batch, reply, strict=True) if was]
@@ -194,13 +218,19 @@ class RedisIndex:
         return bool(await self._tell(FORGET_ABSENCE, pack_subject(subject)))
 
     async def learn(self, seen: Sequence[Seen]) -> None:
-        words: list[bytes | str] = []
-        for key, value in seen:
-            if isinstance(key, AliasKey) and isinstance(value, Alias):
-                words += [pack_alias_key(key), pack_alias(value), _minute(key, value)]
-            elif isinstance(value, FileEntry) and not isinstance(key, AliasKey):
-                words += [pack_file_key(key), pack_entry(value), repr(self._rank(value))]
-        if words:
+        await self.learn_packed([pack_seen(thing) for thing in seen])
+
+    async def learn_packed(self, seen: Sequence[Packed]) -> None:
+        by_age = self.eviction == "oldest"
+        for start in range(0, len(seen), _BATCH):
+            words: list[bytes | str] = []
+            for key, value in seen[start : start + _BATCH]:
+                extra = ""
+                if not is_alias(key):
+                    extra = repr(stored_at_of(value)) if by_age else ""
+                elif ages(key):
+                    extra = str(int(checked_at_of(value) // 60))
+                words += (key, value, extra)
             await self._tell(LEARN, *words)
 
     async def totals(self) -> Totals:
@@ -214,7 +244,7 @@ class RedisIndex:
             files=files,
             by_entity=dict(zip(Entity, rest[:3], strict=True)),
             aliases=dict(zip(Entity, rest[3:], strict=True)),
-            oldest=float(first[1]) if first else None,
+            oldest=float(first[1]) if first and self.eviction == "oldest" else None,
             leader=None if leader is None else leader.decode(),
         )
 
@@ -232,11 +262,13 @@ class RedisIndex:
         reply = await self._lead(DUE_ALIASES, last_minute, count, fence)
         return [(unpack_alias_key(key), unpack_alias(alias)) for key, alias in _pairs(reply)]
 
+    async def slice_packed(self, number: int) -> dict[bytes, bytes]:
+        return dict(_pairs(await self._lead(SLICE, f"{number:03x}")))
+
     async def slice(self, number: int) -> Slice:
-        reply = await self._lead(SLICE, f"{number:03x}")
         files: dict[FileKey, FileEntry] = {}
         aliases: dict[AliasKey, Alias] = {}
-        for key, value in _pairs(reply):
+        for key, value in (await self.slice_packed(number)).items():
             if is_alias(key):
                 aliases[unpack_alias_key(key)] = unpack_alias(value)
             else:
@@ -246,17 +278,11 @@ class RedisIndex:
     async def whole(self) -> bool:
         if self._dropped:
             return False
-        try:
-            return bool(await self.link.command("EXISTS", self.prefix + b"whole"))
-        except RedisAway as error:
-            raise IndexAway(str(error)) from error
+        return bool(await self._command("EXISTS", self.prefix + b"whole"))
 
     async def set_whole(self) -> None:
         self._dropped = False
-        try:
-            await self.link.command("SET", self.prefix + b"whole", b"1")
-        except RedisAway as error:
-            raise IndexAway(str(error)) from error
+        await self._command("SET", self.prefix + b"whole", b"1")
 
     # Redis and its absence
 
@@ -278,6 +304,16 @@ class RedisIndex:
             return await self.link.run(script, self.prefix, *args)
         except RedisAway as error:
             raise IndexAway(str(error)) from error
+
+    async def _command(self, *words: bytes | str) -> Any:
+        try:
+            return await self.link.command(*words)
+        except RedisAway as error:
+            raise IndexAway(str(error)) from error
+
+    def _rank(self, entry: FileEntry) -> str:
+        """The place in the order of eviction; empty where Redis works it out."""
+        return repr(entry.stored_at) if self.eviction == "oldest" else ""
 
     def _came_back(self) -> None:
         """What was not told to Redis is found again by comparing it with the disk."""

@@ -8,10 +8,9 @@ the model and are the reference; this goes from text to bytes without the values
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import NamedTuple
 
-import attrs
-
+from coverart.layout import folder
 from coverart.model import ORIGINAL, SIZES, Entity, MediaType
 from coverart.packing import (
     MEDIA_CODES,
@@ -28,30 +27,29 @@ _JPEG = MEDIA_CODES[MediaType.JPEG]
 _THUMBNAILS = {f"{size}.{MediaType.JPEG.extension}": SIZE_BYTES[size] for size in SIZES}
 _ORIGINALS = {media.extension: MEDIA_CODES[media] for media in MediaType}
 _ORIGINAL = SIZE_BYTES[ORIGINAL]
+_ENDS = {(_ORIGINAL[0], MEDIA_CODES[media]): f".{media.extension}" for media in MediaType} | {
+    (SIZE_BYTES[size][0], _JPEG): f"_{size}.{MediaType.JPEG.extension}" for size in SIZES
+}
+"""What follows the id in the place of an image, by packed size and type."""
+
+_OWNERS = {entity.value: pack_kinds(entity)[0] for entity in (Entity.RELEASE, Entity.EVENT)}
 _UP = "../../../../"
 """From a folder to the cache directory."""
 
-_OWNERS = {
-    Entity.RELEASE.value: pack_kinds(Entity.RELEASE)[0],
-    Entity.EVENT.value: pack_kinds(Entity.EVENT)[0],
-}
 
-Said: TypeAlias = tuple[bytes, str, bytes, int]
-"""The MBID, the id or role ("" for a listing), the packed size, the code of the type."""
-
-
-@attrs.frozen
-class LinkSaid:
-    """What a symlink of ours says: key and value of the alias, and the file that it needs."""
+class LinkName(NamedTuple):
+    """What a symlink of ours says: of which alias it is, and which file it needs."""
 
     key: bytes
-    raw_value: tuple[int, int, bytes, int]
     target_key: bytes
     media: int
 
     def alias(self, checked_at: float) -> bytes:
         """The packed alias, confirmed at that time."""
-        return pack_raw_alias(*self.raw_value, checked_at)
+        target = self.target_key
+        extension = self.media if target[25] == _ORIGINAL[0] else 0
+        number = int.from_bytes(target[17:25], "big")
+        return pack_raw_alias(target[0], extension, target[1:17], number, checked_at)
 
 
 class Names:
@@ -61,9 +59,10 @@ class Names:
         """:param digits: the first three of every MBID in this folder."""
         self._digits = digits
         self._image, self._listing, self._alias = pack_kinds(entity)
-        self._ids_allowed = entity is not Entity.RELEASE_GROUP
+        self._owns_images = entity is not Entity.RELEASE_GROUP
+        self._own_folder = f"{_UP}{folder(entity, digits)}/"
         self._roles = {
-            role: number
+            f"_{role}": number
             for role, number in ROLE_BYTES.items()
             if role == "front" or entity is Entity.RELEASE
         }
@@ -72,82 +71,79 @@ class Names:
 
     def file(self, name: str) -> tuple[bytes, int] | None:
         """The packed key of a regular file, and its type's code; None for what is not ours."""
-        said = self._read(name)
-        if said is None:
-            return None
-        mbid, text, size, media = said
-        if not text:
-            return self._listing + mbid, media
-        number = self._ids.get(text) or self._id(text)
-        if number is None or not self._ids_allowed:
-            return None
-        return self._image + mbid + number + size, media
+        if name[_MBID_CHARS:] == ".json":
+            mbid = name[:_MBID_CHARS]
+            raw = self._mbids.get(mbid) or self._mbid(mbid)
+            if raw is None or not name.startswith(self._digits):
+                return None
+            return self._listing + raw, 0
+        return self._image_at(self._image, self._digits, name) if self._owns_images else None
 
-    def link(self, name: str, text: str) -> LinkSaid | None:
+    def link(self, name: str, text: str) -> LinkName | None:
         """What a symlink says that holds `text`; None for what is not ours."""
-        said = self._read(name)
-        if said is None or not said[1] or not text.startswith(_UP):
+        target = self._target(text)
+        mbid = name[:_MBID_CHARS]
+        raw = self._mbids.get(mbid) or self._mbid(mbid)
+        if target is None or raw is None or not name.startswith(self._digits):
             return None
-        mbid, asked, size, media = said
+        key, media = target
+        # Size and type must be those of the file, so only one end is right.
+        end = _ENDS[key[25], media]
+        if not name.endswith(end):
+            return None
+        asked = name[_MBID_CHARS : -len(end)]
         number = self._roles.get(asked)
         if number is None:
-            number = self._id(asked)
-            if number is None or not self._ids_allowed:
+            text = asked[1:]
+            number = self._ids.get(text) or self._id(text)
+            if number is None or asked[0] != "_" or not self._owns_images:
                 return None
-        target = self._target(text)
-        if target is None or target[0][-1:] != size or target[1] != media:
-            return None
-        key = target[0]
-        extension = media if size == _ORIGINAL else 0
-        value = (key[0], extension, key[1:17], int.from_bytes(key[17:25], "big"))
-        return LinkSaid(self._alias + mbid + number, value, key, media)
+        return LinkName(self._alias + raw + number, key, media)
 
     def _target(self, text: str) -> tuple[bytes, int] | None:
-        """The key of the image at the place that a link names."""
-        pieces = text[len(_UP) :].split("/")
-        if len(pieces) != 5:
+        """The image at the place that a symlink names."""
+        if self._owns_images and text.startswith(self._own_folder):
+            return self._image_at(self._image, self._digits, text[len(self._own_folder) :])
+        pieces = text.split("/")
+        if len(pieces) != 9 or not text.startswith(_UP):
             return None
-        entity, a, b, digits, name = pieces
-        owner = _OWNERS.get(entity)
-        if owner is None or len(digits) != 3 or b != digits[:2] or a != digits[:1]:
+        _, _, _, _, entity, first, second, digits, name = pieces
+        kind = _OWNERS.get(entity)
+        if kind is None or len(digits) != 3 or second != digits[:2] or first != digits[:1]:
             return None
-        there = self if digits == self._digits else Names(Entity(entity), digits)
-        said = there._read(name)  # noqa: SLF001 - of the same class
-        if said is None or not said[1]:
-            return None
-        number = self._id(said[1])
-        return None if number is None else (owner + said[0] + number + said[2], said[3])
+        return self._image_at(kind, digits, name)
 
-    def _read(self, name: str) -> Said | None:
-        text = name[:_MBID_CHARS]
-        mbid = self._mbids.get(text)
-        if mbid is None:
-            if _MBID(text) is None or not text.startswith(self._digits):
-                return None
-            mbid = self._mbids[text] = bytes.fromhex(text.replace("-", ""))
+    def _image_at(self, kind: bytes, digits: str, name: str) -> tuple[bytes, int] | None:
+        mbid = name[:_MBID_CHARS]
+        raw = self._mbids.get(mbid) or self._mbid(mbid)
         rest = name[_MBID_CHARS:]
-        if rest == ".json":
-            return mbid, "", b"", 0
-        pieces = rest.split("_")
-        if pieces[0]:
+        text, _, thumbnail = rest[1:].partition("_")
+        size: bytes | None = _ORIGINAL
+        media = _JPEG
+        if thumbnail:
+            size = _THUMBNAILS.get(thumbnail)
+        else:
+            text, _, extension = text.partition(".")
+            media = _ORIGINALS.get(extension, 0)
+        number = self._ids.get(text) or self._id(text)
+        if raw is None or number is None or size is None or not media:
             return None
-        if len(pieces) == 3 and pieces[1]:
-            size = _THUMBNAILS.get(pieces[2])
-            return None if size is None else (mbid, pieces[1], size, _JPEG)
-        if len(pieces) == 2:
-            asked, _, extension = pieces[1].partition(".")
-            media = _ORIGINALS.get(extension)
-            return None if media is None or not asked else (mbid, asked, _ORIGINAL, media)
-        return None
+        if rest[0] != "_" or not name.startswith(digits):
+            return None
+        return kind + raw + number + size, media
+
+    def _mbid(self, text: str) -> bytes | None:
+        if _MBID(text) is None:
+            return None
+        raw = self._mbids[text] = bytes.fromhex(text.replace("-", ""))
+        return raw
 
     def _id(self, text: str) -> bytes | None:
         """An id as it is packed; None for what is no id."""
-        number = self._ids.get(text)
-        if number is None:
-            # isdecimal() takes the digits of all scripts.
-            if not (text.isascii() and text.isdecimal()) or text[0] == "0":
-                return None
-            if len(text) > _MOST_DIGITS:
-                return None
-            number = self._ids[text] = int(text).to_bytes(8, "big")
+        # isdecimal() alone takes the digits of all scripts.
+        if not text.isascii() or not text.isdecimal() or text[0] == "0":
+            return None
+        if len(text) > _MOST_DIGITS:
+            return None
+        number = self._ids[text] = int(text).to_bytes(8, "big")
         return number

@@ -48,12 +48,15 @@ _ALIAS_VALUE = struct.Struct(">BB16sQd")
 
 LARGEST_FILE_BYTES = (1 << 32) - 1
 
-# For names.py, which packs without the values in between.
+# For names.py and rebuild.py, which pack without the values in between.
 
 MEDIA_CODES = _MEDIA_CODES
 """The first byte of a packed entry; of an original's alias it is the second."""
 SIZE_BYTES = {size: bytes([code]) for size, code in _SIZE_CODES.items()}
-ROLE_BYTES: dict[str, bytes] = {"front": _FRONT.to_bytes(8, "big"), "back": _BACK.to_bytes(8, "big")}
+ROLE_BYTES: dict[str, bytes] = {
+    "front": _FRONT.to_bytes(8, "big"),
+    "back": _BACK.to_bytes(8, "big"),
+}
 pack_raw_entry = _ENTRY.pack
 """Of a media code, a size in bytes and a time."""
 pack_raw_alias = _ALIAS_VALUE.pack
@@ -190,3 +193,17 @@ def unpack_alias(packed: bytes) -> Alias:
 def _mbid(raw: bytes) -> str:
     text = raw.hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def pack_seen(
+    seen: tuple[FileKey, FileEntry] | tuple[AliasKey, Alias],
+) -> tuple[bytes, bytes]:
+    """A file or an alias with what is known of it."""
+    key, value = seen
+    if isinstance(key, AliasKey):
+        if not isinstance(value, Alias):
+            raise TypeError(f"not an alias: {value!r}")
+        return pack_alias_key(key), pack_alias(value)
+    if not isinstance(value, FileEntry):
+        raise TypeError(f"not a file's entry: {value!r}")
+    return pack_file_key(key), pack_entry(value)

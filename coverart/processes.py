@@ -195,6 +195,9 @@ class _Nobody(Factory):
 
     noisy = False
 
+    def logPrefix(self) -> str:
+        return "coverart"
+
     def buildProtocol(self, _: object) -> None:
         return None
 

@@ -6,13 +6,14 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import attrs
 
 from coverart import layout
 from coverart.index import Packed, Seen
 from coverart.model import Alias, AliasKey, Entity, FileEntry, FileKey, ImageRequest
-from coverart.names import LinkSaid, Names
+from coverart.names import LinkName, Names
 from coverart.packing import LARGEST_FILE_BYTES, pack_raw_entry
 from coverart.store import link_target
 
@@ -124,12 +125,11 @@ def _thing(row: os.DirEntry[str], path: str) -> Link | tuple[FileKey, FileEntry]
 # The same, packed: for all of a large cache at once. What is above is the reference.
 
 
-@attrs.frozen(kw_only=True)
-class PackedLink:
+class PackedLink(NamedTuple):
     """A symlink of ours and when it was confirmed."""
 
     name: str
-    said: LinkSaid
+    said: LinkName
     checked_at: float
 
     @property
@@ -231,13 +231,13 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
 def _read_rows(fd: int, rows: Iterable[os.DirEntry[str]], leaf: Leaf) -> None:
     names = Names(leaf.entity, leaf.digits)
     read, files, file_names = names.file, leaf.files, leaf.names
-    regular, link = stat.S_IFREG, stat.S_IFLNK
+    kinds, regular, link = 0o170000, stat.S_IFREG, stat.S_IFLNK
     size_bytes = 0
     for row in rows:
         name = row.name
         try:
             status = row.stat(follow_symlinks=False)
-            kind = stat.S_IFMT(status.st_mode)
+            kind = status.st_mode & kinds
             if kind == regular:
                 found = read(name)
                 size = status.st_size
@@ -256,7 +256,7 @@ def _read_rows(fd: int, rows: Iterable[os.DirEntry[str]], leaf: Leaf) -> None:
             if said is None:
                 leaf.strangers.append(name)
             else:
-                leaf.links.append(PackedLink(name=name, said=said, checked_at=status.st_mtime))
+                leaf.links.append(PackedLink(name, said, status.st_mtime))
         except OSError:
             # It went while it was looked at.
             continue

@@ -7,7 +7,8 @@ COVER_ART_CACHE_NAME; names of MBIDs are in binary, see packing.py):
     b:{hhhh}   hash    files, listings and aliases of the MBIDs that begin with these four digits:
                        packed key -> packed entry or alias
     age        zset    packed file key -> rank in the order of eviction
-    sum        hash    bytes, files, f0-f2 files by entity, a0-a2 aliases by entity
+    sum        hash    bytes, files, f0-f2 files by entity, a0-a2 aliases by entity; level and
+                       policy of the order of eviction (eviction.py)
     due:{n}    list    packed keys of aliases that were checked in minute n
     due        zset    the minutes that have such a list
     no:{key}   string  an absence: since and until; gone by itself
@@ -32,10 +33,23 @@ local function entity(k) return k:byte(1) % 16 end
 -- struct.unpack returns the next position too: the parentheses drop it.
 local function size_of(v) return (struct.unpack('>I4', v, 2)) end
 local function checked(v) return (struct.unpack('>d', v, 27)) end
-local function forget_file(k, v)
+-- '%.0f' keeps what tostring() of a large number would round.
+local function worth(v)
+  local size = math.max(size_of(v), 4096)
+  return math.floor(64 * (size + 1048576) / size)
+end
+local function level() return tonumber(redis.call('HGET', p .. 'sum', 'level') or 0) end
+local function score(v, uses) return string.format('%.0f', (level() + uses * worth(v)) * 16 + uses) end
+local function forget_file(k, v, evicted)
   local b = bucket(k)
   if redis.call('HGET', b, k) ~= v then return 0 end
   redis.call('HDEL', b, k)
+  if evicted then
+    local reached = math.floor(tonumber(redis.call('ZSCORE', p .. 'age', k) or 0) / 16)
+    if reached > level() then
+      redis.call('HSET', p .. 'sum', 'level', string.format('%.0f', reached))
+    end
+  end
   redis.call('ZREM', p .. 'age', k)
   redis.call('HINCRBY', p .. 'sum', 'bytes', -size_of(v))
   redis.call('HINCRBY', p .. 'sum', 'files', -1)
@@ -47,6 +61,7 @@ local function put_file(k, v, rank)
   local b = bucket(k)
   local old = redis.call('HGET', b, k)
   redis.call('HSET', b, k, v)
+  if rank == '' then rank = score(v, 1) end
   redis.call('ZADD', p .. 'age', rank, k)
   if old then
     redis.call('HINCRBY', p .. 'sum', 'bytes', size_of(v) - size_of(old))
@@ -120,9 +135,48 @@ FORGET_FILES = Script(
     _COMMON
     + """
 if ARGV[2] ~= '' and redis.call('GET', p .. 'lead') ~= ARGV[2] then return false end
+local evicted = ARGV[3] == 'least-useful'
 local gone = {}
-for i = 3, #ARGV, 2 do gone[#gone + 1] = forget_file(ARGV[i], ARGV[i + 1]) end
+for i = 4, #ARGV, 2 do gone[#gone + 1] = forget_file(ARGV[i], ARGV[i + 1], evicted) end
 return gone
+"""
+)
+
+USE = Script(
+    _COMMON
+    + """
+for i = 2, #ARGV, 2 do
+  local k = ARGV[i]
+  local known = redis.call('ZSCORE', p .. 'age', k)
+  local v = redis.call('HGET', bucket(k), k)
+  if known and v then
+    local uses = math.min(15, tonumber(known) % 16 + tonumber(ARGV[i + 1]))
+    redis.call('ZADD', p .. 'age', 'GT', score(v, uses), k)
+  end
+end
+"""
+)
+
+RERANK = Script(
+    _COMMON
+    + """
+-- a slice, and whether by age (else by use, each file having been used once)
+for i = 0, 15 do
+  local b = p .. 'b:' .. ARGV[2] .. string.format('%x', i)
+  local cursor = '0'
+  repeat
+    local page = redis.call('HSCAN', b, cursor, 'COUNT', 1000)
+    cursor = page[1]
+    for j = 1, #page[2], 2 do
+      local k, v = page[2][j], page[2][j + 1]
+      if k:byte(1) < 32 then
+        local rank = score(v, 1)
+        if ARGV[3] == '1' then rank = string.format('%.6f', (struct.unpack('>d', v, 6))) end
+        redis.call('ZADD', p .. 'age', rank, k)
+      end
+    end
+  until cursor == '0'
+end
 """
 )
 
@@ -183,7 +237,7 @@ DUE_ALIASES = Script(
     _COMMON
     + """
 if redis.call('GET', p .. 'lead') ~= ARGV[4] and ARGV[4] ~= '' then return {} end
-local found, left = {}, tonumber(ARGV[3])
+local found, left, seen = {}, tonumber(ARGV[3]), {}
 while left > 0 do
   local first = redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', ARGV[2], 'LIMIT', 0, 1)[1]
   if not first then break end
@@ -194,7 +248,8 @@ while left > 0 do
     left = left - 1
     local v = redis.call('HGET', bucket(k), k)
     -- One that was checked again since stands in a later list.
-    if v and math.floor(checked(v) / 60) == tonumber(first) then
+    if v and not seen[k] and math.floor(checked(v) / 60) == tonumber(first) then
+      seen[k] = true
       found[#found + 1] = k; found[#found + 1] = v
     end
   end

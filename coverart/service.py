@@ -146,6 +146,8 @@ class CoverService(Service):
     async def _sweep(self) -> None:
         """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""
         try:
+            # What was used a moment ago must not go for being unused.
+            await self._cache.tell_uses()
             await self._cleanup.sweep()
             self._metrics.leader.set(self._leadership.token is not None)
             if self._first:
@@ -158,6 +160,7 @@ class CoverService(Service):
     async def _stand(self) -> None:
         try:
             await self._leadership.stand()
+            await self._cache.tell_uses()
             self._metrics.leader.set(self._leadership.token is not None)
         except Exception:
             self.log.failure("standing for the lead failed")

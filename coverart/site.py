@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import Request
@@ -12,8 +13,10 @@ from twisted.web.server import Site
 from coverart.access import LoggedRequest
 from coverart.errors import CoverError
 from coverart.metrics import Metrics
+from coverart.model import ImageRequest
 from coverart.request_path import parse, spell
 from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
+from coverart.web import CoverRoutes
 
 OPERATOR_PATHS = frozenset({b"/", b"/health", b"/ready", b"/cache-status", b"/metrics"})
 IDLE_CLIENT_S = 60
@@ -31,9 +34,17 @@ class Front(Resource):
 
     isLeaf = True
 
-    def __init__(self, art: IResource, operators: IResource, admin: IResource) -> None:
+    def __init__(
+        self,
+        art: IResource,
+        at_once: Callable[[LoggedRequest], bytes | int | None],
+        operators: IResource,
+        admin: IResource,
+    ) -> None:
+        """:param at_once: answers what it can without waiting; None sends the request on to `art`."""
         super().__init__()
         self._art = art
+        self._at_once = at_once
         self._operators = operators
         self._admin = admin
 
@@ -59,6 +70,10 @@ class Front(Resource):
                 raise MethodNotAllowed
         except CoverError as error:
             return refuse(request, error)
+        if inner is self._art and isinstance(request.thing, ImageRequest):
+            answer = self._at_once(request)
+            if answer is not None:
+                return answer
         return self._rendered(inner, request)
 
     @staticmethod
@@ -77,11 +92,15 @@ class QuietSite(Site):
 
 
 def make_site(
-    art: IResource, operators: IResource, admin: IResource, metrics: Metrics, clock: IReactorTime
+    art: CoverRoutes,
+    operators: IResource,
+    admin: IResource,
+    metrics: Metrics,
+    clock: IReactorTime,
 ) -> Site:
     """The server of all applications, to be listened on."""
     site = QuietSite(
-        Front(art, operators, admin),
+        Front(art.app.resource(), art.at_once, operators, admin),
         requestFactory=LoggedRequest,
         timeout=IDLE_CLIENT_S,
         reactor=clock,

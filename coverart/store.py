@@ -264,6 +264,13 @@ class ImageStore:
 
     # Reading what is there
 
+    def has_name(self, thing: ImageRequest | ListingKey) -> bool:
+        """Say whether find() could find anything; quick enough for the reactor thread."""
+        if isinstance(thing, ListingKey):
+            return os.path.lexists(self.absolute(layout.listing_path(thing)))
+        paths = [self.absolute(path) for path in layout.candidates(thing)]
+        return any(os.path.lexists(p) or os.path.lexists(p + layout.RETIRED) for p in paths)
+
     def find(self, thing: ImageRequest | ListingKey) -> OnDisk | None:
         """What the disk holds for a request, whatever the index says."""
         if isinstance(thing, ListingKey):

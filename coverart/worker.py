@@ -30,7 +30,6 @@ from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBegi
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from coverart.assembly import assemble
 from coverart.config import ConfigError, load
 from coverart.metrics import FOLDER_VARIABLE
 from coverart.processes import FIRST_SOCKET
@@ -122,7 +121,10 @@ def main(number: int, sockets: int, reactor_module: str, *, relayed: bool) -> No
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     importlib.import_module(reactor_module).install()
+    # Not before: something in there takes the reactor, and would have chosen one.
     from twisted.internet import reactor as reactor_
+
+    from coverart.assembly import assemble
 
     reactor: Any = reactor_
     begin_logging(number, relayed=relayed)

@@ -575,3 +575,62 @@ async def keeps_step(index: Index, story: Sequence[Step] | Iterable[Step]) -> No
     for step in story:
         await model.take(step, index)
         await model.compare(index)
+
+
+@promise
+async def forgets_many_at_once(index: Index) -> None:
+    """Of many files, those still known as given are forgotten, and the totals follow."""
+    await index.put_file(REF.at(250), entry(10))
+    await index.put_file(REF.at(500), entry(20))
+    stale = (REF.at(500), entry(21))
+    equal(
+        await index.forget_files([(REF.at(250), entry(10)), stale], ""), [(REF.at(250), entry(10))]
+    )
+    totals = await index.totals()
+    equal((totals.size_bytes, totals.files), (20, 1))
+
+
+@promise
+async def hands_out_due_aliases_once(index: Index) -> None:
+    """An alias past its time is handed out once; one checked again since is not; it stays known."""
+    later = attrs.evolve(ALIAS, checked_at=NOW + 500)
+    await index.put_alias(FRONT, ALIAS)
+    await index.put_alias(BACK, ALIAS)
+    await index.put_alias(BACK, later)
+    await index.put_alias(MERGED, ALIAS)
+    equal(await index.due_aliases(NOW, 10, ""), [])
+    equal(await index.due_aliases(NOW + 120, 10, ""), [(FRONT, ALIAS)])
+    equal(await index.due_aliases(NOW + 120, 10, ""), [])
+    equal((await index.find_image(request(FRONT))).alias, ALIAS)
+    equal(await index.due_aliases(NOW + 1000, 10, ""), [(BACK, later)])
+
+
+@promise
+async def a_slice_is_what_its_digits_say(index: Index) -> None:
+    """A slice holds the files and aliases of the MBIDs that begin with its digits, no others."""
+    await index.put_file(REF.at(250), entry())
+    await index.put_file(OTHER.at(250), entry())
+    await index.put_file(LISTING, FileEntry(size_bytes=3, stored_at=NOW))
+    await index.put_alias(FRONT, ALIAS)
+    await index.put_alias(GROUP, ALIAS)
+    mine = await index.slice(int(MBID[:3], 16))
+    equal(set(mine.files), {REF.at(250), LISTING})
+    equal(mine.aliases, {FRONT: ALIAS})
+    equal((await index.slice(int(OTHER_MBID[:3], 16))).aliases, {GROUP: ALIAS})
+
+
+@promise
+async def suspicions_are_told_once(index: Index) -> None:
+    """The slice of a file that was not as it should be is told once."""
+    await index.suspect(REF.at(250))
+    await index.suspect(LISTING)
+    equal(await index.odd_slices(), [int(MBID[:3], 16)])
+    equal(await index.odd_slices(), [])
+
+
+@promise
+async def knows_whether_it_is_whole(index: Index) -> None:
+    """An index is whole once it was told so."""
+    equal(await index.whole(), False)
+    await index.set_whole()
+    equal(await index.whole(), True)

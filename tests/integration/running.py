@@ -79,6 +79,7 @@ class Proxy(Files):
         super().__init__(root)
         self.now = Now()
         self.port = 0
+        self.catalogue: Any = None
         self._settings = {
             "COVER_ART_CACHE_DIR": str(root),
             "COVER_ART_LISTEN": f"tcp:0:interface={LOCAL}",

@@ -380,6 +380,7 @@ async def test_front_changed(sim, proxy) -> None:
     base = f"/release/{item.mbid}/front"
     for suffix in ("-250", "-500", ""):
         await proxy.get(base + suffix)
+    await proxy.settled()
     assert len(proxy.links()) == 3
     sim.catalogue.set_front(item.mbid, item.back.id)
     proxy.now.advance(DAY_S + 1)
@@ -510,6 +511,7 @@ async def test_archive_down(sim, proxy) -> None:
         f"/release/{item.mbid}/",
     ]
     before = {path: (await proxy.get(path)).body for path in held}
+    await proxy.settled()
     for hop in HOPS:
         await sim.stop_hop(hop)
     for path in held:
@@ -746,6 +748,7 @@ async def test_files_from_elsewhere(sim, proxy, file, content_type) -> None:
     sim.faults.add(Rule(hop="node", does=Body(data=body, content_type=content_type)))
     for status in ("MISS", "HIT"):
         answer = await proxy.get(f"/release/{item.mbid}/front")
+        await proxy.settled()
         assert (told(answer), answer.body) == ((200, status), body)
         assert answer["Content-Type"] == content_type
 

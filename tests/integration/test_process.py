@@ -200,6 +200,7 @@ async def test_killed_in_the_middle(sim, spawn) -> None:
     answer = await ask(again.url + path)
     assert (answer.status, answer["X-Cache-Status"]) == (200, "MISS")
     assert answer.body == body
+    await until(lambda: len(again.links()) == 6, "it is stored and linked")
     assert (await ask(again.url + path))["X-Cache-Status"] == "HIT"
 
 

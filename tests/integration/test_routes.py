@@ -114,6 +114,7 @@ async def check_all(sim: Simulator, proxy: Proxy, table: list[Asked]) -> None:
     seen: dict[tuple[int | None, bool], Asked] = {}
     for asked in table:
         answer = await proxy.get(asked.path)
+        await proxy.settled()
         first = (asked.size, asked.by_id) not in seen
         seen.setdefault((asked.size, asked.by_id), asked)
         check_image(sim, asked, answer, answer["X-Cache-Status"] if first else "HIT")
@@ -567,6 +568,7 @@ async def test_validators_survive_restart(sim, proxy) -> None:
     """What a client holds is still known to be right after a restart."""
     path = sim.catalogue.examples()["jpeg"]
     missed = await proxy.get(path)
+    await proxy.settled()
     hit = await proxy.get(path)
     assert (hit["ETag"], hit["Last-Modified"]) == (missed["ETag"], missed["Last-Modified"])
     await proxy.restart()

@@ -264,6 +264,7 @@ class TimeTests(ClientTests):
         self.archive.requests[0].write(b"6")
         self.archive.flush()
         self.clock.advance(19)
+        self.archive.flush()
         self.assertNoResult(d)
         self.clock.advance(1)
         self.archive.flush()

@@ -197,6 +197,8 @@ class SpanTests(SynchronousTestCase):
         self.assertEqual(len(asked), MOST_RANGES)
         self.assertIsNone(bytes_of(f"bytes={many},9998-9998"))
         self.assertIsNone(bytes_of("bytes=" + ",".join(["0-"] * 5)))
+        self.assertIsNone(bytes_of("bytes=0-9999,-1"))
+        self.assertIsNotNone(bytes_of("bytes=0-9998,-1"))
 
     def test_if_range(self) -> None:
         """The range counts only if the client holds these bytes (section 13.1.5)."""

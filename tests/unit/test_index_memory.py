@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.index import Index
 from coverart.index_memory import MemoryIndex
-from coverart.model import Absence, Alias, AliasKey, Entity, FileEntry, ListingKey, Target
+from coverart.model import Absence, Alias, AliasKey, Entity, ListingKey, Target
 from tests.index_promises import (
     ALIAS,
     BACK,
@@ -111,13 +111,3 @@ class MemoryIndexTests(SynchronousTestCase):
         self.result(index.suspect(REF.at(500)))
         self.assertEqual(self.result(index.odd_slices()), [int(REF.mbid[:3], 16)])
         self.assertEqual(self.result(index.odd_slices()), [])
-
-    def test_queue_stays_small(self) -> None:
-        """A listing confirmed ten thousand times takes the place of a few."""
-        index = MemoryIndex()
-        key = ListingKey(entity=Entity.RELEASE, mbid=REF.mbid)
-        for n in range(10_000):
-            self.result(index.put_file(key, FileEntry(size_bytes=1, stored_at=NOW + n)))
-            if n % 100 == 0:
-                self.result(index.totals())
-        self.assertLess(len(index._by_age), 200)

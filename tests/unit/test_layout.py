@@ -239,5 +239,8 @@ class LinkTests(SynchronousTestCase):
         ):
             with self.subTest(text=text):
                 self.assertIsNone(layout.read_link(link, text))
+        original = f"{FOLDER}/{MBID}_front.jpg"
+        self.assertIsNotNone(layout.read_link(original, f"{up}{FOLDER}/{MBID}_12.jpg"))
+        self.assertIsNone(layout.read_link(original, f"{up}{FOLDER}/{MBID}_12.png"))
         self.assertIsNone(layout.read_link("notes.txt", f"{FOLDER}/{MBID}_12.jpg"))
         self.assertIsNone(layout.read_link(f"{FOLDER}/{MBID}.json", f"{up}{FOLDER}/{MBID}_12.jpg"))

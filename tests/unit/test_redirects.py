@@ -33,6 +33,7 @@ HOSTILE = (
     *("https://evilarchive.org/", "https://evil-archive.org/", "https://archive.orgevil/"),
     *("https://archive.org./", "https://.archive.org/", "https://a..archive.org/", "https://org/"),
     *("https://evil.example\\.archive.org/", "https://evil.example\\@archive.org/"),
+    *("https://archive.org/\\evil.example", "https://archive.org/x\\..\\y"),
     *("https:\\\\archive.org\\x", "\\\\evil.example/x", "/\\evil.example/x"),
     *("https://archive.org\t/", "https://archive.org\n.evil.example/", "https://archive\r.org/"),
     *(" https://evil.example/", "https://archive.org /", "https://evil.example#.archive.org/"),

@@ -109,7 +109,7 @@ class TransferTests(SynchronousTestCase):
         ):
             d = self.begin()
             self.answer.ends(reason)
-            self.failureResultOf(d, error)
+            self.assertIs(type(self.failureResultOf(d).value), error)
             self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_backpressure(self) -> None:

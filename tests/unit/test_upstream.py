@@ -242,6 +242,17 @@ class ImageTests(UpstreamTests):
             self.result(self.image())
             self.assertEqual(self.asked(), [f"{NODE_2}/{THUMB}"])
 
+    def test_wrong_node_is_forgotten(self) -> None:
+        """A node that failed is not asked again, though no other took its place."""
+        self.chain(THUMB, b"small")
+        self.result(self.image())
+        self.archive.on(f"{NODE}/{LARGER}", reply(404))
+        self.archive.on(f"{IA}/{LARGER}", reply(200, b"larger"))
+        self.assertEqual(self.result(self.image(500)), b"larger")
+        self.asked()
+        self.assertEqual(self.result(self.image(500)), b"larger")
+        self.assertEqual(self.asked(), [f"{IA}/{LARGER}"])
+
     def test_not_derived(self) -> None:
         """404 behind hop 1 says that this file is missing, not the art: that passes soon."""
         self.archive.on(f"{IA}/{THUMB}", redirect(f"{NODE}/{THUMB}", 302))
@@ -273,13 +284,14 @@ class ImageTests(UpstreamTests):
         self.asked()
         self.result(self.image())
         self.assertEqual(self.asked(), [f"{IA}/{THUMB}"])
-        odd = "https://ia801.us.archive.org/view/x.jpg"
-        self.archive.on(f"{IA}/{THUMB}", redirect(odd, 302))
-        self.archive.on(odd, reply(200, b"odd"))
-        self.result(self.image())
-        self.asked()
-        self.result(self.image())
-        self.assertEqual(self.asked(), [f"{IA}/{THUMB}", odd])
+        for path in ("view/x.jpg", "7/items/x.jpg", f"view/{THUMB}"):
+            odd = f"https://ia801.us.archive.org/{path}"
+            self.archive.on(f"{IA}/{THUMB}", redirect(odd, 302))
+            self.archive.on(odd, reply(200, b"odd"))
+            self.result(self.image())
+            self.asked()
+            self.result(self.image())
+            self.assertEqual(self.asked(), [f"{IA}/{THUMB}", odd])
 
     def test_nodes_bounded(self) -> None:
         """So many nodes are remembered; the one used longest ago is forgotten first."""

@@ -1,0 +1,142 @@
+"""
+Which file goes first when the cache is over its limit (pure).
+
+`oldest`: the one that was downloaded first.
+
+`least-useful`: GreedyDual-Size with frequency (Cherkasova, HP Labs 1998), with the time that a
+miss costs in place of a constant cost: asking for a file takes as long as fetching another
+1 MiB, so a small file that is asked for often is worth more of its room than a large one asked
+for once. `python -m bench.policies` compares both with what others do.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol, TypeAlias
+
+from coverart.model import FileEntry
+
+Eviction: TypeAlias = Literal["oldest", "least-useful"]
+
+MOST_USES = 15
+_HOPS_BYTES = 1 << 20
+_BLOCK_BYTES = 4096
+
+
+def worth(size_bytes: int) -> int:
+    """What one use of a file of this size is worth, from 64 up; small files a few thousand."""
+    size = max(size_bytes, _BLOCK_BYTES)
+    return 64 * (size + _HOPS_BYTES) // size
+
+
+def score(size_bytes: int, uses: int, level: int) -> int:
+    """
+    The rank of a file among those to be evicted, the lowest first; `uses` is its last hex digit.
+
+    :param uses: 1 to MOST_USES, the download included.
+    :param level: the rank without uses of the file evicted last: what was not used since sinks
+        to it in time. Scores stay below 2^53, exact as a double, for 10^9 turnovers of a cache.
+    """
+    return (level + uses * worth(size_bytes)) * 16 + uses
+
+
+class Queue(Protocol):
+    """The order of eviction of an index in memory; keys are packed."""
+
+    def put(self, key: bytes, entry: FileEntry) -> None:
+        """A file was stored, or stored anew."""
+
+    def use(self, key: bytes, entry: FileEntry, times: int) -> None:
+        """A file was asked for so many times."""
+
+    def remove(self, key: bytes, *, evicted: bool) -> None:
+        """A file is gone, and whether it was for want of room."""
+
+    def first(self, count: int) -> list[bytes]:
+        """Up to so many files, the first to be evicted in front. They stay in the queue."""
+
+
+class ByAge:
+    """`oldest`."""
+
+    def __init__(self, stored_at: Callable[[bytes], float | None]) -> None:
+        """:param stored_at: when a file was stored, None if it is not held."""
+        self._stored_at = stored_at
+        # Places of files since removed or stored anew are passed over when they come up, which
+        # costs less than taking them out.
+        self._places: list[tuple[float, bytes]] = []
+
+    def put(self, key: bytes, entry: FileEntry) -> None:
+        heapq.heappush(self._places, (entry.stored_at, key))
+
+    def use(self, key: bytes, entry: FileEntry, times: int) -> None:
+        """Being asked for does not make a file younger."""
+
+    def remove(self, key: bytes, *, evicted: bool) -> None:
+        """Its place is passed over later."""
+
+    def first(self, count: int) -> list[bytes]:
+        taken: dict[bytes, tuple[float, bytes]] = {}
+        while len(taken) < count and (place := next(self._front(), None)) is not None:
+            heapq.heappop(self._places)
+            taken[place[1]] = place
+        for place in taken.values():
+            heapq.heappush(self._places, place)
+        return list(taken)
+
+    @property
+    def oldest(self) -> float | None:
+        place = next(self._front(), None)
+        return None if place is None else place[0]
+
+    def _front(self) -> Iterator[tuple[float, bytes]]:
+        while self._places:
+            stored_at, key = self._places[0]
+            if self._stored_at(key) == stored_at:
+                yield self._places[0]
+                return
+            heapq.heappop(self._places)
+
+
+class ByUse:
+    """`least-useful`. After a rebuild from disk every file has its one use again."""
+
+    oldest = None
+
+    def __init__(self) -> None:
+        self._scores: dict[bytes, int] = {}
+        self._places: list[tuple[int, bytes]] = []
+        self._level = 0
+
+    def put(self, key: bytes, entry: FileEntry) -> None:
+        fresh = score(entry.size_bytes, 1, self._level)
+        self._scores[key] = fresh
+        heapq.heappush(self._places, (fresh, key))
+
+    def use(self, key: bytes, entry: FileEntry, times: int) -> None:
+        known = self._scores.get(key)
+        if known is not None:
+            uses = min(MOST_USES, known % 16 + times)
+            # Its place is raised when it comes up, so the heap does not grow by use.
+            self._scores[key] = max(known, score(entry.size_bytes, uses, self._level))
+
+    def remove(self, key: bytes, *, evicted: bool) -> None:
+        known = self._scores.pop(key, None)
+        if evicted and known is not None:
+            self._level = max(self._level, known // 16)
+
+    def first(self, count: int) -> list[bytes]:
+        taken: dict[bytes, tuple[int, bytes]] = {}
+        while self._places and len(taken) < count:
+            place, key = self._places[0]
+            known = self._scores.get(key)
+            if known is None or place > known or key in taken:
+                heapq.heappop(self._places)
+            elif place < known:
+                heapq.heapreplace(self._places, (known, key))
+            else:
+                taken[key] = heapq.heappop(self._places)
+        for entry in taken.values():
+            heapq.heappush(self._places, entry)
+        return list(taken)

@@ -1,0 +1,213 @@
+"""The sweep over real files, with the index in memory and in Redis, alone and among others."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from coverart.leases import RedisLeadership
+from coverart.model import Entity
+from coverart.simulator.faults import Rule, Status
+from tests.integration.redis_server import RedisServer
+from tests.integration.running import Proxy
+from tests.integration.talk import start, until, within
+
+
+@pytest.fixture(params=["memory", "redis"])
+def shared(request) -> dict[str, str]:
+    """The setting for each kind of index."""
+    if request.param == "memory":
+        return {}
+    return {"COVER_ART_REDIS_URL": request.getfixturevalue("redis").url}
+
+
+async def fill(proxy: Proxy, count: int) -> list[str]:
+    """Fetch so many thumbnails of about 300 kB, the first a minute before the second."""
+    paths = []
+    for i in range(60):
+        mbid = proxy.catalogue.release(i).mbid
+        answer = await proxy.get(f"/release/{mbid}/front-1200")
+        if answer.status == 200:
+            paths.append(f"/release/{mbid}/front-1200")
+            proxy.now.advance(60)
+        if len(paths) == count:
+            return paths
+    raise AssertionError("the catalogue is too small")
+
+
+def sizes(proxy: Proxy) -> int:
+    return sum((proxy.root / name).stat().st_size for name in proxy.files())
+
+
+@pytest_twisted.ensureDeferred
+async def test_evicts_exactly_the_oldest(sim, run, shared) -> None:
+    """Over the limit, the oldest go until what is left fits; totals and links tell the truth."""
+    proxy = await run(COVER_ART_CACHE_MAX_SIZE="1", COVER_ART_CACHE_CLEAN_TO="0.6", **shared)
+    proxy.catalogue = sim.catalogue
+    paths = await fill(proxy, 6)
+    by_age = sorted(proxy.files(), key=lambda name: (proxy.root / name).stat().st_mtime)
+    assert sizes(proxy) > 2**20
+    done = await proxy.cleanup.sweep()
+    left = proxy.files()
+    assert done is not None
+    assert done.evicted == len(by_age) - len(left) > 0
+    assert sorted(by_age[done.evicted :]) == sorted(left)
+    assert sizes(proxy) <= 0.6 * 2**20
+    # Not one file more than had to go.
+    last = by_age[done.evicted - 1]
+    totals = await proxy.cache.index.totals()
+    assert totals.size_bytes == sizes(proxy)
+    assert not os.path.exists(proxy.root / last)
+    sim.counts.clear()
+    assert (await proxy.get(paths[-1]))["x-cache-status"] == "HIT"
+    assert (await proxy.get(paths[0]))["x-cache-status"] == "MISS"
+
+
+@pytest_twisted.ensureDeferred
+async def test_expired_alias_leaves_nginx_not_the_cache(sim, run, shared) -> None:
+    """
+    Past its time an alias has no symlink for nginx, but is known, also after a restart.
+
+    It takes an index up to a minute to hand an alias out.
+    """
+    proxy = await run(COVER_ART_ALIAS_TTL="100", **shared)
+    path = sim.catalogue.examples()["group"] + "-250"
+    await proxy.get(path)
+    (link,) = proxy.links()
+    await proxy.cleanup.sweep(slices=0)
+    assert proxy.links() == [link]
+    proxy.now.advance(200)
+    done = await proxy.cleanup.sweep(slices=0)
+    assert done is not None
+    assert done.retired == 1
+    assert proxy.links() == [link + ".stale"]
+    await proxy.restart()
+    sim.faults.add(Rule(hop="release", does=Status(code=500)))
+    assert (await proxy.get(path))["x-cache-status"] == "STALE"
+    await proxy.settled()
+    sim.faults.clear()
+    proxy.now.advance(100)
+    assert (await proxy.get(path))["x-cache-status"] == "STALE"
+    await proxy.settled()
+    assert proxy.links() == [link]
+    assert (await proxy.get(path))["x-cache-status"] == "HIT"
+
+
+@pytest_twisted.ensureDeferred
+async def test_mends_both_ways(sim, run, shared) -> None:
+    """What lies on the disk unknown is learnt; what is known and gone is forgotten; links too."""
+    proxy = await run(**shared)
+    examples = sim.catalogue.examples()
+    for name in ("thumbnail", "group", "png"):
+        await proxy.get(examples[name])
+    victim, moved, *_ = [name for name in proxy.files() if name.startswith("release/")]
+    index = proxy.cache.index
+    known = dict(await index.oldest(10))
+    # One goes behind the index's back, one comes.
+    (proxy.root / victim).unlink()
+    key = next(k for k, e in known.items() if proxy.cache.store.path_of(k, e.media) == moved)
+    await index.forget_file(key, known[key])
+    await index.settle([key])
+    done = await proxy.cleanup.sweep(slices=4096)
+    assert done is not None
+    assert (done.learnt, done.forgotten, done.slices) == (1, 1, 4096)
+    totals = await index.totals()
+    assert (totals.files, totals.size_bytes) == (len(proxy.files()), sizes(proxy))
+    assert all(os.path.exists(proxy.root / link) for link in proxy.links())
+    again = await proxy.cleanup.sweep(slices=4096)
+    assert again is not None
+    assert (again.learnt, again.forgotten, again.dangling) == (0, 0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_removes_orphans_only(sim, run, shared) -> None:
+    """A temporary file whose writer is gone goes; one that is being written stays."""
+    proxy = await run(**shared)
+    store = proxy.cache.store
+    mine = store.begin()
+    (proxy.root / ".incoming" / "left-behind").write_bytes(b"half")
+    done = await proxy.cleanup.sweep(slices=0)
+    assert done is not None
+    assert done.orphans == 1
+    assert len(proxy.unfinished()) == 1
+    store.abandon(mine)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_of_three_cleans(sim, run, redis: RedisServer) -> None:
+    """Of three processes one cleans, to the mark, and the status names it."""
+    settings = {
+        "COVER_ART_REDIS_URL": redis.url,
+        "COVER_ART_CACHE_MAX_SIZE": "1",
+        "COVER_ART_CACHE_CLEAN_TO": "0.7",
+    }
+    three = [await run(**settings) for _ in range(3)]
+    three[0].catalogue = sim.catalogue
+    await fill(three[0], 6)
+    by_age = sorted(three[0].files(), key=lambda name: (three[0].root / name).stat().st_mtime)
+    done = [await proxy.cleanup.sweep() for proxy in three]
+    (only,) = [each for each in done if each is not None]
+    assert only.evicted > 0
+    assert sorted(three[0].files()) == sorted(by_age[only.evicted :])
+    assert sizes(three[0]) <= 0.7 * 2**20
+    named = {(await proxy.get("/cache-status")).json["leader"] for proxy in three}
+    assert named == {next(proxy.leadership.token for proxy in three if proxy.leadership.token)}
+
+
+@pytest_twisted.ensureDeferred
+async def test_paused_leader_deletes_nothing(sim, run, redis: RedisServer) -> None:
+    """
+    A leader stopped in the middle of a batch for longer than its term removes no more.
+
+    What it had taken out of the index and left on the disk is known again after one sweep of
+    the next leader, which evicts the same files, being the oldest.
+    """
+    settings = {
+        "COVER_ART_REDIS_URL": redis.url,
+        "COVER_ART_CACHE_MAX_SIZE": "1",
+        "COVER_ART_CACHE_CLEAN_TO": "0.3",
+    }
+    first = await run(**settings)
+    first.catalogue = sim.catalogue
+    second = await run(**settings)
+    await fill(first, 6)
+    before = first.files()
+    leadership = first.leadership
+    assert isinstance(leadership, RedisLeadership)
+    assert await leadership.stand() is not None
+    store = first.cache.store
+    stopped, go_on = threading.Event(), threading.Event()
+    remove = store.remove_entry
+
+    def stop_once(*args: Any) -> Any:
+        removed = remove(*args)
+        stopped.set()
+        go_on.wait(20)
+        return removed
+
+    store.remove_entry = stop_once
+    sweeping = start(first.cleanup.sweep(slices=0))
+    await until(stopped.is_set, "the leader is at it")
+    # As after SIGSTOP: its own time went on, Redis forgot it, and another leads.
+    leadership._monotonic = lambda: time.monotonic() + 3600
+    redis.client().delete(b"coverart:1:default:lead")
+    assert await second.leadership.stand() is not None
+    store.remove_entry = remove
+    go_on.set()
+    await within(sweeping)
+    assert len(first.files()) == len(before) - 1
+    done = await second.cleanup.sweep(slices=0)
+    assert done is not None
+    assert sizes(first) <= 0.3 * 2**20
+    totals = await second.cache.index.totals()
+    assert (totals.files, totals.size_bytes) == (len(first.files()), sizes(first))
+    assert totals.by_entity[Entity.RELEASE] == totals.files
+    leadership._monotonic = time.monotonic
+    await deferLater(reactor, 0)
