@@ -212,7 +212,7 @@ class Metrics:
         return None
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Gathered(Collector):
     """Families as they were read."""
 

@@ -107,10 +107,10 @@ def begin_logging(number: int, *, relayed: bool) -> None:
     """
 
     def text(event: LogEvent) -> str:
-        if event.get("log_system") is None:
+        namespace = event.get("log_namespace", "-")
+        if event.get("log_system") in (None, namespace):
             level = getattr(event.get("log_level"), "name", "-")
-            system = f"{event.get('log_namespace', '-')}#{level} {number}"
-            event = {**event, "log_system": system}
+            event = {**event, "log_system": f"{namespace}#{level} {number}"}
         return eventAsText(event, includeTimestamp=not relayed).replace("\n", "\n\t") + "\n"
 
     globalLogBeginner.beginLoggingTo([FileLogObserver(sys.stdout, text)])

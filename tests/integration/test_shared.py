@@ -194,7 +194,8 @@ async def sweep(pair: tuple[Proxy, ...], slices: int = 64) -> None:
 async def until_available(pair: tuple[Proxy, ...]) -> None:
     """Ask until both processes have Redis back, and one leads."""
     for proxy in pair:
-        await eventually(lambda: proxy.cache.index.totals(), lambda: proxy.cache.index.available)  # noqa: B023
+        index = proxy.cache.index
+        await eventually(index.totals, lambda: index.available)
     await eventually(
         lambda: gatherResults([start(proxy.leadership.stand()) for proxy in pair]),
         lambda: any(proxy.leadership.token for proxy in pair),
