@@ -2,15 +2,16 @@
 The names in one folder of the cache as packed keys, a million of them in seconds (pure).
 
 `layout.identify`, `layout.read_link` and `packing` say the same of a single path in the words of
-the model and are the reference; this goes from text to bytes without the values in between.
+the model and are the reference; this goes from text to bytes, all names of a folder at once,
+without values in between.
 """
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TypeAlias
 
-from coverart.layout import folder
 from coverart.model import ORIGINAL, SIZES, Entity, MediaType
 from coverart.packing import (
     MEDIA_CODES,
@@ -18,132 +19,109 @@ from coverart.packing import (
     SIZE_BYTES,
     pack_kinds,
     pack_raw_alias,
+    pack_raw_image_key,
 )
 
-_MBID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
-_MBID_CHARS = 36
-_MOST_DIGITS = 18
+_HEX = "[0-9a-f]"
+_MBID_END = f"{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}"
+_ID = "[1-9][0-9]{0,17}"
+_NAMES = re.compile(f"(?<=/)({_HEX}{{8}}-{_MBID_END})(?:_(front|back|{_ID}))?([._][^/]*)/").findall
+"""In names with a slash around each, which none can hold: MBID, what is named, what follows."""
+_TEXTS = re.compile(
+    rf"(?<=\0)\.\./\.\./\.\./\.\./(release|event)/({_HEX})/(\2{_HEX})/(\3{_HEX})/"
+    rf"(\4{_HEX}{{5}}-{_MBID_END})_({_ID})([._][^/\0]*)\0"
+).findall
+"""In what symlinks hold, with a null around each: the places of images, in pieces."""
+
 _JPEG = MEDIA_CODES[MediaType.JPEG]
-_THUMBNAILS = {f"{size}.{MediaType.JPEG.extension}": SIZE_BYTES[size] for size in SIZES}
-_ORIGINALS = {media.extension: MEDIA_CODES[media] for media in MediaType}
-_ORIGINAL = SIZE_BYTES[ORIGINAL]
-_ENDS = {(_ORIGINAL[0], MEDIA_CODES[media]): f".{media.extension}" for media in MediaType} | {
-    (SIZE_BYTES[size][0], _JPEG): f"_{size}.{MediaType.JPEG.extension}" for size in SIZES
+_ORIGINAL = SIZE_BYTES[ORIGINAL][0]
+_ENDS = {f".{media.extension}": (_ORIGINAL, MEDIA_CODES[media]) for media in MediaType} | {
+    f"_{size}.{MediaType.JPEG.extension}": (SIZE_BYTES[size][0], _JPEG) for size in SIZES
 }
-"""What follows the id in the place of an image, by packed size and type."""
-
+"""What follows the id of an image: its packed size and type."""
 _OWNERS = {entity.value: pack_kinds(entity)[0] for entity in (Entity.RELEASE, Entity.EVENT)}
-_UP = "../../../../"
-"""From a folder to the cache directory."""
 
-
-class LinkName(NamedTuple):
-    """What a symlink of ours says: of which alias it is, and which file it needs."""
-
-    key: bytes
-    target_key: bytes
-    media: int
-
-    def alias(self, checked_at: float) -> bytes:
-        """The packed alias, confirmed at that time."""
-        target = self.target_key
-        extension = self.media if target[25] == _ORIGINAL[0] else 0
-        number = int.from_bytes(target[17:25], "big")
-        return pack_raw_alias(target[0], extension, target[1:17], number, checked_at)
+File: TypeAlias = tuple[bytes, int]
+"""The packed key of a regular file, and its type's code, 0 for a listing."""
+Link: TypeAlias = tuple[bytes, bytes, bytes, int]
+"""Packed key and value of an alias; the packed key of the image, and its type's code."""
 
 
 class Names:
-    """Reads the names of one folder; the files of one MBID share some of the work."""
+    """What the names in one folder say."""
 
     def __init__(self, entity: Entity, digits: str) -> None:
         """:param digits: the first three of every MBID in this folder."""
         self._digits = digits
-        self._image, self._listing, self._alias = pack_kinds(entity)
+        images, self._listings, aliases = pack_kinds(entity)
+        self._image, self._alias = images[0], aliases[0]
         self._owns_images = entity is not Entity.RELEASE_GROUP
-        self._own_folder = f"{_UP}{folder(entity, digits)}/"
         self._roles = {
-            f"_{role}": number
+            role: int.from_bytes(number, "big")
             for role, number in ROLE_BYTES.items()
             if role == "front" or entity is Entity.RELEASE
         }
-        self._mbids: dict[str, bytes] = {}
-        self._ids: dict[str, bytes] = {}
 
-    def file(self, name: str) -> tuple[bytes, int] | None:
-        """The packed key of a regular file, and its type's code; None for what is not ours."""
-        if name[_MBID_CHARS:] == ".json":
-            mbid = name[:_MBID_CHARS]
-            raw = self._mbids.get(mbid) or self._mbid(mbid)
-            if raw is None or not name.startswith(self._digits):
-                return None
-            return self._listing + raw, 0
-        return self._image_at(self._image, self._digits, name) if self._owns_images else None
+    def files(self, names: Sequence[str]) -> list[File | None]:
+        """For the name of each regular file what it says; None for what is not ours."""
+        found = _NAMES(f"/{'/'.join(names)}/")
+        if len(found) != len(names):
+            # Some name is far from ours, so it is not known which match is whose.
+            return [self.files([name])[0] for name in names] if len(names) > 1 else [None]
+        mbids = self._mbids(found)
+        kind, listings, owns_images = self._image, self._listings, self._owns_images
+        said: list[File | None] = []
+        at = 0
+        for mbid, name, end in found:
+            raw = mbids[at : at + 16]
+            at += 16
+            known = _ENDS.get(end)
+            if mbid[:3] != self._digits:
+                said.append(None)
+            elif known is None:
+                said.append((listings + raw, 0) if end == ".json" and not name else None)
+            elif owns_images and name.isdecimal():
+                size, media = known
+                said.append((pack_raw_image_key(kind, raw, int(name), size), media))
+            else:
+                said.append(None)
+        return said
 
-    def link(self, name: str, text: str) -> LinkName | None:
-        """What a symlink says that holds `text`; None for what is not ours."""
-        target = self._target(text)
-        mbid = name[:_MBID_CHARS]
-        raw = self._mbids.get(mbid) or self._mbid(mbid)
-        if target is None or raw is None or not name.startswith(self._digits):
-            return None
-        key, media = target
-        # Size and type must be those of the file, so only one end is right.
-        end = _ENDS[key[25], media]
-        if not name.endswith(end):
-            return None
-        asked = name[_MBID_CHARS : -len(end)]
-        number = self._roles.get(asked)
-        if number is None:
-            text = asked[1:]
-            number = self._ids.get(text) or self._id(text)
-            if number is None or asked[0] != "_" or not self._owns_images:
-                return None
-        return LinkName(self._alias + raw + number, key, media)
+    def links(self, rows: Sequence[tuple[str, str, float]]) -> list[Link | None]:
+        """
+        For each symlink what it says; None for what is not ours.
 
-    def _target(self, text: str) -> tuple[bytes, int] | None:
-        """The image at the place that a symlink names."""
-        if self._owns_images and text.startswith(self._own_folder):
-            return self._image_at(self._image, self._digits, text[len(self._own_folder) :])
-        pieces = text.split("/")
-        if len(pieces) != 9 or not text.startswith(_UP):
-            return None
-        _, _, _, _, entity, first, second, digits, name = pieces
-        kind = _OWNERS.get(entity)
-        if kind is None or len(digits) != 3 or second != digits[:2] or first != digits[:1]:
-            return None
-        return self._image_at(kind, digits, name)
+        :param rows: name, text, and when it was confirmed.
+        """
+        found = _NAMES(f"/{'/'.join([name for name, _, _ in rows])}/")
+        targets = _TEXTS(chr(0) + chr(0).join([text for _, text, _ in rows]) + chr(0))
+        if not len(found) == len(targets) == len(rows):
+            return [self.links([row])[0] for row in rows] if len(rows) > 1 else [None]
+        mbids = self._mbids(found)
+        images = bytes.fromhex("".join([target[4] for target in targets]).replace("-", ""))
+        said: list[Link | None] = []
+        at = 0
+        for (mbid, name, end), (owner, _, _, _, _, image_id, target_end), (_, _, checked_at) in zip(
+            found, targets, rows, strict=True
+        ):
+            raw, image = mbids[at : at + 16], images[at : at + 16]
+            at += 16
+            known = _ENDS.get(end)
+            number = self._roles.get(name)
+            if number is None and self._owns_images and name.isdecimal():
+                number = int(name)
+            if known is None or number is None or end != target_end or mbid[:3] != self._digits:
+                said.append(None)
+                continue
+            size, media = known
+            kind = _OWNERS[owner][0]
+            key = pack_raw_image_key(self._alias, raw, number, 0)[:25]
+            extension = media if size == _ORIGINAL else 0
+            value = pack_raw_alias(kind, extension, image, int(image_id), checked_at)
+            said.append((key, value, pack_raw_image_key(kind, image, int(image_id), size), media))
+        return said
 
-    def _image_at(self, kind: bytes, digits: str, name: str) -> tuple[bytes, int] | None:
-        mbid = name[:_MBID_CHARS]
-        raw = self._mbids.get(mbid) or self._mbid(mbid)
-        rest = name[_MBID_CHARS:]
-        text, _, thumbnail = rest[1:].partition("_")
-        size: bytes | None = _ORIGINAL
-        media = _JPEG
-        if thumbnail:
-            size = _THUMBNAILS.get(thumbnail)
-        else:
-            text, _, extension = text.partition(".")
-            media = _ORIGINALS.get(extension, 0)
-        number = self._ids.get(text) or self._id(text)
-        if raw is None or number is None or size is None or not media:
-            return None
-        if rest[0] != "_" or not name.startswith(digits):
-            return None
-        return kind + raw + number + size, media
-
-    def _mbid(self, text: str) -> bytes | None:
-        if _MBID(text) is None:
-            return None
-        raw = self._mbids[text] = bytes.fromhex(text.replace("-", ""))
-        return raw
-
-    def _id(self, text: str) -> bytes | None:
-        """An id as it is packed; None for what is no id."""
-        # isdecimal() alone takes the digits of all scripts.
-        if not text.isascii() or not text.isdecimal() or text[0] == "0":
-            return None
-        if len(text) > _MOST_DIGITS:
-            return None
-        number = self._ids[text] = int(text).to_bytes(8, "big")
-        return number
+    @staticmethod
+    def _mbids(found: list[tuple[str, str, str]]) -> bytes:
+        """All MBIDs, sixteen bytes each."""
+        return bytes.fromhex("".join([mbid for mbid, _, _ in found]).replace("-", ""))

@@ -57,6 +57,8 @@ ROLE_BYTES: dict[str, bytes] = {
     "front": _FRONT.to_bytes(8, "big"),
     "back": _BACK.to_bytes(8, "big"),
 }
+pack_raw_image_key = _IMAGE_KEY.pack
+"""Of a kind, an MBID's bytes, an id and a size's code; an alias's key is its first 25 bytes."""
 pack_raw_entry = _ENTRY.pack
 """Of a media code, a size in bytes and a time."""
 pack_raw_alias = _ALIAS_VALUE.pack

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import attrs
 
 from coverart import layout
 from coverart.index import Packed, Seen
 from coverart.model import Alias, AliasKey, Entity, FileEntry, FileKey, ImageRequest
-from coverart.names import LinkName, Names
+from coverart.names import Link as PackedLink
+from coverart.names import Names
 from coverart.packing import LARGEST_FILE_BYTES, pack_raw_entry
 from coverart.store import link_target
 
@@ -125,18 +124,6 @@ def _thing(row: os.DirEntry[str], path: str) -> Link | tuple[FileKey, FileEntry]
 # The same, packed: for all of a large cache at once. What is above is the reference.
 
 
-class PackedLink(NamedTuple):
-    """A symlink of ours and when it was confirmed."""
-
-    name: str
-    said: LinkName
-    checked_at: float
-
-    @property
-    def packed(self) -> Packed:
-        return self.said.key, self.said.alias(self.checked_at)
-
-
 @attrs.define
 class Leaf:
     """
@@ -148,10 +135,11 @@ class Leaf:
     entity: Entity
     digits: str
     files: list[Packed] = attrs.field(factory=list)
-    names: list[str] = attrs.field(factory=list)
+    file_names: list[str] = attrs.field(factory=list)
     """Of the files, in the same order."""
     size_bytes: int = 0
     links: list[PackedLink] = attrs.field(factory=list)
+    link_names: list[str] = attrs.field(factory=list)
     empty: list[str] = attrs.field(factory=list)
     strangers: list[str] = attrs.field(factory=list)
 
@@ -162,7 +150,7 @@ class Leaf:
     @property
     def seen(self) -> list[Packed]:
         """Files and aliases, as an index learns them."""
-        return [*self.files, *(link.packed for link in self.links)]
+        return [*self.files, *[(key, value) for key, value, _, _ in self.links]]
 
 
 @attrs.frozen
@@ -219,48 +207,55 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
     except OSError:
         return leaf
     try:
-        with os.scandir(fd) as rows:
-            _read_rows(fd, rows, leaf)
+        files, links = _look(fd, leaf)
     except OSError:
-        pass
+        return leaf
     finally:
         os.close(fd)
+    names = Names(entity, digits)
+    for (name, status), said in zip(files, names.files([name for name, _ in files]), strict=True):
+        size_bytes = status.st_size
+        if said is None or size_bytes > LARGEST_FILE_BYTES:
+            leaf.strangers.append(name)
+        elif size_bytes:
+            key, media = said
+            leaf.files.append((key, pack_raw_entry(media, size_bytes, status.st_mtime)))
+            leaf.file_names.append(name)
+            leaf.size_bytes += size_bytes
+        else:
+            leaf.empty.append(name)
+    if links:
+        fresh = [(layout.unretired(name), text, at) for name, text, at in links]
+        for (name, _, _), link in zip(links, names.links(fresh), strict=True):
+            if link is None:
+                leaf.strangers.append(name)
+            else:
+                leaf.links.append(link)
+                leaf.link_names.append(name)
     return leaf
 
 
-def _read_rows(fd: int, rows: Iterable[os.DirEntry[str]], leaf: Leaf) -> None:
-    names = Names(leaf.entity, leaf.digits)
-    read, files, file_names = names.file, leaf.files, leaf.names
-    kinds, regular, link = 0o170000, stat.S_IFREG, stat.S_IFLNK
-    size_bytes = 0
-    for row in rows:
-        name = row.name
-        try:
-            status = row.stat(follow_symlinks=False)
-            kind = status.st_mode & kinds
-            if kind == regular:
-                found = read(name)
-                size = status.st_size
-                if found is None or size > LARGEST_FILE_BYTES:
-                    leaf.strangers.append(name)
-                elif size:
-                    size_bytes += size
-                    files.append((found[0], pack_raw_entry(found[1], size, status.st_mtime)))
-                    file_names.append(name)
+def _look(
+    fd: int, leaf: Leaf
+) -> tuple[list[tuple[str, os.stat_result]], list[tuple[str, str, float]]]:
+    """The regular files and the symlinks of an open folder."""
+    files = []
+    links = []
+    with os.scandir(fd) as rows:
+        for row in rows:
+            try:
+                if row.is_symlink():
+                    name = row.name
+                    status = row.stat(follow_symlinks=False)
+                    links.append((name, os.readlink(name, dir_fd=fd), status.st_mtime))
+                elif row.is_file(follow_symlinks=False):
+                    files.append((row.name, row.stat(follow_symlinks=False)))
                 else:
-                    leaf.empty.append(name)
+                    leaf.strangers.append(row.name)
+            except OSError:
+                # It went while it was looked at.
                 continue
-            said = None
-            if kind == link:
-                said = names.link(layout.unretired(name), os.readlink(name, dir_fd=fd))
-            if said is None:
-                leaf.strangers.append(name)
-            else:
-                leaf.links.append(PackedLink(name, said, status.st_mtime))
-        except OSError:
-            # It went while it was looked at.
-            continue
-    leaf.size_bytes += size_bytes
+    return files, links
 
 
 def walk_packed(root: str) -> Iterator[list[Packed]]:

@@ -193,9 +193,11 @@ async def sweep(pair: tuple[Proxy, ...], slices: int = 64) -> None:
 
 async def until_available(pair: tuple[Proxy, ...]) -> None:
     """Ask until both processes have Redis back, and one leads."""
-    for proxy in pair:
-        index = proxy.cache.index
-        await eventually(index.totals, lambda: index.available)
+    indexes = [proxy.cache.index for proxy in pair]
+    await eventually(
+        lambda: gatherResults([start(index.totals()) for index in indexes]),
+        lambda: all(index.available for index in indexes),
+    )
     await eventually(
         lambda: gatherResults([start(proxy.leadership.stand()) for proxy in pair]),
         lambda: any(proxy.leadership.token for proxy in pair),
