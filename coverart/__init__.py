@@ -11,7 +11,7 @@ stale is served at once and asked for again behind the client's back.
 
 Imports go one way; no module imports one further down:
 
-    errors, model                                   the words
+    errors, model, metrics                          the words, and what is counted
     request_path, layout, content, listing,         pure rules
         freshness, packing, redirects, breaker,
         conditions, redis_address, config
@@ -21,9 +21,10 @@ Imports go one way; no module imports one further down:
     transfer, connect, client, upstream             asking the archive
     fetch, cache                                    the cache itself
     reconcile, cleanup                              keeping it small and true
-    access, sending, responses, metrics, web,       HTTP
-        operations, admin, site
-    service, assembly, tap                          the running process
+    access, sending, responses, web, operations,    HTTP
+        admin, site
+    service, assembly                               the running process
+    processes, worker, tap                          one of them, or several behind one port
 
 `coverart.simulator` is an archive to try it against; it imports nothing from above.
 """

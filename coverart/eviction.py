@@ -12,10 +12,11 @@ for once. `python -m bench.policies` compares both with what others do.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, Protocol, TypeAlias
 
 from coverart.model import FileEntry
+from coverart.packing import unpack_entry, unpack_raw_entry
 
 Eviction: TypeAlias = Literal["oldest", "least-useful"]
 
@@ -47,6 +48,9 @@ class Queue(Protocol):
     def put(self, key: bytes, entry: FileEntry) -> None:
         """A file was stored, or stored anew."""
 
+    def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
+        """Many files lie on the disk; their entries are packed too. :returns: their bytes."""
+
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:
         """A file was asked for so many times."""
 
@@ -69,6 +73,15 @@ class ByAge:
 
     def put(self, key: bytes, entry: FileEntry) -> None:
         heapq.heappush(self._places, (entry.stored_at, key))
+
+    def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
+        places, push, unpack = self._places, heapq.heappush, unpack_raw_entry
+        total = 0
+        for key, entry in files:
+            _, size_bytes, stored_at = unpack(entry)
+            total += size_bytes
+            push(places, (stored_at, key))
+        return total
 
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:
         """Being asked for does not make a file younger."""
@@ -113,6 +126,14 @@ class ByUse:
         fresh = score(entry.size_bytes, 1, self._level)
         self._scores[key] = fresh
         heapq.heappush(self._places, (fresh, key))
+
+    def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
+        total = 0
+        for key, packed in files:
+            entry = unpack_entry(packed)
+            total += entry.size_bytes
+            self.put(key, entry)
+        return total
 
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:
         known = self._scores.get(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
 from coverart.eviction import ByAge, ByUse, Eviction
@@ -25,15 +25,15 @@ from coverart.model import (
     Target,
 )
 from coverart.packing import (
+    FIRST_ALIAS,
+    ages,
     checked_at_of,
     entity_of,
-    is_alias,
     pack_alias,
     pack_alias_key,
     pack_entry,
     pack_file_key,
     pack_subject,
-    size_of,
     slice_of,
     unpack_alias,
     unpack_alias_key,
@@ -203,22 +203,35 @@ class MemoryIndex:
                     await self.put_file(key, value)
 
     async def learn_packed(self, seen: Sequence[Packed]) -> None:
-        counts = dict.fromkeys(range(len(Entity)), 0)
-        for packed_key, value in seen:
-            if is_alias(packed_key):
-                known = self._aliases[slice_of(packed_key)].get(packed_key)
-                if known is None or checked_at_of(known) < checked_at_of(value):
-                    await self.put_alias(unpack_alias_key(packed_key), unpack_alias(value))
-                continue
-            files = self._files[slice_of(packed_key)]
-            if packed_key not in files:
-                files[packed_key] = value
-                self._size_bytes += size_of(value)
-                counts[packed_key[0] & 0x0F] += 1
-                self._queue.put(packed_key, unpack_entry(value))
-                self._absences.pop(packed_key, None)
-        for code, entity in enumerate(Entity):
-            self._file_counts[entity] += counts[code]
+        # Once for each file of the cache at every start: no call that can be spared.
+        fresh: list[Packed] = []
+        for thing in seen:
+            key, value = thing
+            number = key[1] << 4 | key[2] >> 4
+            if key[0] >= FIRST_ALIAS:
+                self._learn_alias(self._aliases[number], key, value)
+            elif key not in self._files[number]:
+                self._files[number][key] = value
+                fresh.append(thing)
+        self._size_bytes += self._queue.learn(fresh)
+        for kind, count in Counter([key[0] for key, _ in fresh]).items():
+            self._file_counts[entity_of(bytes([kind]))] += count
+        if self._absences:
+            for key, _ in fresh:
+                self._absences.pop(key, None)
+
+    def _learn_alias(self, aliases: dict[bytes, bytes], key: bytes, value: bytes) -> None:
+        known = aliases.get(key)
+        checked_at = checked_at_of(value)
+        if known is None:
+            self._alias_counts[entity_of(key)] += 1
+        elif checked_at_of(known) >= checked_at:
+            return
+        aliases[key] = value
+        if ages(key):
+            heapq.heappush(self._by_check, (checked_at, key))
+        if self._absences:
+            self._absences.pop(key, None)
 
     async def totals(self) -> Totals:
         return Totals(

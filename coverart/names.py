@@ -14,11 +14,13 @@ from typing import TypeAlias
 
 from coverart.model import ORIGINAL, SIZES, Entity, MediaType
 from coverart.packing import (
+    LARGEST_FILE_BYTES,
     MEDIA_CODES,
     ROLE_BYTES,
     SIZE_BYTES,
     pack_kinds,
     pack_raw_alias,
+    pack_raw_entry,
     pack_raw_image_key,
 )
 
@@ -41,8 +43,8 @@ _ENDS = {f".{media.extension}": (_ORIGINAL, MEDIA_CODES[media]) for media in Med
 """What follows the id of an image: its packed size and type."""
 _OWNERS = {entity.value: pack_kinds(entity)[0] for entity in (Entity.RELEASE, Entity.EVENT)}
 
-File: TypeAlias = tuple[bytes, int]
-"""The packed key of a regular file, and its type's code, 0 for a listing."""
+Packed: TypeAlias = tuple[bytes, bytes]
+"""Key and entry of a file."""
 Link: TypeAlias = tuple[bytes, bytes, bytes, int]
 """Packed key and value of an alias; the packed key of the image, and its type's code."""
 
@@ -62,27 +64,32 @@ class Names:
             if role == "front" or entity is Entity.RELEASE
         }
 
-    def files(self, names: Sequence[str]) -> list[File | None]:
-        """For the name of each regular file what it says; None for what is not ours."""
-        found = _NAMES(f"/{'/'.join(names)}/")
-        if len(found) != len(names):
+    def files(self, rows: Sequence[tuple[str, int, float]]) -> list[Packed | None]:
+        """
+        For each regular file its packed key and entry; None for what is not ours.
+
+        :param rows: name, size in bytes, when it was stored.
+        """
+        found = _NAMES(f"/{'/'.join([row[0] for row in rows])}/")
+        if len(found) != len(rows):
             # Some name is far from ours, so it is not known which match is whose.
-            return [self.files([name])[0] for name in names] if len(names) > 1 else [None]
+            return [self.files([row])[0] for row in rows] if len(rows) > 1 else [None]
         mbids = self._mbids(found)
-        kind, listings, owns_images = self._image, self._listings, self._owns_images
-        said: list[File | None] = []
+        kind = self._image if self._owns_images else None
+        digits, listings, ends = self._digits, self._listings, _ENDS
+        said: list[Packed | None] = []
         at = 0
-        for mbid, name, end in found:
+        for (mbid, name, end), (_, size_bytes, stored_at) in zip(found, rows, strict=True):
             raw = mbids[at : at + 16]
             at += 16
-            known = _ENDS.get(end)
-            if mbid[:3] != self._digits:
+            if mbid[:3] != digits or size_bytes > LARGEST_FILE_BYTES:
                 said.append(None)
-            elif known is None:
-                said.append((listings + raw, 0) if end == ".json" and not name else None)
-            elif owns_images and name.isdecimal():
-                size, media = known
-                said.append((pack_raw_image_key(kind, raw, int(name), size), media))
+            elif end in ends and kind is not None and name.isdecimal():
+                size, media = ends[end]
+                key = pack_raw_image_key(kind, raw, int(name), size)
+                said.append((key, pack_raw_entry(media, size_bytes, stored_at)))
+            elif end == ".json" and not name:
+                said.append((listings + raw, pack_raw_entry(0, size_bytes, stored_at)))
             else:
                 said.append(None)
         return said

@@ -45,6 +45,8 @@ _SHORT_KEY = struct.Struct(">B16s")
 _ALIAS_KEY = struct.Struct(">B16sQ")
 _ENTRY = struct.Struct(">BId")
 _ALIAS_VALUE = struct.Struct(">BB16sQd")
+_TIME = struct.Struct(">d")
+"""The end of both values."""
 
 LARGEST_FILE_BYTES = (1 << 32) - 1
 
@@ -61,6 +63,9 @@ pack_raw_image_key = _IMAGE_KEY.pack
 """Of a kind, an MBID's bytes, an id and a size's code; an alias's key is its first 25 bytes."""
 pack_raw_entry = _ENTRY.pack
 """Of a media code, a size in bytes and a time."""
+unpack_raw_entry = _ENTRY.unpack
+FIRST_ALIAS = _ALIAS
+"""The first byte of aliases' keys is this or more, that of files' is less."""
 pack_raw_alias = _ALIAS_VALUE.pack
 """Of an owner's code, a media code or 0, the MBID's bytes, an id and a time."""
 
@@ -78,12 +83,12 @@ def size_of(entry: bytes) -> int:
 
 def stored_at_of(entry: bytes) -> float:
     """The time in a packed entry."""
-    return float(_ENTRY.unpack(entry)[2])
+    return _TIME.unpack(entry[5:])[0]  # type: ignore[no-any-return]
 
 
 def checked_at_of(alias: bytes) -> float:
     """The time in a packed alias."""
-    return float(_ALIAS_VALUE.unpack(alias)[4])
+    return _TIME.unpack(alias[26:])[0]  # type: ignore[no-any-return]
 
 
 def ages(alias_key: bytes) -> bool:

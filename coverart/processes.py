@@ -28,7 +28,6 @@ from twisted.internet.error import ProcessTerminated
 from twisted.internet.interfaces import IDelayedCall, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, ProcessProtocol
 from twisted.logger import Logger
-from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
 
 from coverart.config import PREFIX, ConfigError, Settings
@@ -42,6 +41,8 @@ GRACE_S = 30.0
 LONG_LIFE_S = 60.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0
+
+_said = Logger(namespace="coverart")
 
 
 @attrs.define
@@ -220,7 +221,7 @@ class _Child(ProcessProtocol):
     def start(self) -> None:
         self._restart = None
         self._began = self._parent.clock.seconds()
-        self._lines = {1: _Lines(self.number), 2: _Lines(self.number)}
+        self._lines = {1: _Lines(), 2: _Lines()}
         try:
             self._parent.spawn(self)
         except OSError as error:
@@ -233,7 +234,7 @@ class _Child(ProcessProtocol):
         )
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        self._lines[childFD].dataReceived(data)
+        self._lines[childFD].take(data)
 
     def processExited(self, reason: Failure) -> None:
         """It is gone; something it started might still hold its output, which is no matter."""
@@ -293,21 +294,17 @@ class _Child(ProcessProtocol):
         return f"process {self.number} of {self._parent.count}"
 
 
-class _Lines(LineOnlyReceiver):
+class _Lines:
     """What a child says, as lines of the parent's log."""
 
-    log = Logger()
-    delimiter = b"\n"
-    MAX_LENGTH = 1 << 20
+    def __init__(self) -> None:
+        self._rest = b""
 
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def lineReceived(self, line: bytes) -> None:
-        self.log.info("{line}", line=line.decode(errors="replace"), number=self._number)
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self.lineReceived(line)
+    def take(self, data: bytes) -> None:
+        """More of it, cut anywhere."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            _said.info("{line}", line=line.decode(errors="replace"))
 
 
 def _how(reason: Failure) -> str:

@@ -13,7 +13,7 @@ from coverart.index import Packed, Seen
 from coverart.model import Alias, AliasKey, Entity, FileEntry, FileKey, ImageRequest
 from coverart.names import Link as PackedLink
 from coverart.names import Names
-from coverart.packing import LARGEST_FILE_BYTES, pack_raw_entry
+from coverart.packing import LARGEST_FILE_BYTES
 from coverart.store import link_target
 
 
@@ -213,13 +213,11 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
     finally:
         os.close(fd)
     names = Names(entity, digits)
-    for (name, status), said in zip(files, names.files([name for name, _ in files]), strict=True):
-        size_bytes = status.st_size
-        if said is None or size_bytes > LARGEST_FILE_BYTES:
+    for (name, size_bytes, _), packed in zip(files, names.files(files), strict=True):
+        if packed is None:
             leaf.strangers.append(name)
         elif size_bytes:
-            key, media = said
-            leaf.files.append((key, pack_raw_entry(media, size_bytes, status.st_mtime)))
+            leaf.files.append(packed)
             leaf.file_names.append(name)
             leaf.size_bytes += size_bytes
         else:
@@ -237,8 +235,8 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
 
 def _look(
     fd: int, leaf: Leaf
-) -> tuple[list[tuple[str, os.stat_result]], list[tuple[str, str, float]]]:
-    """The regular files and the symlinks of an open folder."""
+) -> tuple[list[tuple[str, int, float]], list[tuple[str, str, float]]]:
+    """The regular files (name, size, mtime) and the symlinks (name, text, mtime) of an open folder."""
     files = []
     links = []
     with os.scandir(fd) as rows:
@@ -249,7 +247,8 @@ def _look(
                     status = row.stat(follow_symlinks=False)
                     links.append((name, os.readlink(name, dir_fd=fd), status.st_mtime))
                 elif row.is_file(follow_symlinks=False):
-                    files.append((row.name, row.stat(follow_symlinks=False)))
+                    status = row.stat(follow_symlinks=False)
+                    files.append((row.name, status.st_size, status.st_mtime))
                 else:
                     leaf.strangers.append(row.name)
             except OSError:

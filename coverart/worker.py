@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 from prometheus_client import values
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.error import ReactorNotRunning
+from twisted.internet.error import ConnectionDone, ReactorNotRunning
 from twisted.internet.interfaces import (
     IAddress,
     IListeningPort,
@@ -26,13 +26,15 @@ from twisted.internet.interfaces import (
     IReadDescriptor,
     IStreamServerEndpoint,
 )
-from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBeginner
+from twisted.logger import FileLogObserver, LogEvent, Logger, eventAsText, globalLogBeginner
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from coverart.config import ConfigError, load
 from coverart.metrics import FOLDER_VARIABLE
 from coverart.processes import FIRST_SOCKET
+
+log = Logger()
 
 
 @implementer(IStreamServerEndpoint)
@@ -81,11 +83,12 @@ class Lifeline:
 
     def doRead(self) -> None:
         if not os.read(0, 1024):
-            self.reactor.removeReader(self)
-            stop(self.reactor)
+            self.connectionLost(Failure(ConnectionDone()))
 
-    def connectionLost(self, reason: Failure) -> None:
-        """The reactor lets go of it when it ends."""
+    def connectionLost(self, reason: Failure) -> None:  # noqa: ARG002 - named by the interface
+        """The other end is closed, which some reactors tell so; or this one ends anyway."""
+        self.reactor.removeReader(self)
+        stop(self.reactor)
 
     def logPrefix(self) -> str:
         return "lifeline"
@@ -145,7 +148,7 @@ def main(number: int, sockets: int, reactor_module: str, *, relayed: bool) -> No
     service.startService()
     reactor.run()
     if os.getppid() != parent:
-        # It was killed, and could not tidy up.
+        log.warn("the parent was killed; this process ends")
         shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)
 
 

@@ -775,13 +775,17 @@ async def test_metrics(sim, proxy) -> None:
     path = sim.catalogue.examples()["thumbnail"]
     for _ in range(3):
         await proxy.get(path)
+    await proxy.get(path.replace("-250", "-500"))
     answer = await proxy.get("/metrics")
     assert answer["Content-Type"].startswith("text/plain")
     lines = answer.body.decode().splitlines()
     assert 'coverart_answers_total{outcome="hits"} 2.0' in lines
-    assert 'coverart_answers_total{outcome="misses"} 1.0' in lines
+    assert 'coverart_answers_total{outcome="misses"} 2.0' in lines
+    assert 'coverart_hop_skips_total{known="target"} 1.0' in lines
+    assert 'coverart_hop_skips_total{known="node"} 1.0' in lines
     assert 'coverart_upstream_requests_total{hop="1",status="307"} 1.0' in lines
-    assert "coverart_cache_files 1.0" in lines
+    assert "coverart_cache_files 2.0" in lines
+    assert "coverart_leader 1.0" in lines
 
 
 @pytest_twisted.ensureDeferred

@@ -39,6 +39,7 @@ class DefaultTests(SynchronousTestCase):
             "cache_cleanup_interval": 300,
             "cache_eviction": "oldest",
             "listen": ("tcp:8080",),
+            "processes": 1,
             "upstream": "https://coverartarchive.org",
             "event_upstream": "https://eventartarchive.org",
             "allowed_hosts": ("archive.org", "*.archive.org"),

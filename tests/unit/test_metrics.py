@@ -1,0 +1,102 @@
+"""What is counted, and what Prometheus and /cache-status are told of it."""
+
+from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from coverart.metrics import OUTCOMES, SWEPT, Metrics
+from coverart.service import DELAY_EVERY_S, ReactorDelay
+
+
+class MetricsTests(SynchronousTestCase):
+    """One process, counting in memory."""
+
+    def setUp(self) -> None:
+        self.metrics = Metrics()
+
+    def test_request(self) -> None:
+        """A request is counted by outcome, with its bytes and its time."""
+        self.metrics.request("hits", 15_000, 0.002)
+        self.metrics.request("hits", 0, 0.2)
+        value = self.metrics.value
+        self.assertEqual(value("coverart_answers_total", outcome="hits"), 2)
+        self.assertEqual(value("coverart_sent_bytes_total", outcome="hits"), 15_000)
+        self.assertEqual(value("coverart_request_seconds_count", outcome="hits"), 2)
+        self.assertEqual(value("coverart_request_seconds_bucket", outcome="hits", le="0.0025"), 1)
+        self.assertEqual(value("coverart_process_answers"), 2)
+        self.assertEqual(value("coverart_answers_total", outcome="misses"), 0)
+
+    def test_every_kind(self) -> None:
+        """Each outcome, each thing a cleanup does, is there before it first happens."""
+        for outcome in OUTCOMES:
+            self.assertEqual(self.metrics.value("coverart_answers_total", outcome=outcome), 0)
+        for what in SWEPT:
+            self.assertEqual(self.metrics.value("coverart_swept_total", what=what), 0)
+        self.assertIsNone(self.metrics.value("coverart_answers_total", outcome="never"))
+
+    def test_sums(self) -> None:
+        """What /cache-status tells, by its own names, whole numbers all."""
+        for outcome in OUTCOMES:
+            self.metrics.request(outcome, 1, 0.1)
+        self.metrics.joined.inc()
+        self.metrics.swept["evicted"].inc(7)
+        self.metrics.swept["orphans"].inc(9)
+        sums = self.metrics.sums()
+        self.assertEqual(
+            sums,
+            {
+                "hits": 1,
+                "misses": 1,
+                "joined": 1,
+                "stale": 1,
+                "absent": 1,
+                "errors": 1,
+                "evicted": 7,
+            },
+        )
+        self.assertEqual({type(number) for number in sums.values()}, {int})
+
+    def test_format(self) -> None:
+        """Prometheus' own parser understands it; when a counter was made is not told."""
+        self.metrics.asked("1", "307")
+        families = list(text_string_to_metric_families(self.metrics.expose().decode()))
+        samples = {sample.name for family in families for sample in family.samples}
+        self.assertIn("coverart_upstream_requests_total", samples)
+        self.assertEqual([name for name in samples if name.endswith("_created")], [])
+        self.assertEqual([family.name for family in families if not family.documentation], [])
+
+    def test_apart(self) -> None:
+        """Two of them count each for itself."""
+        other = Metrics()
+        other.joined.inc()
+        self.assertEqual(self.metrics.value("coverart_joined_total"), 0)
+
+
+class ReactorDelayTests(SynchronousTestCase):
+    """How late timed calls run."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.seen: list[float] = []
+        self.watch = ReactorDelay(self.clock, self.seen.append)
+        self.watch.start()
+
+    def test_in_time(self) -> None:
+        """A reactor that is free is never late."""
+        self.clock.pump([DELAY_EVERY_S] * 5)
+        self.assertEqual(self.seen, [0] * 5)
+
+    def test_held_up(self) -> None:
+        """A turn that took long is seen in full, also over several calls that were missed."""
+        self.clock.advance(DELAY_EVERY_S + 0.05)
+        self.clock.advance(DELAY_EVERY_S - 0.05)
+        self.clock.advance(4 * DELAY_EVERY_S)
+        self.clock.advance(DELAY_EVERY_S)
+        for seen, expected in zip(self.seen, [0.05, 0, 3 * DELAY_EVERY_S, 0], strict=True):
+            self.assertAlmostEqual(seen, expected)
+
+    def test_stop(self) -> None:
+        """Stopped, it leaves nothing behind."""
+        self.watch.stop()
+        self.watch.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
