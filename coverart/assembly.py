@@ -190,6 +190,8 @@ def assemble(
     service.setServiceParent(everything)
     for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:
         listening = StreamServerEndpointService(endpoint, site)
+        # As strports.service() does: a port that is taken ends the start.
+        listening._raiseSynchronously = True  # noqa: SLF001
         listening.setServiceParent(everything)
     return everything
 

@@ -195,7 +195,11 @@ class Fetcher:
         if alias != known:
             await self._index.put_alias(request.alias, alias)
         try:
-            await self._in_thread(self._point_on_disk, request, alias, entry, known)
+            if known is None or known == alias:
+                # One symlink: not worth the way to a thread and back, a tenth of a whole miss.
+                self._point_on_disk(request, alias, entry, known)
+            else:
+                await self._in_thread(self._point_on_disk, request, alias, entry, known)
         except OSError as error:
             # The image is held and the index knows the way; only nginx's short cut is missing.
             self.log.warn("can't link {name}: {reason}", name=spell(request), reason=error.strerror)
@@ -209,7 +213,7 @@ class Fetcher:
     def _point_on_disk(
         self, request: ImageRequest, alias: Alias, entry: FileEntry, known: Alias | None
     ) -> None:
-        """In a thread."""
+        """Link what was asked for; where the alias moved or was renewed, see to its other sizes."""
         if known is not None and known.target.ref != alias.target.ref:
             self._store.unlink_alias(request.alias)
         elif known is not None and known.checked_at != alias.checked_at:

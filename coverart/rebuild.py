@@ -233,9 +233,7 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
     return leaf
 
 
-def _look(
-    fd: int, leaf: Leaf
-) -> tuple[list[tuple[str, int, float]], list[tuple[str, str, float]]]:
+def _look(fd: int, leaf: Leaf) -> tuple[list[tuple[str, int, float]], list[tuple[str, str, float]]]:
     """The regular files (name, size, mtime) and the symlinks (name, text, mtime) of an open folder."""
     files = []
     links = []

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
 
-from coverart.access import LoggedRequest
+from coverart.access import AccessLog, LoggedRequest
 from coverart.errors import CoverError
 from coverart.metrics import Metrics
-from coverart.model import ImageRequest
+from coverart.model import ImageRequest, ListingKey
 from coverart.request_path import parse, spell
 from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
 from coverart.web import CoverRoutes
@@ -22,6 +23,13 @@ OPERATOR_PATHS = frozenset({b"/", b"/health", b"/ready", b"/cache-status", b"/me
 IDLE_CLIENT_S = 60
 
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
+
+
+@lru_cache(maxsize=8192)
+def _read(path: bytes) -> tuple[ImageRequest | ListingKey, str]:
+    """What a path asks for and how it is told in the log; some paths are asked for again and again."""
+    thing = parse(path)
+    return thing, spell(thing)
 
 
 class Front(Resource):
@@ -61,8 +69,7 @@ class Front(Resource):
                     return self._rendered(self._admin, request)
                 raise MethodNotAllowed
             else:
-                request.thing = parse(request.path)
-                request.key = spell(request.thing)
+                request.thing, request.key = _read(request.path)
                 inner = self._art
             if request.method == b"OPTIONS":
                 return options(request)
@@ -86,6 +93,11 @@ class QuietSite(Site):
     """Leaves the line a request in the log, and its counting, to the request (access.py)."""
 
     metrics: Metrics
+    access_log: AccessLog
+
+    def stopFactory(self) -> None:
+        super().stopFactory()
+        self.access_log.close()
 
     def log(self, request: Request) -> None:
         """Say nothing."""
@@ -106,5 +118,6 @@ def make_site(
         reactor=clock,
     )
     site.metrics = metrics
+    site.access_log = AccessLog(clock)
     site.displayTracebacks = False
     return site
