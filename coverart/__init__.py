@@ -13,13 +13,14 @@ Imports go one way; no module imports one further down:
 
     errors, model, metrics                          the words, and what is counted
     request_path, layout, content, listing,         pure rules
-        freshness, packing, redirects, breaker,
-        conditions, redis_address, config
+        freshness, packing, names, redirects,
+        breaker, conditions, eviction,
+        redis_address, config
     flight, index, index_memory, store, rebuild,    what is held, and what is on its way
         incoming
     redis_link, redis_scripts, index_redis, leases  what several processes share
     transfer, connect, client, upstream             asking the archive
-    fetch, cache                                    the cache itself
+    fetch, answers, cache                           the cache itself
     reconcile, cleanup                              keeping it small and true
     access, sending, responses, web, operations,    HTTP
         admin, site

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from enum import Enum
-from typing import TypeAlias
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from coverart.answers import Absent, Answer, Flowing, Held, Pointed, Status
 from coverart.errors import CoverError, NotInArchive
-from coverart.fetch import Arriving, Fetched, Fetcher
+from coverart.fetch import Fetched, Fetcher
 from coverart.flight import Announce, Flight
 from coverart.freshness import (
     Lifetimes,
@@ -40,7 +38,6 @@ from coverart.model import (
     ImageRequest,
     ListingKey,
     Subject,
-    Target,
 )
 from coverart.packing import pack_alias_key, pack_file_key, pack_size
 from coverart.request_path import spell
@@ -51,75 +48,6 @@ REFRESH_PAUSE_S = 60.0
 MOST_PAUSES = 10_000
 MOST_USES_KEPT = 50_000
 """Files whose uses are counted between two times of passing them on."""
-
-
-class Status(Enum):
-    """How an answer came about, as X-Cache-Status tells it."""
-
-    HIT = "HIT"
-    MISS = "MISS"
-    STALE = "STALE"
-    ABSENT = "ABSENT"
-
-
-@attrs.frozen(kw_only=True)
-class Held:
-    """A file to serve. `alias` is set where the name is not the image's own."""
-
-    status: Status
-    key: FileKey
-    entry: FileEntry
-    path: str
-    alias: Alias | None = None
-    joined: bool = False
-    hops: int = 0
-
-    def as_joined(self) -> Held:
-        """The same answer for one who waited on another's fetch."""
-        return attrs.evolve(self, joined=True, hops=0)
-
-
-@attrs.frozen(kw_only=True)
-class Flowing:
-    """A large image to serve while it arrives."""
-
-    arriving: Arriving
-    joined: bool = False
-    status: Status = Status.MISS
-
-    @property
-    def hops(self) -> int:
-        return 0 if self.joined else self.arriving.trip.hops
-
-    def as_joined(self) -> Flowing:
-        """The same answer for one who waited on another's fetch."""
-        return attrs.evolve(self, joined=True)
-
-
-@attrs.frozen(kw_only=True)
-class Absent:
-    """A 404, remembered (ABSENT) or just learnt (MISS)."""
-
-    status: Status
-    joined: bool = False
-    hops: int = 0
-
-    def as_joined(self) -> Absent:
-        """The same answer for one who waited on another's fetch."""
-        return attrs.evolve(self, joined=True, hops=0)
-
-
-@attrs.frozen(kw_only=True)
-class Pointed:
-    """Where a name points, for COVER_ART_IMAGE_MODE=redirect."""
-
-    status: Status
-    target: Target
-    joined: bool = False
-    hops: int = 0
-
-
-Answer: TypeAlias = Held | Flowing | Absent
 
 
 class CoverCache:

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
 
 from coverart.access import LoggedRequest
-from coverart.cache import Status
+from coverart.answers import Status
 from coverart.conditions import Span, Validators, condition, spans
 from coverart.errors import CoverError
 from coverart.freshness import Lifetimes

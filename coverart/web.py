@@ -16,7 +16,8 @@ from twisted.python.failure import Failure
 
 from coverart import listing
 from coverart.access import LoggedRequest
-from coverart.cache import Absent, CoverCache, Flowing, Held, Pointed
+from coverart.answers import Absent, Flowing, Held, Pointed
+from coverart.cache import CoverCache
 from coverart.conditions import Validators
 from coverart.errors import CoverError, NotInArchive
 from coverart.model import ORIGINAL, ImageRequest, ListingKey

@@ -12,7 +12,7 @@ from twisted.web.test.requesthelper import DummyChannel
 
 from coverart import responses
 from coverart.access import LoggedRequest
-from coverart.cache import Status
+from coverart.answers import Status
 from coverart.conditions import Span, Validators
 from coverart.errors import (
     BadUpstream,

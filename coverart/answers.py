@@ -1,0 +1,80 @@
+"""What the cache answers: a file that is held, one that is arriving, nothing, or where to look."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeAlias
+
+import attrs
+
+from coverart.fetch import Arriving
+from coverart.model import Alias, FileEntry, FileKey, Target
+
+
+class Status(Enum):
+    """How an answer came about, as X-Cache-Status tells it."""
+
+    HIT = "HIT"
+    MISS = "MISS"
+    STALE = "STALE"
+    ABSENT = "ABSENT"
+
+
+@attrs.frozen(kw_only=True)
+class Held:
+    """A file to serve. `alias` is set where the name is not the image's own."""
+
+    status: Status
+    key: FileKey
+    entry: FileEntry
+    path: str
+    alias: Alias | None = None
+    joined: bool = False
+    hops: int = 0
+
+    def as_joined(self) -> Held:
+        """The same answer for one who waited on another's fetch."""
+        return attrs.evolve(self, joined=True, hops=0)
+
+
+@attrs.frozen(kw_only=True)
+class Flowing:
+    """A large image to serve while it arrives."""
+
+    arriving: Arriving
+    joined: bool = False
+    status: Status = Status.MISS
+
+    @property
+    def hops(self) -> int:
+        return 0 if self.joined else self.arriving.trip.hops
+
+    def as_joined(self) -> Flowing:
+        """The same answer for one who waited on another's fetch."""
+        return attrs.evolve(self, joined=True)
+
+
+@attrs.frozen(kw_only=True)
+class Absent:
+    """A 404, remembered (ABSENT) or just learnt (MISS)."""
+
+    status: Status
+    joined: bool = False
+    hops: int = 0
+
+    def as_joined(self) -> Absent:
+        """The same answer for one who waited on another's fetch."""
+        return attrs.evolve(self, joined=True, hops=0)
+
+
+@attrs.frozen(kw_only=True)
+class Pointed:
+    """Where a name points, for COVER_ART_IMAGE_MODE=redirect."""
+
+    status: Status
+    target: Target
+    joined: bool = False
+    hops: int = 0
+
+
+Answer: TypeAlias = Held | Flowing | Absent
