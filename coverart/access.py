@@ -40,17 +40,21 @@ class AccessLog:
 
     def close(self) -> None:
         """Write what waits."""
-        if self._timer is not None:
-            if self._timer.active():
-                self._timer.cancel()
-            self._write()
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        self._flush()
 
     def _write(self) -> None:
         self._timer = None
+        if self._flush():
+            self._timer = self._clock.callLater(GATHER_S, self._write)
+
+    def _flush(self) -> bool:
         lines, self._lines = self._lines, []
         if lines:
             self.log.info("{lines}", lines="\n".join(lines))
-            self._timer = self._clock.callLater(GATHER_S, self._write)
+        return bool(lines)
 
 
 class LoggedRequest(Request):
@@ -68,6 +72,8 @@ class LoggedRequest(Request):
 
     def process(self) -> None:
         self._began = time.monotonic()
+        channel: Any = self.channel
+        channel.site.begun(channel)
         super().process()
 
     def tell(self, outcome: str, *, joined: bool = False, hops: int = 0) -> None:
@@ -77,8 +83,10 @@ class LoggedRequest(Request):
         self.hops = hops
 
     def finish(self) -> None:
+        channel: Any = self.channel
         super().finish()
         self._tell("")
+        channel.site.ended(channel)
 
     def connectionLost(self, reason: Failure) -> None:
         self._tell(" client left")

@@ -186,6 +186,7 @@ def assemble(
         kept.metrics,
         reactor,
     )
+    service.drain = site.drain
     everything = MultiService()
     service.setServiceParent(everything)
     for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
@@ -103,6 +103,8 @@ class CoverService(Service):
         interval_s: float,
     ) -> None:
         self.rebuilding = False
+        self.drain: Callable[[float], Awaitable[int]] = _nobody
+        """Lets running requests end; set once there is a site."""
         self._reactor = reactor
         self._cache = cache
         self._cleanup = cleanup
@@ -198,10 +200,9 @@ class CoverService(Service):
             await ended
         await self._leadership.resign()
         self._metrics.leader.set(0)
-        try:
-            await self._cache.idle().addTimeout(STOP_S, self._reactor)
-        except TimeoutError:
-            self.log.warn("stopping with {count} fetches under way", count=self._cache.fetching)
+        left = await self.drain(STOP_S)
+        if left:
+            self.log.warn("stopping while {count} clients wait", count=left)
         await self._pool.closeCachedConnections()
         if self._shared is not None:
             await self._shared.link.close()
@@ -210,3 +211,7 @@ class CoverService(Service):
     def stopService(self) -> Deferred[None]:
         super().stopService()
         return Deferred.fromCoroutine(self._stop())
+
+
+async def _nobody(seconds: float) -> int:  # noqa: ARG001
+    return 0

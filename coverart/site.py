@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
+from weakref import WeakSet
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
@@ -21,6 +24,7 @@ from coverart.web import CoverRoutes
 
 OPERATOR_PATHS = frozenset({b"/", b"/health", b"/ready", b"/cache-status", b"/metrics"})
 IDLE_CLIENT_S = 60
+DRAIN_LOOK_S = 0.02
 
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
 
@@ -95,6 +99,40 @@ class QuietSite(Site):
     metrics: Metrics
     access_log: AccessLog
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._channels: WeakSet[Any] = WeakSet()
+        self._busy: WeakSet[Any] = WeakSet()
+        self._draining = False
+
+    def begun(self, channel: Any) -> None:
+        """A request came on this connection."""
+        self._channels.add(channel)
+        self._busy.add(channel)
+
+    def ended(self, channel: Any) -> None:
+        """It was answered, though what was written may still be on its way."""
+        self._busy.discard(channel)
+        if self._draining:
+            channel.loseConnection()
+
+    async def drain(self, seconds: float) -> int:
+        """
+        Let running requests come to their end, to the last byte, and close every connection.
+
+        :param seconds: so long at most.
+        :returns: how many connections were still busy then.
+        """
+        self._draining = True
+        for channel in list(self._channels):
+            if channel not in self._busy:
+                channel.loseConnection()
+        deadline = self.reactor.seconds() + seconds
+        while (left := sum(map(_is_open, self._channels))) and self.reactor.seconds() < deadline:
+            await deferLater(self.reactor, DRAIN_LOOK_S)
+        self.access_log.close()
+        return left
+
     def stopFactory(self) -> None:
         super().stopFactory()
         self.access_log.close()
@@ -103,13 +141,17 @@ class QuietSite(Site):
         """Say nothing."""
 
 
+def _is_open(channel: Any) -> bool:
+    return bool(getattr(channel.transport, "connected", False))
+
+
 def make_site(
     art: CoverRoutes,
     operators: IResource,
     admin: IResource,
     metrics: Metrics,
     clock: IReactorTime,
-) -> Site:
+) -> QuietSite:
     """The server of all applications, to be listened on."""
     site = QuietSite(
         Front(art.app.resource(), art.at_once, operators, admin),

@@ -254,3 +254,22 @@ async def test_stops_at_once_when_idle(tmp_path, spawn) -> None:
     child.process.send_signal(signal.SIGTERM)
     assert await child.exit_code() in STOPPED
     assert "Traceback" not in child.log.read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_reader_gets_the_rest(sim, spawn) -> None:
+    """SIGTERM while a client is still reading a held image: it gets the last byte, then the end."""
+    path = sim.catalogue.examples()["large_original"]
+    child = await spawn().ready()
+    body = (await ask(child.url + path)).body
+    wire = await connect(child.port)
+    wire.get(path)
+    await wire.got(1000)
+    wire.transport.pauseProducing()  # type: ignore[attr-defined]
+    child.process.send_signal(signal.SIGTERM)
+    await stops_listening(child.port)
+    wire.transport.resumeProducing()  # type: ignore[attr-defined]
+    await wire.end()
+    assert len(wire.body) == len(body)
+    assert wire.body == body
+    assert await child.exit_code() in STOPPED
