@@ -266,6 +266,7 @@ class CoverCache:
         except NotInArchive as error:
             return await self._missing(thing, error, trip.hops)
         except CoverError as error:
+            error.hops = trip.hops
             self.log.warn(
                 "{key} could not be fetched: {detail}", key=spell(thing), detail=error.detail
             )

@@ -20,6 +20,8 @@ class CoverError(Exception):
         super().__init__(detail or self.said)
         self.detail = detail or self.said
         self.retry_after_s = retry_after_s
+        self.hops = 0
+        """Requests to the archive that were spent before it failed, for the log."""
 
 
 class Malformed(CoverError):

@@ -89,7 +89,7 @@ def refuse(request: LoggedRequest, error: CoverError) -> bytes:
         retry_after_s = max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S))
         request.setHeader(b"retry-after", b"%d" % retry_after_s)
     if request.outcome == "-":
-        request.tell(type(error).__name__)
+        request.tell(type(error).__name__, hops=error.hops)
     body = json.dumps({"error": error.said}).encode()
     return sized(request, body)
 
