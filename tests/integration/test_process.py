@@ -265,10 +265,10 @@ async def test_slow_reader_gets_the_rest(sim, spawn) -> None:
     wire = await connect(child.port)
     wire.get(path)
     await wire.got(1000)
-    wire.transport.pauseProducing()  # type: ignore[attr-defined]
+    wire.transport.pauseProducing()
     child.process.send_signal(signal.SIGTERM)
     await stops_listening(child.port)
-    wire.transport.resumeProducing()  # type: ignore[attr-defined]
+    wire.transport.resumeProducing()
     await wire.end()
     assert len(wire.body) == len(body)
     assert wire.body == body
