@@ -21,11 +21,12 @@ Imports go one way; no module imports one further down:
     redis_link, redis_scripts, index_redis, leases  what several processes share
     transfer, connect, client, upstream             asking the archive
     fetch, answers, cache                           the cache itself
-    reconcile, cleanup                              keeping it small and true
+    reconcile, cleanup, scan                        keeping it small and true
     access, sending, responses, web, operations,    HTTP
         admin, site
     service, assembly                               the running process
     processes, worker, tap                          one of them, or several behind one port
+    cli                                             the command line beside it
 
 `coverart.simulator` is an archive to try it against; it imports nothing from above.
 """

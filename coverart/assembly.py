@@ -56,23 +56,31 @@ class Keeping:
     metrics: Metrics
 
 
-def keep(settings: Settings, reactor: Any, *, now: Callable[[], float] = time.time) -> Keeping:
+def keep(
+    settings: Settings,
+    reactor: Any,
+    *,
+    now: Callable[[], float] = time.time,
+    bounds: Bounds | None = None,
+) -> Keeping:
     """
     Join what works without the archive and without HTTP.
 
     :param now: the time of day, in seconds since the epoch; what ages, ages by it.
+    :param bounds: what a sweep keeps to, in place of what the settings say.
     :raises ConfigError: the cache directory can't be used.
     """
     store = open_store(settings)
     metrics = Metrics()
     threads = DiskThreads(reactor)
-    index, fetches, leadership, shared = _index(settings, reactor)
+    index, fetches, leadership, shared = index_for(settings, reactor)
     cleanup = Cleanup(
         index=index,
         store=store,
         in_thread=threads,
         leadership=leadership,
-        bounds=Bounds(
+        bounds=bounds
+        or Bounds(
             max_bytes=settings.max_bytes,
             clean_to_bytes=settings.clean_to_bytes,
             alias_ttl_s=settings.alias_ttl,
@@ -230,7 +238,7 @@ def rules_for(settings: Settings) -> Rules:
     return Rules((*settings.allowed_hosts, *hop_1))
 
 
-def _index(settings: Settings, reactor: Any) -> tuple[Index, Fetches, Leadership, Shared | None]:
+def index_for(settings: Settings, reactor: Any) -> tuple[Index, Fetches, Leadership, Shared | None]:
     """The index and what goes with it: all in this process, or shared by Redis."""
     if settings.redis_url is None:
         alone = Alone()

@@ -12,7 +12,8 @@ for once. `python -m bench.policies` compares both with what others do.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+import struct
+from collections.abc import Callable, Iterable
 from typing import Literal, Protocol, TypeAlias
 
 from coverart.model import FileEntry
@@ -61,6 +62,24 @@ class Queue(Protocol):
         """Up to so many files, the first to be evicted in front. They stay in the queue."""
 
 
+# Places in a heap are bytes, the rank in front in an order that bytes sort by, the key behind: a
+# million tuples would take half as much memory again, and the garbage collector a tenth of a
+# second to look at.
+_AGE = struct.Struct(">d")
+_SCORE = struct.Struct(">Q")
+
+
+def place_by_age(at: float, key: bytes) -> bytes:
+    """The place of a key in a heap by time, in seconds since the epoch."""
+    return _AGE.pack(max(at, 0.0)) + key
+
+
+def read_age(place: bytes) -> tuple[float, bytes]:
+    """The inverse of place_by_age, for times from the epoch on."""
+    at: float = _AGE.unpack_from(place)[0]
+    return at, place[_AGE.size :]
+
+
 class ByAge:
     """`oldest`."""
 
@@ -69,10 +88,10 @@ class ByAge:
         self._stored_at = stored_at
         # Places of files since removed or stored anew are passed over when they come up, which
         # costs less than taking them out.
-        self._places: list[tuple[float, bytes]] = []
+        self._places: list[bytes] = []
 
     def put(self, key: bytes, entry: FileEntry) -> None:
-        heapq.heappush(self._places, (entry.stored_at, key))
+        heapq.heappush(self._places, place_by_age(entry.stored_at, key))
 
     def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
         places, push, unpack = self._places, heapq.heappush, unpack_raw_entry
@@ -80,7 +99,7 @@ class ByAge:
         for key, entry in files:
             _, size_bytes, stored_at = unpack(entry)
             total += size_bytes
-            push(places, (stored_at, key))
+            push(places, place_by_age(stored_at, key))
         return total
 
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:
@@ -90,26 +109,27 @@ class ByAge:
         """Its place is passed over later."""
 
     def first(self, count: int) -> list[bytes]:
-        taken: dict[bytes, tuple[float, bytes]] = {}
-        while len(taken) < count and (place := next(self._front(), None)) is not None:
-            heapq.heappop(self._places)
-            taken[place[1]] = place
+        taken: dict[bytes, bytes] = {}
+        while len(taken) < count and self._settle():
+            place = heapq.heappop(self._places)
+            taken[place[_AGE.size :]] = place
         for place in taken.values():
             heapq.heappush(self._places, place)
         return list(taken)
 
     @property
     def oldest(self) -> float | None:
-        place = next(self._front(), None)
-        return None if place is None else place[0]
+        return read_age(self._places[0])[0] if self._settle() else None
 
-    def _front(self) -> Iterator[tuple[float, bytes]]:
+    def _settle(self) -> bool:
+        """Drop places in front that no longer count. :returns: whether one is left."""
         while self._places:
-            stored_at, key = self._places[0]
-            if self._stored_at(key) == stored_at:
-                yield self._places[0]
-                return
+            at, key = read_age(self._places[0])
+            held = self._stored_at(key)
+            if held is not None and max(0.0, held) == at:
+                return True
             heapq.heappop(self._places)
+        return False
 
 
 class ByUse:
@@ -119,13 +139,13 @@ class ByUse:
 
     def __init__(self) -> None:
         self._scores: dict[bytes, int] = {}
-        self._places: list[tuple[int, bytes]] = []
+        self._places: list[bytes] = []
         self._level = 0
 
     def put(self, key: bytes, entry: FileEntry) -> None:
         fresh = score(entry.size_bytes, 1, self._level)
         self._scores[key] = fresh
-        heapq.heappush(self._places, (fresh, key))
+        heapq.heappush(self._places, _SCORE.pack(fresh) + key)
 
     def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
         total = 0
@@ -148,16 +168,17 @@ class ByUse:
             self._level = max(self._level, known // 16)
 
     def first(self, count: int) -> list[bytes]:
-        taken: dict[bytes, tuple[int, bytes]] = {}
+        taken: dict[bytes, bytes] = {}
         while self._places and len(taken) < count:
-            place, key = self._places[0]
+            key = self._places[0][_SCORE.size :]
+            (place,) = _SCORE.unpack_from(self._places[0])
             known = self._scores.get(key)
             if known is None or place > known or key in taken:
                 heapq.heappop(self._places)
             elif place < known:
-                heapq.heapreplace(self._places, (known, key))
+                heapq.heapreplace(self._places, _SCORE.pack(known) + key)
             else:
                 taken[key] = heapq.heappop(self._places)
-        for entry in taken.values():
-            heapq.heappush(self._places, entry)
+        for place_again in taken.values():
+            heapq.heappush(self._places, place_again)
         return list(taken)

@@ -6,7 +6,7 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 
-from coverart.eviction import ByAge, ByUse, Eviction
+from coverart.eviction import ByAge, ByUse, Eviction, place_by_age, read_age
 from coverart.index import SLICES, Packed, Seen, Slice, Totals
 from coverart.model import (
     ORIGINAL,
@@ -66,7 +66,7 @@ class MemoryIndex:
         self._most_absences = most_absences
         self._queue: ByAge | ByUse = ByAge(self._stored_at) if eviction == "oldest" else ByUse()
         # Every alias that ages has a place in here; those since renewed are passed over.
-        self._by_check: list[tuple[float, bytes]] = []
+        self._by_check: list[bytes] = []
         self._size_bytes = 0
         self._file_counts = dict.fromkeys(Entity, 0)
         self._alias_counts = dict.fromkeys(Entity, 0)
@@ -167,7 +167,7 @@ class MemoryIndex:
             self._alias_counts[key.entity] += 1
         aliases[packed_key] = pack_alias(alias)
         if key.ages:
-            heapq.heappush(self._by_check, (alias.checked_at, packed_key))
+            heapq.heappush(self._by_check, place_by_age(alias.checked_at, packed_key))
         self._absences.pop(packed_key, None)
 
     async def forget_alias(self, key: AliasKey) -> bool:
@@ -229,7 +229,7 @@ class MemoryIndex:
             return
         aliases[key] = value
         if ages(key):
-            heapq.heappush(self._by_check, (checked_at, key))
+            heapq.heappush(self._by_check, place_by_age(checked_at, key))
         if self._absences:
             self._absences.pop(key, None)
 
@@ -260,8 +260,12 @@ class MemoryIndex:
         fence: str,  # noqa: ARG002 - one process needs no election
     ) -> list[tuple[AliasKey, Alias]]:
         due: list[tuple[AliasKey, Alias]] = []
-        while self._by_check and self._by_check[0][0] < before and len(due) < count:
-            checked_at, packed_key = place = heapq.heappop(self._by_check)
+        while self._by_check and len(due) < count:
+            place = self._by_check[0]
+            checked_at, packed_key = read_age(place)
+            if checked_at >= before:
+                break
+            heapq.heappop(self._by_check)
             while self._by_check and self._by_check[0] == place:
                 # Put several times, by the sizes of one front.
                 heapq.heappop(self._by_check)

@@ -81,6 +81,11 @@ def size_of(entry: bytes) -> int:
     return int.from_bytes(entry[1:5], "big")
 
 
+def media_of(entry: bytes) -> MediaType | None:
+    """The type in a packed entry."""
+    return _MEDIA[entry[0]]
+
+
 def stored_at_of(entry: bytes) -> float:
     """The time in a packed entry."""
     return _TIME.unpack(entry[5:])[0]  # type: ignore[no-any-return]

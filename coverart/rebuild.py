@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from coverart import layout
-from coverart.index import Packed, Seen
+from coverart.index import LEARN_AT_ONCE, Packed, Seen
 from coverart.model import Alias, AliasKey, Entity, FileEntry, FileKey, ImageRequest
 from coverart.names import Link as PackedLink
 from coverart.names import Names
@@ -213,15 +213,21 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
     finally:
         os.close(fd)
     names = Names(entity, digits)
-    for (name, size_bytes, _), packed in zip(files, names.files(files), strict=True):
-        if packed is None:
-            leaf.strangers.append(name)
-        elif size_bytes:
-            leaf.files.append(packed)
-            leaf.file_names.append(name)
-            leaf.size_bytes += size_bytes
-        else:
-            leaf.empty.append(name)
+    said = names.files(files)
+    if None not in said and 0 not in [size_bytes for _, size_bytes, _ in files]:
+        leaf.files = [packed for packed in said if packed is not None]
+        leaf.file_names = [name for name, _, _ in files]
+        leaf.size_bytes = sum([size_bytes for _, size_bytes, _ in files])
+    else:
+        for (name, size_bytes, _), packed in zip(files, said, strict=True):
+            if packed is None:
+                leaf.strangers.append(name)
+            elif size_bytes:
+                leaf.files.append(packed)
+                leaf.file_names.append(name)
+                leaf.size_bytes += size_bytes
+            else:
+                leaf.empty.append(name)
     if links:
         fresh = [(layout.unretired(name), text, at) for name, text, at in links]
         for (name, _, _), link in zip(links, names.links(fresh), strict=True):
@@ -256,6 +262,12 @@ def _look(fd: int, leaf: Leaf) -> tuple[list[tuple[str, int, float]], list[tuple
 
 
 def walk_packed(root: str) -> Iterator[list[Packed]]:
-    """What walk() gives, packed, a folder at a time."""
+    """What walk() gives, packed, so much at a time as an index learns at once."""
+    seen: list[Packed] = []
     for entity, digits in survey(root).leaves:
-        yield read_leaf(root, entity, digits).seen
+        seen += read_leaf(root, entity, digits).seen
+        while len(seen) >= LEARN_AT_ONCE:
+            yield seen[:LEARN_AT_ONCE]
+            seen = seen[LEARN_AT_ONCE:]
+    if seen:
+        yield seen

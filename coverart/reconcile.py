@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
 import attrs
 from twisted.logger import Logger
 
 from coverart.incoming import InThread
-from coverart.index import Index, Seen, Slice
+from coverart.index import LEARN_AT_ONCE, Index, Packed, Seen, Slice
 from coverart.model import Alias, AliasKey, FileEntry, FileKey, ImageRequest, ListingKey
-from coverart.rebuild import DiskSlice, Link, read_slice, walk
+from coverart.rebuild import DiskSlice, Link, read_slice, walk_packed
 from coverart.store import ImageStore, OnDisk
-
-LEARN_AT_ONCE = 200
-"""Things handed to the index at once: a few milliseconds of its time."""
 
 Check = Callable[[], object]
 """Called before something is destroyed; raises LostLease if it must not be."""
@@ -43,10 +39,10 @@ class Reconciler:
     async def learn_all(self, check: Check) -> int:
         """Tell the index everything that is on the disk. :returns: how many things that was."""
         count = 0
-        things = walk(str(self._store.root))
-        while seen := await self._in_thread(_some, things):
+        batches = walk_packed(str(self._store.root))
+        while seen := await self._in_thread(_next, batches):
             check()
-            await self._index.learn(seen)
+            await self._index.learn_packed(seen)
             count += len(seen)
         return count
 
@@ -85,20 +81,30 @@ class Reconciler:
             for key, entry in known.files.items()
             if key not in on_disk.files or on_disk.files[key].size_bytes != entry.size_bytes
         ]
-        for key, entry in await self._in_thread(self._still_lost, lost):
-            check()
-            if await self._index.forget_file(key, entry):
-                # One of another size than was stored was cut short or written over.
-                await self._in_thread(self._store.remove, self._store.path_of(key, entry.media))
-                await self._index.settle([key])
-                mended.forgotten += 1
+        mended.forgotten = await self.forget_lost(lost, check)
         mended.dangling = await self._in_thread(
             self._tidy_links, on_disk.links, expired_before, check
         )
         await self._forget_aliases(known, aliases, expired_before, check)
         return mended
 
-    def _still_lost(self, lost: list[tuple[FileKey, FileEntry]]) -> list[tuple[FileKey, FileEntry]]:
+    async def forget_lost(self, lost: list[tuple[FileKey, FileEntry]], check: Check) -> int:
+        """
+        Forget files that the disk does not hold as the index says.
+
+        :returns: how many; those that came back meanwhile are not among them.
+        """
+        forgotten = 0
+        for key, entry in await self._in_thread(self.still_lost, lost):
+            check()
+            if await self._index.forget_file(key, entry):
+                # One of another size than was stored was cut short or written over.
+                await self._in_thread(self._store.remove, self._store.path_of(key, entry.media))
+                await self._index.settle([key])
+                forgotten += 1
+        return forgotten
+
+    def still_lost(self, lost: list[tuple[FileKey, FileEntry]]) -> list[tuple[FileKey, FileEntry]]:
         """In a thread: those that have not come between the two looks."""
 
         def held(key: FileKey, entry: FileEntry) -> bool:
@@ -147,6 +153,6 @@ def _own_name(key: FileKey) -> ImageRequest | ListingKey:
     return ImageRequest(alias=key.ref.own_name, size=key.size)
 
 
-def _some(things: Iterator[Seen]) -> list[Seen]:
+def _next(batches: Iterator[list[Packed]]) -> list[Packed]:
     """In a thread."""
-    return list(islice(things, LEARN_AT_ONCE))
+    return next(batches, [])

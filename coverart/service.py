@@ -127,6 +127,7 @@ class CoverService(Service):
         self._metrics.start_time.set_to_current_time()
         self._delay.start()
         self._threads.start()
+        self._cache.store.hold()
         if self._shared is not None:
             self._shared.link.connect()
             self._shared.fetches.start()
@@ -207,6 +208,7 @@ class CoverService(Service):
         if self._shared is not None:
             await self._shared.link.close()
         self._threads.stop()
+        self._cache.store.release()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -68,6 +68,7 @@ class ImageStore:
         """
         self.root = root
         self._root = os.fspath(root)
+        self._held: int | None = None
         try:
             (root / INCOMING).mkdir(parents=True, exist_ok=True)
             temporary = self.begin()
@@ -85,6 +86,36 @@ class ImageStore:
 
     def absolute(self, path: str) -> str:
         return f"{self._root}/{path}"
+
+    def hold(self) -> None:
+        """
+        Let other processes see, for as long as this one lives, that the directory is served.
+
+        A file system without locks shows nothing.
+        """
+        if self._held is None:
+            self._held = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._held, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """No longer."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def served(self) -> bool:
+        """Say whether a process holds the directory."""
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return False
 
     def usable(self) -> bool:
         """Say whether the directory is there and takes files."""
@@ -345,6 +376,13 @@ class ImageStore:
         fd = self.open(path)
         with os.fdopen(fd, "rb") as file:
             return file.read()
+
+    def unfinished(self) -> int:
+        """How many temporary files there are, those that are being written among them."""
+        try:
+            return len(os.listdir(f"{self._root}/{INCOMING}"))
+        except OSError:
+            return 0
 
     def remove_orphans(self, now: float) -> int:
         """

@@ -1,0 +1,521 @@
+"""`coverart`: look at a cache, tell what it holds, clean it; while the service runs or not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+import attrs
+import click
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
+from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.task import LoopingCall, deferLater, react
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+from twisted.web.client import Agent, ResponseFailed, readBody
+
+from coverart import __version__
+from coverart.assembly import Keeping, index_for, keep
+from coverart.cleanup import SLICES_A_SWEEP, Bounds
+from coverart.config import (
+    MEGABYTE,
+    PREFIX,
+    ConfigError,
+    Settings,
+    load,
+    read_environment,
+    variables,
+)
+from coverart.index import SLICES, Index, IndexAway
+from coverart.leases import LEADER_LIFE_S
+from coverart.model import Entity
+from coverart.reconcile import Reconciler
+from coverart.scan import Scan, Scanner
+
+FINE, DIFFERENT, WRONG_USE, NOT_NOW, INTERRUPTED, BROKEN = 0, 1, 2, 3, 130, 70
+ANSWER_S = 10.0
+ASK_FOR_LEAD_S = 1.0
+MOST_COUNTED = 5_000
+"""A dry run looks at so many files at the front of the queue, and reckons the rest from them."""
+
+_OFTEN = ("CACHE_DIR", "CACHE_MAX_SIZE", "CACHE_CLEAN_TO", "REDIS_URL", "CACHE_NAME")
+
+Work = Callable[[Any], Coroutine[Deferred[Any], Any, int]]
+
+
+class NotNow(Exception):
+    """What was asked for can't be done at present; the message is fit for the operator."""
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Take every setting as an option, as twistd does; those that matter here are in the help."""
+    for variable, meaning in reversed(variables().items()):
+        name = variable.removeprefix(PREFIX)
+        command = click.option(
+            f"--{name.lower().replace('_', '-')}",
+            variable,
+            metavar="TEXT",
+            help=f"{variable}: {meaning}",
+            hidden=name not in _OFTEN,
+        )(command)
+    return command
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="coverart")
+def main() -> None:
+    """
+    Look at the cache and keep it in order, while the service runs or not.
+
+    Settings come from the environment, a .env file in the working directory, or options.
+
+    Exit codes: 0 fine, 1 differences found, 2 wrong use or settings, 3 not possible now.
+    """
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Change nothing, say what would be changed.")
+@click.option("--verify", is_flag=True, help="Read the first bytes of every image too.")
+@_json
+@_with_settings
+def scan(*, dry_run: bool, verify: bool, as_json: bool, **given: str | None) -> None:
+    """
+    Compare the cache directory with the index, and mend the index.
+
+    With --verify, images that do not begin as their name says, and empty files, are removed.
+    With --dry-run or --verify the exit code is 1 if something differed.
+    """
+    settings = _settings(given)
+
+    async def work(reactor: Any) -> int:
+        async with _opened(settings, reactor) as kept:
+            index = None if kept.shared is None else kept.index
+            await _reach(index)
+            scanner = Scanner(
+                index=index,
+                store=kept.store,
+                in_thread=kept.threads,
+                clock=reactor,
+                dry_run=dry_run,
+                verify=verify,
+            )
+            with _progress(scanner):
+                seen = await scanner.run()
+        _show(attrs.asdict(seen), None if as_json else _scan_table(seen))
+        return DIFFERENT if seen.differences and (dry_run or verify) else FINE
+
+    _run(work)
+
+
+@main.command()
+@click.option("--url", help="Ask the service there; by default as COVER_ART_LISTEN says.")
+@_json
+@_with_settings
+def stats(*, url: str | None, as_json: bool, **given: str | None) -> None:
+    """Tell what the cache holds: from Redis if it is set, else from the running service."""
+    settings = _settings(given)
+    if url is not None and urlsplit(url).scheme not in ("http", "https"):
+        _fail(WRONG_USE, f"--url={url!r}: must be an http or https URL")
+
+    async def work(reactor: Any) -> int:
+        if url is None and settings.redis_url is not None:
+            status = await _status_in_redis(settings, reactor)
+        else:
+            status = await _status_of_service(url or _own_url(settings), reactor)
+        _show(status, None if as_json else _status_table(status))
+        return FINE
+
+    _run(work)
+
+
+@main.command()
+@click.option("--to", "to_mb", type=float, help="Evict down to so many MB, whatever the limit.")
+@click.option("--dry-run", is_flag=True, help="Change nothing, say what would be evicted.")
+@click.option("--wait", is_flag=True, help="If another process leads, wait for its term to end.")
+@click.option("--force", is_flag=True, help="Without Redis: clean though a service runs there.")
+@_json
+@_with_settings
+def clean(
+    *,
+    to_mb: float | None,
+    dry_run: bool,
+    wait: bool,
+    force: bool,
+    as_json: bool,
+    **given: str | None,
+) -> None:
+    """
+    Do one cleanup now.
+
+    With Redis it is done by the elected leader: this command takes the lead if nobody has it.
+    Without Redis a running service has its own index, and would not learn what was evicted: the
+    command refuses unless forced.
+    """
+    settings = _settings(given)
+    if to_mb is not None and not (math.isfinite(to_mb) and to_mb >= 0):
+        _fail(WRONG_USE, f"--to={to_mb}: must be a number of MB from 0 up")
+    bounds = Bounds(
+        max_bytes=settings.max_bytes,
+        clean_to_bytes=settings.clean_to_bytes,
+        alias_ttl_s=settings.alias_ttl,
+    )
+    if to_mb is not None:
+        to_bytes = int(to_mb * MEGABYTE)
+        bounds = attrs.evolve(bounds, max_bytes=to_bytes, clean_to_bytes=to_bytes)
+
+    async def work(reactor: Any) -> int:
+        async with _opened(settings, reactor, bounds) as kept:
+            await _reach(None if kept.shared is None else kept.index)
+            if dry_run:
+                told = await _would_evict(kept, bounds)
+            else:
+                if kept.shared is None and kept.store.served() and not force:
+                    raise NotNow(
+                        f"a service runs on {kept.store.root} and keeps its index in its own "
+                        "memory: it cleans by itself, and its totals would be wrong until it has "
+                        "compared the whole directory (--force cleans all the same)"
+                    )
+                await _lead(kept, reactor, wait=wait)
+                told = await _sweep(kept)
+        _show(told, None if as_json else _table("cleanup", told))
+        return FINE
+
+    _run(work)
+
+
+# What the commands do
+
+
+async def _reach(index: Index | None) -> None:
+    """:raises IndexAway: the index can't be asked."""
+    if index is not None:
+        await index.whole()
+
+
+async def _lead(kept: Keeping, reactor: Any, *, wait: bool) -> None:
+    """
+    Take the lead.
+
+    A process that was killed leads on until its lease ends; one that still leads after that is
+    alive, and cleans by itself.
+    """
+    patience_s = LEADER_LIFE_S + ASK_FOR_LEAD_S if wait else 0.0
+    until = reactor.seconds() + patience_s
+    while await kept.leadership.stand() is None:
+        leader = (await kept.index.totals()).leader
+        if not kept.index.available:
+            raise NotNow("Redis can't be asked now")
+        if reactor.seconds() >= until:
+            name = "another process" if leader is None else leader.rpartition(":")[0]
+            more = "" if wait else "; --wait lets a process that is gone lose the lead"
+            raise NotNow(f"{name} leads the cleanup and does it at its intervals{more}")
+        await deferLater(reactor, ASK_FOR_LEAD_S)
+
+
+async def _sweep(kept: Keeping) -> dict[str, Any]:
+    terms = LoopingCall(kept.leadership.stand)
+    terms.start(LEADER_LIFE_S / 3, now=False)
+    try:
+        # Without Redis this index is gone afterwards, so there is no next time for the rest.
+        done = await kept.cleanup.sweep(slices=SLICES if kept.shared is None else SLICES_A_SWEEP)
+    finally:
+        terms.stop()
+    if done is None or kept.leadership.token is None or not kept.index.available:
+        raise NotNow("the cleanup was not finished: Redis went away, or the lead was lost")
+    totals = await kept.index.totals()
+    return {
+        **attrs.asdict(done),
+        "dry_run": False,
+        "files": totals.files,
+        "size_bytes": totals.size_bytes,
+    }
+
+
+async def _would_evict(kept: Keeping, bounds: Bounds) -> dict[str, Any]:
+    """What a sweep would evict, and what would be left."""
+    index = kept.index
+    if kept.shared is None:
+        reconciler = Reconciler(index=index, store=kept.store, in_thread=kept.threads)
+        await reconciler.learn_all(lambda: None)
+    totals = await index.totals()
+    over = totals.size_bytes - bounds.clean_to_bytes
+    if totals.size_bytes <= bounds.max_bytes or over <= 0:
+        over = 0
+    files = freed = 0
+    exact = True
+    if over:
+        for _, entry in await index.oldest(MOST_COUNTED):
+            if freed >= over:
+                break
+            files += 1
+            freed += entry.size_bytes
+        if files and freed < over and files < totals.files:
+            exact = False
+            files, freed = min(totals.files, math.ceil(files * over / freed)), over
+    return {
+        "dry_run": True,
+        "evicted": files,
+        "evicted_bytes": freed,
+        "exact": exact,
+        "files": totals.files - files,
+        "size_bytes": totals.size_bytes - freed,
+    }
+
+
+async def _status_in_redis(settings: Settings, reactor: Any) -> dict[str, Any]:
+    index, _, _, shared = index_for(settings, reactor)
+    if shared is None:
+        raise AssertionError("called with Redis only")
+    shared.link.connect()
+    try:
+        await _reach(index)
+        totals = await index.totals()
+        if not index.available:
+            raise NotNow("Redis can't be asked now")
+    finally:
+        await shared.link.close()
+    group = Entity.RELEASE_GROUP
+    return {
+        "status": "in Redis",
+        "cached_files": totals.files,
+        "release_files": totals.by_entity.get(Entity.RELEASE, 0),
+        "release_group_files": totals.by_entity.get(group, 0) + totals.aliases.get(group, 0),
+        "event_files": totals.by_entity.get(Entity.EVENT, 0),
+        "aliases": sum(totals.aliases.values()),
+        "cache_size_bytes": totals.size_bytes,
+        "cache_size_mb": round(totals.size_bytes / MEGABYTE, 2),
+        "cache_limit_mb": settings.max_bytes // MEGABYTE,
+        "cache_usage_percent": round(100 * totals.size_bytes / settings.max_bytes, 2),
+        "cache_dir": str(settings.directory()),
+        "cache_index_type": index.kind,
+        "redis_available": True,
+        "leader": totals.leader,
+        "oldest": totals.oldest,
+    }
+
+
+async def _status_of_service(base: str, reactor: Any) -> dict[str, Any]:
+    url = f"{base.rstrip('/')}/cache-status"
+    try:
+        agent = Agent(reactor, connectTimeout=ANSWER_S)
+        asked: Deferred[Any] = agent.request(b"GET", url.encode())
+        response = await asked.addTimeout(ANSWER_S, reactor)
+        body: bytes = await readBody(response).addTimeout(ANSWER_S, reactor)
+        status = json.loads(body)
+    except (ConnectError, DNSLookupError, TimeoutError, ResponseFailed) as error:
+        raise NotNow(f"no service answers at {base} ({error})") from error
+    except ValueError as error:
+        raise NotNow(f"what answers at {url} is no coverart") from error
+    if response.code != 200 or not isinstance(status, dict) or "cached_files" not in status:
+        raise NotNow(f"what answers at {url} is no coverart")
+    return status
+
+
+def _own_url(settings: Settings) -> str:
+    """Where the service listens, as the first TCP endpoint says."""
+    for endpoint in settings.listen:
+        kind, _, rest = endpoint.partition(":")
+        if kind == "tcp":
+            port, host = "8080", "localhost"
+            for number, piece in enumerate(rest.replace("\\:", "\0").split(":")):
+                name, has_name, value = piece.replace("\0", ":").partition("=")
+                if name == "port" and has_name:
+                    port = value
+                elif name == "interface" and value not in ("", "0.0.0.0", "::"):  # noqa: S104
+                    host = f"[{value}]" if ":" in value else value
+                elif number == 0 and not has_name:
+                    port = name
+            return f"http://{host}:{port}"
+    raise NotNow("COVER_ART_LISTEN names no TCP port: say --url")
+
+
+# What they print
+
+
+def _show(told: dict[str, Any], table: Table | None) -> None:
+    if table is None:
+        click.echo(json.dumps(told))
+    else:
+        Console().print(table)
+
+
+def _scan_table(seen: Scan) -> Table:
+    would = "would be " if seen.dry_run else ""
+    rows: dict[str, object] = {
+        "directory": seen.cache_dir,
+        "files": f"{seen.files:,}",
+        **{f"  {entity}": f"{count:,}" for entity, count in seen.by_entity.items()},
+        "size": _size(seen.size_bytes),
+        "aliases": f"{seen.aliases:,}",
+        "links, dangling": f"{seen.links:,}, {seen.dangling:,}",
+        "unfinished files": f"{seen.unfinished:,}",
+        "foreign": _named(seen.foreign, seen.foreign_names),
+        "damaged" if seen.verified else "empty": _named(seen.damaged, seen.damaged_names),
+    }
+    if seen.index == "none":
+        rows["index"] = (
+            "no Redis is set: a running service keeps its index in its own memory;\n"
+            "only the disk was looked at"
+        )
+    else:
+        rows[f"{would}learnt by the index"] = f"{seen.learnt:,}"
+        rows[f"{would}forgotten by it"] = f"{seen.forgotten:,}"
+    rows["took"] = f"{seen.elapsed_s:.1f} s"
+    return _table("scan, nothing changed" if seen.dry_run else "scan", rows)
+
+
+def _status_table(status: dict[str, Any]) -> Table:
+    rows = {name.replace("_", " "): value for name, value in status.items() if value is not None}
+    if isinstance(status.get("oldest"), int | float):
+        rows["oldest"] = datetime.fromtimestamp(status["oldest"], UTC).strftime(
+            "%Y-%m-%d %H:%M UTC"
+        )
+    return _table("cache", rows)
+
+
+def _table(title: str, rows: dict[str, Any]) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        said = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, float):
+            said = f"{value:,.2f}"
+        # Text of the disk and of the service is no markup.
+        table.add_row(name.replace("_", " "), str(said).replace("[", "\\["))
+    return table
+
+
+def _named(count: int, names: list[str]) -> str:
+    more = count - len(names)
+    lines = [f"{count:,}", *names, *([f"… and {more:,} more"] if more else [])]
+    # A name on disk need not be text that a terminal can be sent.
+    return "\n".join(repr(line)[1:-1] if not line.isprintable() else line for line in lines)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes:,} bytes ({decimal(size_bytes)})"
+
+
+@contextlib.contextmanager
+def _progress(scanner: Scanner) -> Any:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    columns = (
+        TextColumn("scanning"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[files]:,} files"),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task: TaskID = progress.add_task("", total=None, files=0, rate=0.0)
+        began = progress.get_time()
+
+        def told(done: int, of: int, scan: Scan) -> None:
+            rate = scan.files / max(1e-6, progress.get_time() - began)
+            progress.update(task, completed=done, total=of, files=scan.files, rate=rate)
+
+        scanner.told = told
+        yield
+
+
+# Settings, reactor, exit
+
+
+def _settings(given: dict[str, str | None]) -> Settings:
+    options = {name: text for name, text in given.items() if text is not None}
+    try:
+        return load(read_environment(Path.cwd(), os.environ), options=options)
+    except ConfigError as error:
+        _fail(WRONG_USE, str(error))
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    settings: Settings, reactor: Any, bounds: Bounds | None = None
+) -> AsyncIterator[Keeping]:
+    """The parts of the service that hold the cache together, at work until the end."""
+    directory = settings.directory()
+    if not directory.is_dir():
+        # The service makes it; who looks at a cache has mistaken the name.
+        raise ConfigError(f"{PREFIX}CACHE_DIR={str(directory)!r}: there is no such directory")
+    kept = keep(settings, reactor, bounds=bounds)
+    kept.threads.start()
+    # Also when interrupted: a thread at work would keep the process.
+    stopping = reactor.addSystemEventTrigger("before", "shutdown", kept.threads.stop)
+    if kept.shared is not None:
+        kept.shared.link.connect()
+    try:
+        yield kept
+    finally:
+        await kept.leadership.resign()
+        if kept.shared is not None:
+            await kept.shared.link.close()
+        reactor.removeSystemEventTrigger(stopping)
+        kept.threads.stop()
+
+
+def _run(work: Work) -> NoReturn:
+    """Do it with the reactor running, and end the process with what it returns."""
+    warnings = FilteringLogObserver(
+        textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)]
+    )
+    globalLogBeginner.beginLoggingTo([warnings], redirectStandardIO=False)
+    code = INTERRUPTED
+
+    async def to_the_end(reactor: Any) -> None:
+        nonlocal code
+        try:
+            code = await work(reactor)
+        except ConfigError as error:
+            code = _say(WRONG_USE, str(error))
+        except NotNow as error:
+            code = _say(NOT_NOW, str(error))
+        except IndexAway as error:
+            code = _say(NOT_NOW, f"Redis can't be asked now ({error})")
+        except Exception:
+            traceback.print_exc()
+            code = BROKEN
+
+    try:
+        react(lambda reactor: Deferred.fromCoroutine(to_the_end(reactor)))
+    except SystemExit:
+        sys.exit(code)
+    raise AssertionError("react() ends with SystemExit")
+
+
+def _fail(code: int, why: str) -> NoReturn:
+    sys.exit(_say(code, why))
+
+
+def _say(code: int, why: str) -> int:
+    click.echo(f"coverart: {why}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()
