@@ -165,7 +165,8 @@ async def measure(reactor: Any, options: argparse.Namespace, folder: Path) -> No
         await fill(index, fronts(count // 2))
         full = await used_bytes(link) if link else int(rss_mb() * 2**20)
         each = (full - empty) / (count + count / 4)
-        verdict = f"goal {BYTES_GOAL}: {'reached' if each <= BYTES_GOAL else 'MISSED'}"
+        # The budget is Redis' memory; a process may have more.
+        verdict = "" if link is None else goal(each <= BYTES_GOAL, str(BYTES_GOAL))
         say(f"{options.index}: bytes an image, an alias as half", f"{each:.0f}", verdict)
         say(f"{options.index}: bytes in all", f"{full - empty:,}")
         await sweep(reactor, index, ImageStore(root), threads, count, evict)

@@ -265,7 +265,9 @@ async def _would_evict(kept: Keeping, bounds: Bounds) -> dict[str, Any]:
     files = freed = 0
     exact = True
     if over:
-        for _, entry in await index.oldest(MOST_COUNTED):
+        # Redis has others to answer too.
+        count = totals.files if kept.shared is None else MOST_COUNTED
+        for _, entry in await index.oldest(count):
             if freed >= over:
                 break
             files += 1

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, Protocol, TypeAlias
 
 from coverart.model import FileEntry
-from coverart.packing import unpack_entry, unpack_raw_entry
+from coverart.packing import size_of, unpack_entry
 
 Eviction: TypeAlias = Literal["oldest", "least-useful"]
 
@@ -94,12 +94,12 @@ class ByAge:
         heapq.heappush(self._places, place_by_age(entry.stored_at, key))
 
     def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
-        places, push, unpack = self._places, heapq.heappush, unpack_raw_entry
+        places, push = self._places, heapq.heappush
         total = 0
         for key, entry in files:
-            _, size_bytes, stored_at = unpack(entry)
-            total += size_bytes
-            push(places, place_by_age(stored_at, key))
+            total += size_of(entry)
+            # As place_by_age packs it, the time stands at the end of an entry; a sign before.
+            push(places, entry[5:] + key if entry[5] < 128 else place_by_age(0.0, key))
         return total
 
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:

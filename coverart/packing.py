@@ -63,7 +63,6 @@ pack_raw_image_key = _IMAGE_KEY.pack
 """Of a kind, an MBID's bytes, an id and a size's code; an alias's key is its first 25 bytes."""
 pack_raw_entry = _ENTRY.pack
 """Of a media code, a size in bytes and a time."""
-unpack_raw_entry = _ENTRY.unpack
 FIRST_ALIAS = _ALIAS
 """The first byte of aliases' keys is this or more, that of files' is less."""
 pack_raw_alias = _ALIAS_VALUE.pack

@@ -139,7 +139,8 @@ class Leaf:
     """Of the files, in the same order."""
     size_bytes: int = 0
     links: list[PackedLink] = attrs.field(factory=list)
-    link_names: list[str] = attrs.field(factory=list)
+    targets: list[str] = attrs.field(factory=list)
+    """What the links hold, in the same order."""
     empty: list[str] = attrs.field(factory=list)
     strangers: list[str] = attrs.field(factory=list)
 
@@ -230,12 +231,12 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
                 leaf.empty.append(name)
     if links:
         fresh = [(layout.unretired(name), text, at) for name, text, at in links]
-        for (name, _, _), link in zip(links, names.links(fresh), strict=True):
+        for (name, text, _), link in zip(links, names.links(fresh), strict=True):
             if link is None:
                 leaf.strangers.append(name)
             else:
                 leaf.links.append(link)
-                leaf.link_names.append(name)
+                leaf.targets.append(text)
     return leaf
 
 
@@ -246,13 +247,13 @@ def _look(fd: int, leaf: Leaf) -> tuple[list[tuple[str, int, float]], list[tuple
     with os.scandir(fd) as rows:
         for row in rows:
             try:
-                if row.is_symlink():
+                if row.is_file(follow_symlinks=False):
+                    status = row.stat(follow_symlinks=False)
+                    files.append((row.name, status.st_size, status.st_mtime))
+                elif row.is_symlink():
                     name = row.name
                     status = row.stat(follow_symlinks=False)
                     links.append((name, os.readlink(name, dir_fd=fd), status.st_mtime))
-                elif row.is_file(follow_symlinks=False):
-                    status = row.stat(follow_symlinks=False)
-                    files.append((row.name, status.st_size, status.st_mtime))
                 else:
                     leaf.strangers.append(row.name)
             except OSError:

@@ -36,6 +36,8 @@ from coverart.reconcile import Reconciler
 from coverart.store import ImageStore
 
 SLICES_AT_ONCE = 16
+UP = len("../../../..")
+"""What a symlink holds begins with the way up to the cache directory."""
 SECOND_LOOK_S = 1.0
 MOST_NAMES = 20
 """So many names of damaged and foreign files are told; all are counted."""
@@ -218,10 +220,9 @@ class Scanner:
         held = {key: value[0] for leaf in leaves for key, value in leaf.files}
         for leaf in leaves:
             look.damaged += [(f"{leaf.folder}/{name}", None) for name in leaf.empty]
-            for (_, _, key, media), name in zip(leaf.links, leaf.link_names, strict=True):
-                if held.get(key) != media and not os.path.exists(
-                    f"{self._root}/{leaf.folder}/{name}"
-                ):
+            for (_, _, key, media), text in zip(leaf.links, leaf.targets, strict=True):
+                # Asked of the disk only where the file lies in another slice.
+                if held.get(key) != media and not os.access(self._root + text[UP:], os.F_OK):
                     look.dangling += 1
             if self._verify:
                 for (key, value), name in zip(leaf.files, leaf.file_names, strict=True):
