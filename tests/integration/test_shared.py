@@ -10,6 +10,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
+from twisted.logger import formatEvent, globalLogPublisher
 
 from coverart.layout import image_path
 from coverart.simulator.faults import Gate, Rule, Status
@@ -183,6 +184,59 @@ async def test_killed_between_file_and_index(sim, pair) -> None:
     await sweep(pair, slices=0)
     await holds_what_the_disk_holds(pair[0])
     assert (await pair[1].get(path)).body == answer.body
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_not_there_at_start(sim, run, redis: RedisServer) -> None:
+    """A proxy starts and serves without its Redis; when that comes, everything is known to it."""
+    examples = sim.catalogue.examples()
+    redis.kill()
+    proxy = await run(COVER_ART_REDIS_URL=redis.url)
+    first = await within(start(proxy.get(examples["thumbnail"])), 10)
+    assert (first.status, first["x-cache-status"]) == (200, "MISS")
+    again = await within(start(proxy.get(examples["thumbnail"])), 10)
+    assert (again["x-cache-status"], again.body) == ("HIT", first.body)
+    await redis.start()
+    await until_available((proxy,))
+    await sweep((proxy,))
+    await holds_what_the_disk_holds(proxy)
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_read_only(sim, pair, redis: RedisServer) -> None:
+    """A replica that takes no writes, as after a failover, is no reason to refuse or to forget."""
+    examples = sim.catalogue.examples()
+    redis.client().replicaof("127.0.0.1", 1)
+    for path in (examples["thumbnail"], examples["group"]):
+        assert (await within(start(pair[0].get(path)), 10)).status == 200
+        assert (await within(start(pair[1].get(path)), 10)).status == 200
+    redis.client().replicaof("NO", "ONE")
+    await until_available(pair)
+    await sweep(pair)
+    await holds_what_the_disk_holds(pair[0])
+
+
+@pytest_twisted.ensureDeferred
+async def test_warns_of_eviction(sim, run, redis: RedisServer) -> None:
+    """A Redis that may throw keys away is told of in one line at the start."""
+    told: list[str] = []
+
+    def observe(event: Any) -> None:
+        text = formatEvent(event)
+        if "noeviction" in text:
+            told.append(text)
+
+    observer: Any = observe
+    globalLogPublisher.addObserver(observer)
+    try:
+        await run("good", COVER_ART_REDIS_URL=redis.url)
+        redis.client().config_set("maxmemory-policy", "allkeys-lru")
+        await run("bad", COVER_ART_REDIS_URL=redis.url)
+        await until(lambda: told, "the warning")
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    assert len(told) == 1
+    assert "allkeys-lru" in told[0]
 
 
 async def sweep(pair: tuple[Proxy, ...], slices: int = 64) -> None:
