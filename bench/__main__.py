@@ -10,11 +10,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import rows_hit, rows_latency, rows_miss
+from bench import rows_hit, rows_latency, rows_miss, rows_scan
 from bench.processes import Bench
 from bench.table import CannotMeasureError, Result, Row, render
 
-ROWS: tuple[Row, ...] = (*rows_hit.ROWS, *rows_miss.ROWS, *rows_latency.ROWS)
+ROWS: tuple[Row, ...] = (
+    *rows_hit.ROWS,
+    *rows_miss.ROWS,
+    *rows_latency.ROWS,
+    *rows_scan.ROWS,
+)
 
 
 def _measured(row: Row, bench: Bench) -> Result:
@@ -35,19 +40,20 @@ def main() -> int:
     parser.add_argument("--rows", default=",".join(known), help="names with commas between them")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of measurements a row")
     parser.add_argument("--seconds", type=float, default=3.0, help="of load a side and round")
+    parser.add_argument("--files", type=int, default=1_000_000, help="that rebuild and scan read")
     parser.add_argument("--json", action="store_true", help="every figure, as JSON")
     parser.add_argument("--directory", type=Path, help="on the disk that the cache would be on")
     args = parser.parse_args()
     names = [name for name in args.rows.split(",") if name]
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(known)}")
-    if args.rounds < 1 or args.seconds <= 0:
-        parser.error("at least one round, and more than no seconds")
+    if args.rounds < 1 or args.seconds <= 0 or args.files < 1:
+        parser.error("at least one round and one file, and more than no seconds")
     before = os.getloadavg()[0]
     results = []
     with (
         tempfile.TemporaryDirectory(prefix="coverart-bench-", dir=args.directory) as directory,
-        Bench(Path(directory), rounds=args.rounds, seconds=args.seconds) as bench,
+        Bench(Path(directory), rounds=args.rounds, seconds=args.seconds, files=args.files) as bench,
     ):
         for name in names:
             print(f"{name} …", file=sys.stderr, flush=True)

@@ -120,11 +120,13 @@ class Bench:
     What rows measure with.
 
     :ivar seconds: how long one side is loaded in one round.
+    :ivar files: how many a large cache has.
     """
 
     directory: Path
     rounds: int
     seconds: float
+    files: int = 1_000_000
     _archive: Archive | None = None
     _ending: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     _started: int = 0
