@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError  # noqa: A004
 from twisted.internet.error import ConnectError, DNSLookupError
 from twisted.internet.task import LoopingCall, deferLater, react
 from twisted.logger import (
@@ -377,8 +377,7 @@ def _scan_table(seen: Scan) -> Table:
     }
     if seen.index == "none":
         rows["index"] = (
-            "no Redis is set: a running service keeps its index in its own memory;\n"
-            "only the disk was looked at"
+            "no Redis: a running service has its own,\nin its memory; only the disk was looked at"
         )
     else:
         rows[f"{would}learnt by the index"] = f"{seen.learnt:,}"
@@ -467,8 +466,6 @@ async def _opened(
         raise ConfigError(f"{PREFIX}CACHE_DIR={str(directory)!r}: there is no such directory")
     kept = keep(settings, reactor, bounds=bounds)
     kept.threads.start()
-    # Also when interrupted: a thread at work would keep the process.
-    stopping = reactor.addSystemEventTrigger("before", "shutdown", kept.threads.stop)
     if kept.shared is not None:
         kept.shared.link.connect()
     try:
@@ -477,7 +474,6 @@ async def _opened(
         await kept.leadership.resign()
         if kept.shared is not None:
             await kept.shared.link.close()
-        reactor.removeSystemEventTrigger(stopping)
         kept.threads.stop()
 
 
@@ -492,6 +488,8 @@ def _run(work: Work) -> NoReturn:
     async def to_the_end(reactor: Any) -> None:
         nonlocal code
         try:
+            # Once the reactor runs, an interrupt ends it in good order.
+            await deferLater(reactor, 0)
             code = await work(reactor)
         except ConfigError as error:
             code = _say(WRONG_USE, str(error))
@@ -499,13 +497,26 @@ def _run(work: Work) -> NoReturn:
             code = _say(NOT_NOW, str(error))
         except IndexAway as error:
             code = _say(NOT_NOW, f"Redis can't be asked now ({error})")
+        except CancelledError:
+            code = INTERRUPTED
         except Exception:
             traceback.print_exc()
             code = BROKEN
 
+    def start(reactor: Any) -> Deferred[None]:
+        working = Deferred.fromCoroutine(to_the_end(reactor))
+
+        def interrupt() -> Deferred[None]:
+            # The lead is given up, threads and progress bar are ended.
+            working.cancel()
+            return working
+
+        reactor.addSystemEventTrigger("before", "shutdown", interrupt)
+        return working
+
     try:
-        react(lambda reactor: Deferred.fromCoroutine(to_the_end(reactor)))
-    except SystemExit:
+        react(start)
+    except (SystemExit, KeyboardInterrupt):
         sys.exit(code)
     raise AssertionError("react() ends with SystemExit")
 

@@ -94,8 +94,8 @@ class ImageStore:
         A file system without locks shows nothing.
         """
         if self._held is None:
-            self._held = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             with contextlib.suppress(OSError):
+                self._held = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(self._held, fcntl.LOCK_SH)
 
     def release(self) -> None:

@@ -30,6 +30,7 @@ from coverart.model import (
     Subject,
     Target,
 )
+from coverart.packing import pack_seen
 from tests.strategies import MBID, OTHER_MBID
 
 Promise: TypeAlias = Callable[[Index], Awaitable[None]]
@@ -634,3 +635,34 @@ async def knows_whether_it_is_whole(index: Index) -> None:
     equal(await index.whole(), False)
     await index.set_whole()
     equal(await index.whole(), True)
+
+
+@promise
+async def learns_packed_alike(index: Index) -> None:
+    """What is packed is learnt as it is unpacked, and a slice is told packed as it is unpacked."""
+    await index.put_file(REF.at(250), entry(10, NOW + 9))
+    newer = Alias(target=Target(ref=OTHER), checked_at=NOW + 9)
+    listing = FileEntry(size_bytes=3, stored_at=NOW - 5)
+    seen: list[Seen] = [
+        (REF.at(250), entry(99)),
+        (REF.at(500), entry(20)),
+        (LISTING, listing),
+        (FRONT, newer),
+        (FRONT, ALIAS),
+        (MERGED, ALIAS),
+    ]
+    packed = [pack_seen(thing) for thing in seen]
+    await index.learn_packed(packed)
+    await index.learn_packed(packed)
+    await index.learn_packed([])
+    number = int(MBID[:3], 16)
+    known: list[Seen] = [(REF.at(250), entry(10, NOW + 9)), (REF.at(500), entry(20))]
+    known += [(LISTING, listing), (FRONT, newer)]
+    equal(await index.slice_packed(number), dict(pack_seen(thing) for thing in known))
+    mine = await index.slice(number)
+    equal(mine.files, {key: value for key, value in known if key != FRONT})
+    equal(mine.aliases, {FRONT: newer})
+    equal([key for key, _ in await index.oldest(3)], [LISTING, REF.at(500), REF.at(250)])
+    totals = await index.totals()
+    equal((totals.files, totals.size_bytes), (3, 33))
+    equal(totals.aliases.get(Entity.RELEASE), 2)
