@@ -7,14 +7,19 @@ static files, so that a client may hold one from either.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 import attrs
-from werkzeug.http import parse_date, parse_etags, parse_range_header, unquote_etag
+from werkzeug.http import parse_date, parse_etags, unquote_etag
 
 MOST_RANGES = 16
 """More at once is no player seeking but an attack (RFC 9110 section 17.15): the whole is sent."""
+
+_SPAN = re.compile(
+    r" *(?:(?P<first>[0-9]{1,18}) *- *(?P<last>[0-9]{0,18})|- *(?P<suffix>[0-9]{1,18})) *"
+)
 
 Header = Callable[[str], str | None]
 
@@ -76,21 +81,31 @@ def spans(header: Header, validators: Validators) -> tuple[Span, ...] | None:
 
     :returns: None for the whole file; empty for 416, nothing of what is asked is there.
 
-    A Range that is malformed, in another unit, or too fragmented asks for the whole, as does one
-    whose If-Range names other bytes than these (RFC 9110 sections 13.1.5 and 14.2).
+    A Range in another unit or too fragmented asks for the whole, as does one whose If-Range names
+    other bytes than these (RFC 9110 sections 13.1.5 and 14.2). One that is malformed asks for
+    nothing that is there: the RFC leaves that to the server, and nginx has it so.
     """
-    asked = parse_range_header(header("range"))
-    if asked is None or asked.units != "bytes" or len(asked.ranges) > MOST_RANGES:
+    text = header("range")
+    if text is None or text[:6].lower() != "bytes=":
         return None
     if not _range_applies(header("if-range"), validators):
         return None
+    asked = text[6:].split(",")
+    if len(asked) > MOST_RANGES:
+        return None
     size = validators.size_bytes
     found = []
-    for start, stop in asked.ranges:
-        first = max(0, size + start) if start < 0 else start
-        last = size if stop is None else min(stop, size)
-        if first < last:
-            found.append(Span(first, last))
+    for each in asked:
+        span = _SPAN.fullmatch(each)
+        if span is None:
+            return ()
+        if span["suffix"]:
+            start, stop = max(0, size - int(span["suffix"])), size
+        else:
+            start = int(span["first"])
+            stop = min(int(span["last"]) + 1, size) if span["last"] else size
+        if start < stop:
+            found.append(Span(start, stop))
     if sum(span.stop - span.start for span in found) > size:
         return None
     return tuple(found)

@@ -56,6 +56,13 @@ class RangeNotSatisfiable(CoverError):
     said: ClassVar[str] = "range not satisfiable"
 
 
+class PreconditionFailed(CoverError):
+    """If-Match or If-Unmodified-Since does not hold (RFC 9110 section 15.5.13)."""
+
+    status: ClassVar[int] = 412
+    said: ClassVar[str] = "precondition failed"
+
+
 def open_to_all(request: Request) -> None:
     """What every answer of an archive route carries, errors too."""
     set_header = request.setHeader
@@ -81,6 +88,10 @@ def refuse(request: LoggedRequest, error: CoverError) -> bytes:
     request.setHeader(b"content-security-policy", RUNS_NOTHING)
     if error.status == 404:
         request.setHeader(b"cache-control", NOT_FOUND_LIFE)
+    elif error.status == 416:
+        # As nginx has it, which adds to the headers of the file; no-store outweighs the rest.
+        told = request.responseHeaders.getRawHeaders(b"cache-control", [])
+        request.setHeader(b"cache-control", b", ".join([*told, b"no-store"]))
     else:
         request.setHeader(b"cache-control", b"no-store")
     if error.status == 405:
@@ -152,24 +163,33 @@ def parts(
     What of a file is to be sent, after the headers that say so were set; empty if they are all.
 
     :param single: no more than one range can be sent; a request for more gets the whole.
+    :raises PreconditionFailed: the client holds to a condition that is not met.
     :raises RangeNotSatisfiable: a range was asked for that is not there.
+
+    Which headers go with which status is as nginx has it, which sends the same files.
     """
     size = validators.size_bytes
     request.setHeader(b"etag", f'"{validators.etag}"'.encode())
     request.setHeader(b"last-modified", datetimeToString(validators.modified))
     request.setHeader(b"accept-ranges", b"bytes")
     decided = condition(request.getHeader, validators)
+    if decided == 412:
+        _without(request, _OF_THE_FILE)
+        raise PreconditionFailed
     if decided is not None:
         request.setResponseCode(decided)
-        if decided == 412:
-            request.setHeader(b"content-length", b"0")
+        _without(request, (b"content-type", b"content-security-policy", b"accept-ranges"))
+        # Twisted would declare one for an answer that has none.
+        request.defaultContentType = None
         return []
     asked = spans(request.getHeader, validators) if request.method == b"GET" else None
     if asked is None or (single and len(asked) > 1):
         request.setHeader(b"content-length", b"%d" % size)
         return [] if request.method == b"HEAD" else [Part(b"", Span(0, size))]
+    _without(request, (b"accept-ranges",))
     if not asked:
         request.setHeader(b"content-range", b"bytes */%d" % size)
+        _without(request, (b"last-modified",))
         raise RangeNotSatisfiable
     request.setResponseCode(206)
     if len(asked) == 1:
@@ -183,3 +203,11 @@ def parts(
     request.setHeader(b"content-type", content_type.encode())
     request.setHeader(b"content-length", b"%d" % sum(part.size_bytes for part in several))
     return several
+
+
+_OF_THE_FILE = (b"etag", b"last-modified", b"accept-ranges", b"x-cache-status", b"cache-status")
+
+
+def _without(request: Request, names: tuple[bytes, ...]) -> None:
+    for name in names:
+        request.responseHeaders.removeHeader(name)

@@ -118,7 +118,8 @@ class CoverRoutes:
         typed(request, held.entry.media)
         if held.entry.media is None and self._ways.public_url is not None:
             return self._rewritten(request, held, self._ways.public_url)
-        if self._ways.accel is not None:
+        # nginx would take a range in a HEAD request for one, which is for GET alone.
+        if self._ways.accel is not None and request.method == b"GET":
             request.setHeader(b"x-accel-redirect", f"{self._ways.accel}{held.path}".encode())
             return b""
         fd = self._cache.store.open(held.path)

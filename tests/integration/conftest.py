@@ -13,8 +13,10 @@ from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.draw import Studio
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
+from tests.integration.nginx_server import NginxServer
 from tests.integration.redis_server import RedisServer
 from tests.integration.running import Child, Proxy, ProxyChild
+from tests.integration.talk import LOCAL
 
 # Eight drawings, shared by all tests: the bytes still differ from image to image.
 STUDIO = Studio(variants=8, max_bytes=512 * 2**20)
@@ -55,6 +57,26 @@ async def run(sim: Simulator, tmp_path: Path):
 async def proxy(run):
     """One proxy with default settings in front of the simulated archive."""
     yield await run()
+
+
+@pytest_twisted.async_yield_fixture
+async def nginx(tmp_path: Path):
+    """
+    Start the shipped nginx in front of a proxy; await what it returns.
+
+    The proxy needs COVER_ART_ACCEL. Variables are those of nginx/start.sh.
+    """
+    running: list[NginxServer] = []
+
+    async def start(proxy: Proxy | ProxyChild, **variables: str) -> NginxServer:
+        folder = tmp_path / f"nginx{len(running)}"
+        server = NginxServer(folder, proxy.root, f"{LOCAL}:{proxy.port}", **variables)
+        running.append(server)
+        return await server.start()
+
+    yield start
+    for server in running:
+        server.kill()
 
 
 @pytest_twisted.async_yield_fixture

@@ -413,7 +413,7 @@ async def test_range_single(sim, proxy) -> None:
         (f"bytes=-{size + 10}", 0, size - 1),
         (f"bytes={size - 1}-{size + 100}", size - 1, size - 1),
         (f"bytes=0-{size * 9}", 0, size - 1),
-        ("bytes = 5-9", 5, 9),
+        ("bytes= 5 - 9 ", 5, 9),
     ):
         answer = await proxy.get(path, Range=asked)
         assert (answer.status, answer.body) == (206, whole[first : last + 1]), asked
@@ -448,33 +448,35 @@ async def test_range_several(sim, proxy) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_range_unsatisfiable(sim, proxy) -> None:
-    """A range beyond the end is a 416 that tells the size."""
+    """A range beyond the end, or that is none, is a 416 that tells the size."""
     path = sim.catalogue.examples()["thumbnail"]
     size = len((await proxy.get(path)).body)
     for asked in (
         f"bytes={size}-",
         f"bytes={size + 5}-{size + 9}",
         f"bytes={size}-{size},{size + 5}-",
+        "bytes=-0",
+        "bytes=9-5",
+        "bytes=",
+        "bytes=x-y",
+        "bytes=--5",
+        "bytes=1-2,x",
     ):
         answer = await proxy.get(path, Range=asked)
-        check_error(answer, 416, "no-store")
+        check_error(answer, 416, f"{ALIAS}, no-store")
         assert answer["Content-Range"] == f"bytes */{size}"
 
 
 @pytest_twisted.ensureDeferred
 async def test_range_not_understood(sim, proxy) -> None:
-    """What is no range, or an attack, gets the whole."""
+    """What is in another unit, or an attack, gets the whole."""
     path = sim.catalogue.examples()["thumbnail"]
     whole = await proxy.get(path)
     many = ",".join(f"{2 * n}-{2 * n}" for n in range(17))
     for asked in (
-        "bytes=",
-        "bytes=x-y",
-        "bytes=9-5",
-        "bytes=--5",
         "lines=1-2",
         "bytes 1-2",
-        "bytes=1-2,x",
+        "bytes = 1-2",
         f"bytes={many}",
         "bytes=0-,0-,0-",
     ):
@@ -560,7 +562,8 @@ async def test_if_match(sim, proxy) -> None:
     ):
         answer = await proxy.get(path, **headers)
         assert answer.status == status, headers
-        assert (answer.body == b"") == (status == 412)
+        if status == 412:
+            check_error(answer, 412, "no-store")
 
 
 @pytest_twisted.ensureDeferred

