@@ -141,6 +141,9 @@ class CoverRoutes:
 
     def _flowing(self, request: LoggedRequest, flowing: Flowing) -> Any:
         incoming = flowing.arriving.incoming
+        if self._ways.accel is not None:
+            # nginx would wait for a buffer full of it.
+            request.setHeader(b"x-accel-buffering", b"no")
         typed(request, incoming.media)
         validators = Validators(size_bytes=incoming.length or 0, modified=int(incoming.stored_at))
         to_send = parts(request, validators, incoming.media, single=True)

@@ -3,6 +3,7 @@
 #
 # NGINX_APP        host:port of the app; the name may have many addresses, and others later
 # NGINX_CACHE_DIR  the cache directory as nginx sees it
+# Arguments are passed on to nginx: -t looks at the configuration and ends.
 # The rest has defaults, below. COVER_ART_… are the settings of the same names of the app.
 set -eu
 
@@ -40,6 +41,11 @@ case $NGINX_LOG_HITS in
     *) ACCESS_LOG_OF_HITS='' ;;
 esac
 
+# A connection takes two descriptors at most: the client's and a file or the app's.
+FILES=$(ulimit -Hn)
+[ "$FILES" != unlimited ] && [ "$FILES" -lt 16384 ] || FILES=16384
+CONNECTIONS=$((FILES / 2))
+
 umask 022
 mkdir -p "$NGINX_RUN_DIR" "$NGINX_TEMP_DIR"
 
@@ -51,6 +57,8 @@ fill() { # WORD VALUE: one sed command
     fill RUN_DIR "$NGINX_RUN_DIR"
     fill TEMP_DIR "$NGINX_TEMP_DIR"
     fill CACHE_DIR "$NGINX_CACHE_DIR"
+    fill FILES "$FILES"
+    fill CONNECTIONS "$CONNECTIONS"
     fill LISTEN "$NGINX_LISTEN"
     fill HIT_LOG "$NGINX_HIT_LOG"
     fill ACCESS_LOG "$NGINX_ACCESS_LOG"
@@ -103,9 +111,9 @@ oldest=$(printf '%s\n1.27.3\n' "$version" | sort -V | head -n 1)
 if [ "$oldest" = 1.27.3 ]; then
     # From 1.27.3 on nginx itself looks again where the name leads.
     {
-        echo "    server $NGINX_APP resolve max_fails=1 fail_timeout=2s;"
-        echo "    resolver $NGINX_RESOLVER valid=5s;"
-    } | upstream >"$NGINX_RUN_DIR/upstream.conf"
+        echo "resolver $NGINX_RESOLVER valid=5s;"
+        echo "    server $NGINX_APP resolve max_fails=1 fail_timeout=2s;" | upstream
+    } >"$NGINX_RUN_DIR/upstream.conf"
 else
     known=$(addresses)
     # Without any app what is on the disk can be sent all the same.
@@ -113,4 +121,4 @@ else
     follow $$ &
 fi
 
-exec "$NGINX_BIN" -p "$NGINX_RUN_DIR" -e stderr -c "$NGINX_RUN_DIR/nginx.conf" -g "daemon off; ${NGINX_USER:+user $NGINX_USER;}"
+exec "$NGINX_BIN" -p "$NGINX_RUN_DIR" -e stderr -c "$NGINX_RUN_DIR/nginx.conf" -g "daemon off; ${NGINX_USER:+user $NGINX_USER;}" "$@"

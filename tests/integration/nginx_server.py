@@ -60,6 +60,12 @@ class NginxServer:
         """What it wrote to standard error."""
         return (self.folder / "log").read_text()
 
+    def render(self) -> Path:
+        """Write the configuration as it would be run, have nginx look at it, give its place."""
+        self.folder.mkdir(exist_ok=True)
+        subprocess.run([str(START), "-t"], env=self._environment, check=True)
+        return self.folder / "nginx.conf"
+
     async def start(self) -> NginxServer:
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "log").open("ab") as log:
