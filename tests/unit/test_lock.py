@@ -1,0 +1,110 @@
+"""The locked list of what the container image installs, held against what setup.cfg asks for."""
+
+import configparser
+import re
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = Path(__file__).parents[2]
+LOCK = ROOT / "docker" / "requirements.txt"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+REFRESH = "; make docker/requirements.txt anew: the command is in its first lines"
+
+
+def asked_for() -> list[Requirement]:
+    """What setup.cfg wants in the image: the proxy itself and hiredis."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    rows = parser["options"]["install_requires"] + "\n" + parser["options.extras_require"]["redis"]
+    return [Requirement(row) for row in rows.splitlines() if row and not row.startswith("#")]
+
+
+def locked() -> dict[str, tuple[Requirement, list[str]]]:
+    """What is locked: each requirement with its hashes, by name."""
+    text = LOCK.read_text().replace("\\\n", " ")
+    found: dict[str, tuple[Requirement, list[str]]] = {}
+    for line in text.splitlines():
+        if line and not line.lstrip().startswith("#"):
+            requirement = Requirement(line.partition(" --hash=")[0])
+            name = canonicalize_name(requirement.name)
+            assert name not in found, f"{name} is locked twice"
+            found[name] = requirement, re.findall(r"--hash=(\S+)", line)
+    return found
+
+
+def version_of(pin: Requirement) -> Version:
+    """The one version that a pin allows."""
+    (only,) = pin.specifier
+    assert only.operator == "==", f"{pin} allows more than one version"
+    return Version(only.version)
+
+
+def on_linux(python: str, extra: str = "") -> dict[str, str]:
+    """Where a marker is asked: CPython of that version in the image."""
+    return {
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "os_name": "posix",
+        "extra": extra,
+    }
+
+
+class LockTests(SynchronousTestCase):
+    """docker/requirements.txt."""
+
+    def test_what_is_asked_for_is_locked_within_its_bounds(self) -> None:
+        """Every requirement of setup.cfg has a pin that it allows, on every Python."""
+        pins = locked()
+        for requirement in asked_for():
+            name = canonicalize_name(requirement.name)
+            self.assertIn(name, pins, f"{requirement} is not locked{REFRESH}")
+            pin, _ = pins[name]
+            self.assertIn(version_of(pin), requirement.specifier, f"{pin}{REFRESH}")
+            for python in PYTHONS:
+                self.assertTrue(pin.marker is None or pin.marker.evaluate(on_linux(python)), pin)
+
+    def test_every_pin_has_hashes(self) -> None:
+        """One version each, and SHA-256 alone vouches for its files."""
+        for name, (pin, hashes) in locked().items():
+            self.assertTrue(version_of(pin))
+            self.assertGreater(len(hashes), 0, name)
+            for one in hashes:
+                self.assertRegex(one, r"\Asha256:[0-9a-f]{64}\Z")
+
+    def test_nothing_but_packages_is_named(self) -> None:
+        """No server, address, option or folder of the machine that made it: it installs anywhere."""
+        head, _, rest = LOCK.read_text().partition("\nattrs==")
+        self.assertIn("uv pip compile", head)
+        for text in (head, rest):
+            self.assertNotRegex(text, r"://| @ |/(home|tmp|root|opt)/")
+        self.assertNotRegex(rest, r"(?m)^\s*--(?!hash=sha256:)")
+
+    def test_what_the_locked_packages_ask_for_is_locked_too(self) -> None:
+        """As `pip check` would say of the image, for those of its versions that are here."""
+        pins = locked()
+        looked_at = 0
+        for name, (pin, _) in pins.items():
+            try:
+                here = metadata.distribution(name)
+            except metadata.PackageNotFoundError:
+                continue
+            if Version(here.version) != version_of(pin):
+                continue
+            looked_at += 1
+            for python in PYTHONS:
+                for row in here.requires or []:
+                    wanted = Requirement(row)
+                    if wanted.marker is None or wanted.marker.evaluate(on_linux(python)):
+                        other = canonicalize_name(wanted.name)
+                        self.assertIn(other, pins, f"{name} asks for {wanted}")
+                        self.assertIn(version_of(pins[other][0]), wanted.specifier, name)
+        self.assertGreater(looked_at, 0, f"no locked version is installed here{REFRESH}")
