@@ -106,9 +106,8 @@ follow() { # PID: reload when the name means something else
     done
 }
 
-version=$("$NGINX_BIN" -v 2>&1 | sed 's|.*nginx/\([0-9.]*\).*|\1|')
-oldest=$(printf '%s\n1.27.3\n' "$version" | sort -V | head -n 1)
-if [ "$oldest" = 1.27.3 ]; then
+version=$("$NGINX_BIN" -v 2>&1 | sed -n 's|.*nginx/\([0-9]*\)\.\([0-9]*\)\.\([0-9]*\).*|\1 \2 \3|p')
+if [ "$(printf '%d%03d%03d' ${version:-0 0 0})" -ge 1027003 ]; then
     # From 1.27.3 on nginx itself looks again where the name leads.
     {
         echo "resolver $NGINX_RESOLVER valid=5s;"
