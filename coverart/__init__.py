@@ -17,11 +17,11 @@ Imports go one way; no module imports one further down:
         breaker, conditions, eviction,
         redis_address, config
     flight, index, index_memory, store, rebuild,    what is held, and what is on its way
-        incoming
+        incoming, hitlog, tallies, status
     redis_link, redis_scripts, index_redis, leases  what several processes share
     transfer, connect, client, upstream             asking the archive
     fetch, answers, cache                           the cache itself
-    reconcile, cleanup, scan                        keeping it small and true
+    reconcile, cleanup, scan, intake                keeping it small and true
     access, sending, responses, web, operations,    HTTP
         admin, site
     service, assembly                               the running process

@@ -24,9 +24,11 @@ from coverart.config import MEGABYTE, PREFIX, ConfigError, Settings
 from coverart.connect import make_client
 from coverart.errors import StoreFailed
 from coverart.fetch import Fetcher
+from coverart.hitlog import HitLog
 from coverart.index import Index
 from coverart.index_memory import MemoryIndex
 from coverart.index_redis import RedisIndex
+from coverart.intake import Intake
 from coverart.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
 from coverart.metrics import Metrics
 from coverart.model import Entity
@@ -174,6 +176,7 @@ def assemble(
         metrics=kept.metrics,
         threads=threads,
         pool=pool,
+        intake=intake_for(settings, kept, reactor),
         limit_bytes=settings.max_bytes,
         interval_s=settings.cache_cleanup_interval,
     )
@@ -203,6 +206,20 @@ def assemble(
         listening._raiseSynchronously = True  # noqa: SLF001
         listening.setServiceParent(everything)
     return everything
+
+
+def intake_for(settings: Settings, kept: Keeping, reactor: Any) -> Intake | None:
+    """Where nginx writes a hit log, what takes it in."""
+    if settings.hit_log is None:
+        return None
+    return Intake(
+        HitLog(settings.hit_log, kept.store.root, follow=kept.index.eviction != "oldest"),
+        index=kept.index,
+        in_thread=kept.threads,
+        leadership=kept.leadership,
+        clock=reactor,
+        metrics=kept.metrics,
+    )
 
 
 def open_store(settings: Settings) -> ImageStore:

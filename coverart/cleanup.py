@@ -74,6 +74,8 @@ class Cleanup:
         now: Callable[[], float],
         metrics: Metrics | None = None,
     ) -> None:
+        self.before_evicting: Callable[[], Awaitable[None]] = _nothing
+        """What was used a moment ago must not go for being unused: hears of it."""
         self._metrics = metrics or Metrics()
         self._index = index
         self._store = store
@@ -102,6 +104,7 @@ class Cleanup:
             self._order,
             self._settle_doubts,
             self._retire,
+            lambda _: self.before_evicting(),
             self._evict,
             lambda sweep: self._reconcile(sweep, slices),
         )
@@ -229,3 +232,7 @@ class Cleanup:
             "{dangling} dangling links removed, {slices} slices compared in {elapsed_s:.2f} s",
             **attrs.asdict(done),
         )
+
+
+async def _nothing() -> None:
+    return

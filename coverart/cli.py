@@ -46,9 +46,10 @@ from coverart.config import (
 )
 from coverart.index import SLICES, Index, IndexAway
 from coverart.leases import LEADER_LIFE_S
-from coverart.model import Entity
 from coverart.reconcile import Reconciler
 from coverart.scan import Scan, Scanner
+from coverart.status import describe
+from coverart.tallies import tell_counts
 
 FINE, DIFFERENT, WRONG_USE, NOT_NOW, INTERRUPTED, BROKEN = 0, 1, 2, 3, 130, 70
 ANSWER_S = 10.0
@@ -243,6 +244,7 @@ async def _sweep(kept: Keeping) -> dict[str, Any]:
         terms.stop()
     if done is None or kept.leadership.token is None or not kept.index.available:
         raise NotNow("the cleanup was not finished: Redis went away, or the lead was lost")
+    await tell_counts(kept.metrics, kept.index)
     totals = await kept.index.totals()
     return {
         **attrs.asdict(done),
@@ -297,24 +299,14 @@ async def _status_in_redis(settings: Settings, reactor: Any) -> dict[str, Any]:
             raise NotNow("Redis can't be asked now")
     finally:
         await shared.link.close()
-    group = Entity.RELEASE_GROUP
-    return {
-        "status": "in Redis",
-        "cached_files": totals.files,
-        "release_files": totals.by_entity.get(Entity.RELEASE, 0),
-        "release_group_files": totals.by_entity.get(group, 0) + totals.aliases.get(group, 0),
-        "event_files": totals.by_entity.get(Entity.EVENT, 0),
-        "aliases": sum(totals.aliases.values()),
-        "cache_size_bytes": totals.size_bytes,
-        "cache_size_mb": round(totals.size_bytes / MEGABYTE, 2),
-        "cache_limit_mb": settings.max_bytes // MEGABYTE,
-        "cache_usage_percent": round(100 * totals.size_bytes / settings.max_bytes, 2),
-        "cache_dir": str(settings.directory()),
-        "cache_index_type": index.kind,
-        "redis_available": True,
-        "leader": totals.leader,
-        "oldest": totals.oldest,
-    }
+    return describe(
+        totals,
+        index,
+        status="in Redis",
+        cache_dir=str(settings.directory()),
+        limit_bytes=settings.max_bytes,
+        untold={},
+    )
 
 
 async def _status_of_service(base: str, reactor: Any) -> dict[str, Any]:

@@ -249,6 +249,12 @@ class Settings:
         "a path that starts and ends with /",
         means="internal prefix for X-Accel-Redirect; unset, the app sends files itself",
     )
+    hit_log: Path | None = _setting(
+        "HIT_LOG",
+        Path,
+        "a file",
+        means="the log of the hits that nginx sends without asking; unset, there is none",
+    )
     public_url: str | None = _setting(
         "PUBLIC_URL",
         _base_url,

@@ -7,7 +7,7 @@ file when it is served, and an index that lost everything is filled again from t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -65,7 +65,8 @@ class Totals:
     by the entity in whose folder they lie; `aliases` names by entity; `oldest` is the download
     download time of the oldest file, seconds since the epoch, None when nothing is held or files
     are evicted in another order;
-    `absences` is None where an index can't tell; `leader` is the process that cleans, if one is elected.
+    `absences` is None where an index can't tell; `leader` is the process that cleans, if one is elected;
+    `tallies` what tally() was told in all.
     """
 
     size_bytes: int = 0
@@ -75,6 +76,7 @@ class Totals:
     absences: int | None = None
     oldest: float | None = None
     leader: str | None = None
+    tallies: dict[str, int] = attrs.field(factory=dict)
 
 
 class Index(Protocol):
@@ -145,6 +147,14 @@ class Index(Protocol):
 
     async def learn_packed(self, seen: Sequence[Packed]) -> None:
         """The same for what packing.py packed; at most LEARN_AT_ONCE things."""
+
+    async def tally(self, counts: Mapping[str, int]) -> None:
+        """
+        Add to tallies that all who share the index have in common, for Totals.
+
+        :param counts: what to add, by names that are few and fixed.
+        :raises IndexAway: it was not heard, as far as can be told; tell it again.
+        """
 
     async def totals(self) -> Totals:
         """What is held, in constant time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from coverart.eviction import ByAge, ByUse, Eviction, place_by_age, read_age
 from coverart.index import SLICES, Packed, Seen, Slice, Totals
@@ -70,6 +70,7 @@ class MemoryIndex:
         self._size_bytes = 0
         self._file_counts = dict.fromkeys(Entity, 0)
         self._alias_counts = dict.fromkeys(Entity, 0)
+        self._tallies: Counter[str] = Counter()
         self._whole = False
         self._odd: set[int] = set()
 
@@ -233,6 +234,9 @@ class MemoryIndex:
         if self._absences:
             self._absences.pop(key, None)
 
+    async def tally(self, counts: Mapping[str, int]) -> None:
+        self._tallies.update(counts)
+
     async def totals(self) -> Totals:
         return Totals(
             size_bytes=self._size_bytes,
@@ -241,6 +245,7 @@ class MemoryIndex:
             aliases=dict(self._alias_counts),
             absences=len(self._absences),
             oldest=self._queue.oldest,
+            tallies=dict(self._tallies),
         )
 
     async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -61,6 +61,7 @@ from coverart.redis_scripts import (
     RERANK,
     SETTLE,
     SLICE,
+    TALLY,
     TOTALS,
     USE,
 )
@@ -233,11 +234,15 @@ class RedisIndex:
                 words += (key, value, extra)
             await self._tell(LEARN, *words)
 
+    async def tally(self, counts: Mapping[str, int]) -> None:
+        words = [str(word) for count in counts.items() for word in count]
+        await self._lead(TALLY, *words)
+
     async def totals(self) -> Totals:
         reply = await self._ask(TOTALS, None)
         if reply is None:
             return Totals()
-        counts, first, leader = reply
+        counts, first, leader, tallies = reply
         size_bytes, files, *rest = (int(count or 0) for count in counts)
         return Totals(
             size_bytes=size_bytes,
@@ -246,6 +251,7 @@ class RedisIndex:
             aliases=dict(zip(Entity, rest[3:], strict=True)),
             oldest=float(first[1]) if first and self.eviction == "oldest" else None,
             leader=None if leader is None else leader.decode(),
+            tallies={name.decode(): int(times) for name, times in _pairs(tallies)},
         )
 
     async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:

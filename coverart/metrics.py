@@ -9,7 +9,7 @@ and answers with the sum (https://prometheus.github.io/client_python/multiproces
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import attrs
 import prometheus_client
@@ -33,7 +33,11 @@ OUTCOMES = ("hits", "misses", "stale", "absent", "errors", "refused", "left", "o
 How requests end. errors: 5xx; refused: a 4xx that needed no look into the cache; left: the
 client went away before there was an answer; other: what is not of the archive, such as /metrics.
 """
-_TOLD = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted")
+TALLIED = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted")
+"""What every process adds to the tallies that all share (tallies.py); hits are the app's own."""
+DIRECT_HITS = "direct_hits"
+"""A tally too, added to by whoever takes in nginx's log."""
+_TOLD = "coverart_told"
 SWEPT = ("evicted", "retired", "orphans", "learnt", "forgotten", "dangling")
 
 _REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -91,6 +95,18 @@ class Metrics:
         )
         self.joined = Counter(
             "coverart_joined", "Misses that waited on a fetch already running.", registry=registry
+        )
+        self.direct_hits = Counter(
+            "coverart_direct_hits",
+            "Hits that nginx sent without asking, as its log told the leader.",
+            registry=registry,
+        )
+        # Counted like the rest, so that it outlives a process as what it is taken from does.
+        self._told = Counter(
+            _TOLD,
+            "Counts that the index was told, by their names there.",
+            ["what"],
+            registry=registry,
         )
         self.refreshes = Counter(
             "coverart_refreshes", "Background checks the archive answered.", registry=registry
@@ -185,23 +201,27 @@ class Metrics:
 
     def families(self) -> Iterator[Metric]:
         """All counts, of all processes behind the port."""
+        return (family for family in self._all_families() if family.name != _TOLD)
+
+    def _all_families(self) -> Iterable[Metric]:
         # Set before the library was imported, or it would count in memory.
         if FOLDER_VARIABLE in os.environ:
-            yield from MultiProcessCollector(None).collect()
-        else:
-            yield from self._registry.collect()
+            gathered: Iterable[Metric] = MultiProcessCollector(None).collect()
+            return gathered
+        return self._registry.collect()
 
-    def sums(self) -> dict[str, int]:
-        """What /cache-status tells, by its names there; of all processes behind the port."""
-        sums = dict.fromkeys(_TOLD, 0)
-        for family in self.families():
-            if family.name in ("coverart_answers", "coverart_joined", "coverart_swept"):
-                for sample in family.samples:
-                    labels = sample.labels
-                    name = labels.get("outcome") or labels.get("what") or "joined"
-                    if name in sums:
-                        sums[name] = int(sample.value)
-        return sums
+    def untold(self) -> dict[str, int]:
+        """What was counted and the index was not told, of all processes behind the port."""
+        return _untold(self._all_families())
+
+    def own_untold(self) -> dict[str, int]:
+        """The same of this process, and of those that were killed in its place."""
+        return _untold(self._registry.collect())
+
+    def note_told(self, counts: Mapping[str, int]) -> None:
+        """The index was told so much by this process."""
+        for name, times in counts.items():
+            self._told.labels(name).inc(times)
 
     def value(self, name: str, **labels: str) -> float | None:
         """One sample, of all processes behind the port; None if nothing was counted there."""
@@ -210,6 +230,19 @@ class Metrics:
                 if sample.name == name and sample.labels == labels:
                     return sample.value
         return None
+
+
+def _untold(families: Iterable[Metric]) -> dict[str, int]:
+    left = dict.fromkeys(TALLIED, 0)
+    for family in families:
+        if family.name in ("coverart_answers", "coverart_joined", "coverart_swept", _TOLD):
+            sign = -1 if family.name == _TOLD else 1
+            for sample in family.samples:
+                labels = sample.labels
+                name = labels.get("outcome") or labels.get("what") or "joined"
+                if name in left:
+                    left[name] += sign * int(sample.value)
+    return left
 
 
 @attrs.frozen(eq=False)

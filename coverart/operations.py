@@ -17,10 +17,8 @@ from coverart.access import LoggedRequest
 from coverart.cache import CoverCache
 from coverart.index import Totals
 from coverart.metrics import Metrics
-from coverart.model import Entity
 from coverart.responses import explain, json_body, sized
-
-MEGABYTE = 1 << 20
+from coverart.status import MEGABYTE, describe
 
 
 @attrs.frozen(kw_only=True)
@@ -79,9 +77,18 @@ class OperatorRoutes:
 
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
-        """What the cache holds and did, as JSON; with several processes, of all of them."""
+        """What the cache holds and did, as JSON, by all processes that share it."""
         totals = await self._cache.index.totals()
-        return json_body(request, self._describe(totals))
+        told = describe(
+            totals,
+            self._cache.index,
+            status="running",
+            cache_dir=self._standing.cache_dir,
+            limit_bytes=self._standing.limit_bytes,
+            untold=self._metrics.untold(),
+            rebuilding=self._standing.rebuilding(),
+        )
+        return json_body(request, told)
 
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
@@ -122,31 +129,6 @@ class OperatorRoutes:
                 "When the file first to be evicted was downloaded, since the epoch.",
                 value=totals.oldest,
             )
-
-    def _describe(self, totals: Totals) -> dict[str, Any]:
-        limit = self._standing.limit_bytes
-        group = Entity.RELEASE_GROUP
-        return {
-            "status": "running",
-            "cached_files": totals.files,
-            # Groups own no images: what lies in their folders is listings and links.
-            "release_files": totals.by_entity.get(Entity.RELEASE, 0),
-            "release_group_files": totals.by_entity.get(group, 0) + totals.aliases.get(group, 0),
-            "event_files": totals.by_entity.get(Entity.EVENT, 0),
-            "aliases": sum(totals.aliases.values()),
-            "absences": totals.absences,
-            "cache_size_bytes": totals.size_bytes,
-            "cache_size_mb": round(totals.size_bytes / MEGABYTE, 2),
-            "cache_limit_mb": round(limit / MEGABYTE, 2),
-            "cache_usage_percent": round(100 * totals.size_bytes / limit, 2),
-            "cache_dir": self._standing.cache_dir,
-            "cache_index_type": self._cache.index.kind,
-            "redis_available": self._cache.index.kind == "redis" and self._cache.index.available,
-            "rebuilding": self._standing.rebuilding(),
-            **self._metrics.sums(),
-            "leader": totals.leader,
-            "oldest": totals.oldest,
-        }
 
 
 _PAGE = """<!doctype html>

@@ -9,6 +9,7 @@ COVER_ART_CACHE_NAME; names of MBIDs are in binary, see packing.py):
     age        zset    packed file key -> rank in the order of eviction
     sum        hash    bytes, files, f0-f2 files by entity, a0-a2 aliases by entity; level and
                        policy of the order of eviction (eviction.py)
+    tally      hash    what all processes did: hits, misses and a few more, direct_hits
     due:{n}    list    packed keys of aliases that were checked in minute n
     due        zset    the minutes that have such a list
     no:{key}   string  an absence: since and until; gone by itself
@@ -211,11 +212,16 @@ end
 """
 )
 
+TALLY = Script(
+    _COMMON + "for i = 2, #ARGV, 2 do redis.call('HINCRBY', p .. 'tally', ARGV[i], ARGV[i + 1]) end"
+)
+
 TOTALS = Script(
     _COMMON
     + """
 return {redis.call('HMGET', p .. 'sum', 'bytes', 'files', 'f0', 'f1', 'f2', 'a0', 'a1', 'a2'),
-        redis.call('ZRANGE', p .. 'age', 0, 0, 'WITHSCORES'), redis.call('GET', p .. 'lead')}
+        redis.call('ZRANGE', p .. 'age', 0, 0, 'WITHSCORES'), redis.call('GET', p .. 'lead'),
+        redis.call('HGETALL', p .. 'tally')}
 """,
     writes=False,
 )

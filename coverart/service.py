@@ -19,13 +19,17 @@ from twisted.web.client import HTTPConnectionPool
 
 from coverart.cache import CoverCache
 from coverart.cleanup import Cleanup
+from coverart.intake import Intake
 from coverart.leases import LEADER_LIFE_S, Leadership, RedisFetches
 from coverart.metrics import Metrics
 from coverart.redis_link import RedisAway, RedisLink
+from coverart.tallies import tell_counts
 
 DISK_THREADS = 8
 STOP_S = 20.0
 """So long a stop waits for fetches that clients wait for."""
+TAKE_IN_S = 5.0
+"""So often the leader looks into the hit log."""
 DELAY_EVERY_S = 0.25
 """So often the reactor's delay is looked at."""
 MEGABYTE = 1 << 20
@@ -100,6 +104,7 @@ class CoverService(Service):
         metrics: Metrics,
         threads: DiskThreads,
         pool: HTTPConnectionPool,
+        intake: Intake | None = None,
         limit_bytes: int,
         interval_s: float,
     ) -> None:
@@ -115,10 +120,14 @@ class CoverService(Service):
         self._delay = ReactorDelay(reactor, metrics.reactor_delay.observe)
         self._threads = threads
         self._pool = pool
+        self._intake = intake
+        cleanup.before_evicting = self._tell_uses
         self._limit_bytes = limit_bytes
         self._interval_s = interval_s
         self._sweeps = LoopingCall(self._sweep)
         self._terms = LoopingCall(self._stand)
+        # Apart from the terms, which must be kept however long a log is.
+        self._intakes = LoopingCall(self._take_in)
         self._first = True
         self._loops: list[Deferred[Any]] = []
 
@@ -143,15 +152,17 @@ class CoverService(Service):
             limit_mb=self._limit_bytes // MEGABYTE,
         )
         self.rebuilding = True
-        for loop, seconds in ((self._sweeps, self._interval_s), (self._terms, LEADER_LIFE_S / 3)):
+        for loop, seconds in (
+            (self._sweeps, self._interval_s),
+            (self._terms, LEADER_LIFE_S / 3),
+            (self._intakes, TAKE_IN_S),
+        ):
             loop.clock = self._reactor
             self._loops.append(loop.start(seconds, now=loop is self._sweeps))
 
     async def _sweep(self) -> None:
         """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""
         try:
-            # What was used a moment ago must not go for being unused.
-            await self._cache.tell_uses()
             await self._cleanup.sweep()
             self._metrics.leader.set(self._leadership.token is not None)
             if self._first:
@@ -168,9 +179,24 @@ class CoverService(Service):
         try:
             await self._leadership.stand()
             await self._cache.tell_uses()
+            await tell_counts(self._metrics, self._cache.index)
             self._metrics.leader.set(self._leadership.token is not None)
         except Exception:
             self.log.failure("standing for the lead failed")
+
+    async def _take_in(self) -> None:
+        # An index that is being filled would not know the files.
+        if self._intake is not None and not self.rebuilding:
+            try:
+                await self._intake.take_in()
+            except Exception:
+                self.log.failure("taking in the hit log failed")
+
+    async def _tell_uses(self) -> None:
+        """Pass on all that was used, for the order of eviction."""
+        await self._cache.tell_uses()
+        if self._intake is not None:
+            await self._intake.take_in()
 
     async def _say_what_is_held(self) -> None:
         totals = await self._cache.index.totals()
@@ -198,7 +224,9 @@ class CoverService(Service):
 
     async def _stop(self) -> None:
         self._delay.stop()
-        for loop in (self._sweeps, self._terms):
+        if self._intake is not None:
+            self._intake.stopping = True
+        for loop in (self._sweeps, self._terms, self._intakes):
             if loop.running:
                 loop.stop()
         for ended in self._loops:
@@ -208,6 +236,7 @@ class CoverService(Service):
         left = await self.drain(STOP_S)
         if left:
             self.log.warn("stopping while {count} clients wait", count=left)
+        await tell_counts(self._metrics, self._cache.index)
         await self._pool.closeCachedConnections()
         if self._shared is not None:
             await self._shared.link.close()

@@ -666,3 +666,14 @@ async def learns_packed_alike(index: Index) -> None:
     totals = await index.totals()
     equal((totals.files, totals.size_bytes), (3, 33))
     equal(totals.aliases.get(Entity.RELEASE), 2)
+
+
+@promise
+async def tallies_add_up(index: Index) -> None:
+    """What was done is added up by name, whoever tells it; the totals bring it along."""
+    equal((await index.totals()).tallies, {})
+    await index.tally({"hits": 3, "direct_hits": 100_000})
+    await index.tally({})
+    await index.tally({"hits": 4, "misses": 1})
+    equal((await index.totals()).tallies, {"hits": 7, "direct_hits": 100_000, "misses": 1})
+    equal((await index.totals()).files, 0)

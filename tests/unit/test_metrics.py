@@ -34,14 +34,15 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(self.metrics.value("coverart_swept_total", what=what), 0)
         self.assertIsNone(self.metrics.value("coverart_answers_total", outcome="never"))
 
-    def test_sums(self) -> None:
-        """What /cache-status tells, by its own names, whole numbers all."""
+    def test_untold(self) -> None:
+        """What /cache-status tells, by its own names, whole numbers all, until the index knows."""
         for outcome in OUTCOMES:
             self.metrics.request(outcome, 1, 0.1)
         self.metrics.joined.inc()
         self.metrics.swept["evicted"].inc(7)
         self.metrics.swept["orphans"].inc(9)
-        sums = self.metrics.sums()
+        sums = self.metrics.untold()
+        self.assertEqual(self.metrics.own_untold(), sums)
         self.assertEqual(
             sums,
             {
@@ -55,6 +56,9 @@ class MetricsTests(SynchronousTestCase):
             },
         )
         self.assertEqual({type(number) for number in sums.values()}, {int})
+        self.metrics.note_told({"hits": 1, "evicted": 5})
+        self.assertEqual(self.metrics.untold(), {**sums, "hits": 0, "evicted": 2})
+        self.assertNotIn(b"coverart_told", self.metrics.expose())
 
     def test_format(self) -> None:
         """Prometheus' own parser understands it; when a counter was made is not told."""
