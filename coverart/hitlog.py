@@ -37,6 +37,8 @@ BATCH_BYTES = 256 * 1024
 """So much is taken in at once: some 3,000 lines, a few hundredths of a second of a thread."""
 CUT_BYTES = 1 << 20
 """A log that was read to its end is cut off once it has so many bytes."""
+MOST_KNOWN = 20_000
+"""Different lines that are remembered from batch to batch: some 10 MB while a log is read."""
 _BEFORE_BYTES = 4096
 """So much of what stands before a position tells whether it is still the same log."""
 
@@ -61,22 +63,33 @@ class Batch:
     full: bool
 
 
-def count(lines: bytes, key_of: Callable[[str, Place], FileKey | None] | None) -> Counted:
+def count(
+    lines: bytes,
+    key_of: Callable[[str, Place], FileKey | None] | None,
+    known: dict[bytes, FileKey | None] | None = None,
+) -> Counted:
     """
     Count whole lines.
 
     :param key_of: says which file was sent from a path; None where that matters to nobody.
+    :param known: what is known of the lines of earlier batches, added to.
     """
+    known = {} if known is None else known
+    if len(known) > MOST_KNOWN:
+        known.clear()
     hits = rubbish = 0
     uses: Counter[FileKey] = Counter()
     for line, times in Counter(lines.split(b"\n")[:-1]).items():
-        path = line[1:].decode("latin-1")
-        place = identify(path) if line[:1] == b"/" else None
-        if place is None:
-            rubbish += times
-            continue
+        if line in known:
+            key = known[line]
+        else:
+            path = line[1:].decode("latin-1")
+            place = identify(path) if line[:1] == b"/" else None
+            if place is None:
+                rubbish += times
+                continue
+            key = known[line] = None if key_of is None else key_of(path, place)
         hits += times
-        key = None if key_of is None else key_of(path, place)
         if key is not None:
             uses[key] += times
     return Counted(hits=hits, rubbish=rubbish, uses=tuple(uses.items()))
@@ -105,6 +118,7 @@ class HitLog:
         self._lock: int | None = None
         self._fd: int | None = None
         self._position = _Position(0, 0, 0)
+        self._known: dict[bytes, FileKey | None] = {}
 
     def begin(self) -> bool:
         """
@@ -137,6 +151,8 @@ class HitLog:
             if fd is not None:
                 os.close(fd)
         self._fd = self._lock = None
+        # By the next time a name may lead elsewhere.
+        self._known = {}
 
     def read(self) -> Batch | None:
         """
@@ -164,7 +180,8 @@ class HitLog:
             skipped = Counted(hits=0, rubbish=0 if inside else 1)
             return Batch(counted=skipped, end=start + len(data), full=True)
         first = data.index(b"\n") + 1 if inside else 0
-        counted = count(data[first:size], self._key_of if self._follow else None)
+        key_of = self._key_of if self._follow else None
+        counted = count(data[first:size], key_of, self._known)
         return Batch(counted=counted, end=start + size, full=len(data) == BATCH_BYTES)
 
     def done(self, batch: Batch) -> None:

@@ -13,8 +13,8 @@ from coverart.index import Index, IndexAway
 from coverart.leases import Leadership
 from coverart.metrics import DIRECT_HITS, Metrics
 
-USES_AT_ONCE = 500
-"""So many uses are told to an index in memory in a few milliseconds."""
+USES_AT_ONCE = 250
+"""So many uses are told to an index in memory in a millisecond."""
 
 SHORT_TRIES = 20
 """

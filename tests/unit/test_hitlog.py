@@ -5,6 +5,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
+import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -210,6 +211,50 @@ class ReadTests(HitLogCase):
         self.log.append(b"/y\n" + LINE * 2)
         (batch,) = self.log.take_in(self.log.reader())
         self.assertEqual((batch.counted.hits, batch.counted.rubbish), (2, 0))
+
+    def test_remembers_lines(self) -> None:
+        """A line that comes again is looked up again in the next taking-in, not in the next batch."""
+        path = name_of(Entity.RELEASE, MBID, "front")
+        self.log.link(path, layout.link_text(path, IMAGE))
+        count = 3 * BATCH_BYTES // (len(path) + 2)
+        reader = self.log.reader()
+        looked: list[str] = []
+        readlink = os.readlink
+
+        def look(name: str) -> str:
+            looked.append(name)
+            return readlink(name)
+
+        self.patch(os, "readlink", look)
+        self.log.append(f"/{path}\n".encode() * count)
+        self.assertEqual(uses(self.log.take_in(reader)), {REF.at(250): count})
+        self.assertEqual(len(looked), 1)
+        os.unlink(self.log.root / path)
+        other = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=9)
+        self.log.link(
+            path, layout.link_text(path, layout.image_path(other.at(250), MediaType.JPEG))
+        )
+        self.log.append(f"/{path}\n".encode())
+        self.assertEqual(uses(self.log.take_in(reader)), {other.at(250): 1})
+
+    def test_known_bounded(self) -> None:
+        """However many different lines there are, what is remembered of them is bounded."""
+        self.patch(hitlog, "MOST_KNOWN", 3)
+        self.patch(hitlog, "BATCH_BYTES", 2 * len(LINE))
+        lines = [
+            f"/{layout.image_path(attrs.evolve(REF, image_id=n).at(250), MediaType.JPEG)}\n".encode()
+            for n in range(1, 9)
+        ]
+        self.log.append(b"".join(lines * 5))
+        reader = self.log.reader()
+        self.assertTrue(reader.begin())
+        hits = 0
+        while (batch := reader.read()) is not None:
+            hits += batch.counted.hits
+            reader.done(batch)
+            self.assertLessEqual(len(reader._known), 3 + 2)
+        reader.end()
+        self.assertEqual((hits, reader._known), (40, {}))
 
     def test_killed_before_the_position(self) -> None:
         """A process that dies after telling a batch leads to this one being told again, no other."""
