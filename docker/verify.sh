@@ -151,9 +151,8 @@ down_and_up() {
 sizes() { $COMPOSE images; }
 
 step "images are built and the stack comes up" compose up -d --build
-step "it is ready" until_true 120 ready
-if ! ready >/dev/null 2>&1; then
-    compose logs
+((failed)) || step "it is ready" until_true 120 ready
+if ((failed)); then
     tail -n 40 "$log"
     exit 1
 fi
