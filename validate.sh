@@ -37,7 +37,7 @@ for ((n = 0; n < REQUESTS; n++)); do
     printf 'url = "%s"\noutput = "/dev/null"\n' "$BASE${paths[i]}?$i"
 done >"$work/urls"
 began=$(date +%s.%N)
-curl --silent --parallel --parallel-max "$CLIENTS" --max-time 60 --config "$work/urls" \
+curl --silent --no-progress-meter --parallel --parallel-max "$CLIENTS" --max-time 60 --config "$work/urls" \
     --write-out '%{http_code} %{time_total} %{size_download} %{url_effective}\n' >"$work/answers"
 ended=$(date +%s.%N)
 
