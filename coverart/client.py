@@ -120,6 +120,7 @@ class ArchiveClient:
         :param label: which hop this is, for the counters.
         :param sink: takes the body of a 200; None where only a redirect makes sense.
         :returns: the Location of a redirect (b"" if it has none); None when `sink` has it all.
+        :raises BadUpstream: a redirect names two places.
         :raises NotInArchive: 404.
         :raises Unavailable: too much is waiting, the breaker is open, or 429 or 503.
         :raises CoverError: anything else that is neither a redirect nor a whole 200.
@@ -199,8 +200,7 @@ class ArchiveClient:
             return None
         await self._drain(response)
         if code in _REDIRECTS:
-            location: bytes | None = response.headers.getRawHeaders(b"location", [b""])[0]
-            return location
+            return _location(response)
         if code == 404:
             raise NotInArchive(f"{hop.origin} said 404")
         if code in _PASSING:
@@ -229,6 +229,19 @@ def _called_off(error: Exception) -> bool:
     return isinstance(error, ConnectingCancelledError) or any(
         reason.check(CancelledError) for reason in reasons
     )
+
+
+def _location(response: IResponse) -> bytes:
+    """
+    Where a redirect leads; empty if it does not say.
+
+    :raises BadUpstream: it says so in two ways. Whoever added one of them may have meant to be
+        believed by us and not by those who look at the other.
+    """
+    locations: list[bytes] = response.headers.getRawHeaders(b"location", [b""])
+    if len(set(locations)) > 1:
+        raise BadUpstream("a redirect with more than one Location")
+    return locations[0]
 
 
 def _retry_after_s(response: IResponse) -> float | None:

@@ -17,14 +17,17 @@ from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import (
     IAddress,
     IHostnameResolver,
     IHostResolution,
+    IProtocolFactory,
     IReactorPluggableNameResolver,
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
+from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import (
@@ -46,9 +49,10 @@ MOST_ENDPOINTS = 500
 @implementer(IResolutionReceiver)
 @attrs.define(eq=False)
 class _PublicAddresses:
-    """Passes on only the public ones among the addresses of a name."""
+    """Passes on only the public ones among the addresses of a name, and notes the others."""
 
     receiver: IResolutionReceiver
+    others: list[str]
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
         self.receiver.resolutionBegan(resolutionInProgress)
@@ -56,6 +60,8 @@ class _PublicAddresses:
     def addressResolved(self, address: IAddress) -> None:
         if isinstance(address, (IPv4Address, IPv6Address)) and is_public(address.host):
             self.receiver.addressResolved(address)
+        else:
+            self.others.append(str(getattr(address, "host", address)))
 
     def resolutionComplete(self) -> None:
         self.receiver.resolutionComplete()
@@ -65,6 +71,8 @@ class _PublicAddresses:
 @attrs.define(eq=False)
 class _PublicResolver:
     resolver: IHostnameResolver
+    others: list[str] = attrs.field(factory=list)
+    """The addresses of the last name that were not passed on."""
 
     def resolveHostName(
         self,
@@ -74,8 +82,9 @@ class _PublicResolver:
         addressTypes: Sequence[type[IAddress]] | None = None,
         transportSemantics: str = "TCP",
     ) -> IHostResolution:
+        self.others = []
         return self.resolver.resolveHostName(
-            _PublicAddresses(resolutionReceiver),
+            _PublicAddresses(resolutionReceiver, self.others),
             hostName,
             portNumber,
             addressTypes,
@@ -89,10 +98,7 @@ class _PublicReactor:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-
-    @property
-    def nameResolver(self) -> IHostnameResolver:
-        return _PublicResolver(self._reactor.nameResolver)
+        self.nameResolver = _PublicResolver(reactor.nameResolver)
 
     def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
         installed: IHostnameResolver = self._reactor.installNameResolver(resolver)
@@ -100,6 +106,31 @@ class _PublicReactor:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
+
+
+@implementer(IStreamClientEndpoint)
+class _PublicEndpoint:
+    """
+    Connects to a name at its public addresses.
+
+    One that has others only is no fault of the archive's host, so no breaker is to learn of it
+    (client.py), and the operator is to read what is wrong: as a rule, their own resolver.
+    """
+
+    def __init__(self, reactor: Any, host: str, port: int, timeout_s: float) -> None:
+        public = _PublicReactor(reactor)
+        self._host = host
+        self._resolver = public.nameResolver
+        self._endpoint = HostnameEndpoint(public, host, port, timeout=timeout_s)
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Any:
+        return self._endpoint.connect(protocolFactory).addErrback(self._explain)
+
+    def _explain(self, failure: Failure) -> Failure:
+        if failure.check(DNSLookupError) and self._resolver.others:
+            others = ", ".join(self._resolver.others)
+            raise BadUpstream(f"{self._host} has no public address ({others})")
+        return failure
 
 
 @implementer(IAgentEndpointFactory)
@@ -123,13 +154,12 @@ class CheckedEndpoints:
         made = self._made.get((scheme, host, uri.port))
         if made is not None:
             return made
-        trusted = self.rules.trusts(named, uri.port)
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(
-            self.reactor if trusted else _PublicReactor(self.reactor),
-            host,
-            uri.port,
-            timeout=self.connect_timeout_s,
-        )
+        timeout_s = self.connect_timeout_s
+        endpoint: IStreamClientEndpoint
+        if self.rules.trusts(named, uri.port):
+            endpoint = HostnameEndpoint(self.reactor, host, uri.port, timeout=timeout_s)
+        else:
+            endpoint = _PublicEndpoint(self.reactor, host, uri.port, timeout_s)
         if scheme == "https":
             endpoint = wrapClientTLS(self.tls.creatorForNetloc(uri.host, uri.port), endpoint)
         if len(self._made) >= MOST_ENDPOINTS:

@@ -87,8 +87,10 @@ class Rules:
             raise BadUpstream("a redirect names a host in a way that is not accepted")
         if not self.allows(parts.scheme, host, port):
             raise BadUpstream(f"a redirect leads to {parts.scheme}://{host}:{port}, not allowed")
+        # Hosts and schemes have no case (RFC 3986 section 6.2.2.1); what connects compares bytes.
+        rest = url[len(f"{parts.scheme}://{parts.netloc}") :]
         return Hop(
-            url=url,
+            url=f"{parts.scheme}://{parts.netloc.lower()}{rest}",
             scheme=parts.scheme,
             host=host,
             port=port,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.logger import formatEvent, globalLogPublisher
 
 from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.draw import Studio
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
 from tests.integration.nginx_server import NginxServer
+from tests.integration.raw_archive import RawArchive, Trap, Watch
 from tests.integration.redis_server import RedisServer
 from tests.integration.running import Child, Proxy, ProxyChild
 from tests.integration.talk import LOCAL
@@ -77,6 +80,45 @@ async def nginx(tmp_path: Path):
     yield start
     for server in running:
         server.kill()
+
+
+@pytest_twisted.async_yield_fixture
+async def raw():
+    """An archive that answers with bytes as they are told."""
+    archive = RawArchive()
+    yield archive
+    await archive.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def trap():
+    """A place on this machine that must not be reached."""
+    place = Trap()
+    yield place
+    await place.stop()
+
+
+@pytest.fixture
+def watch(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """A watch over names looked up and addresses connected to."""
+    watching = Watch(trap)
+    watching.install(monkeypatch)
+    yield watching
+    watching.restore()
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What goes to the log, event by event."""
+    seen: list[str] = []
+
+    def observe(event: Any) -> None:
+        seen.append(formatEvent(event) + str(event.get("log_failure", "")))
+
+    observer: Any = observe
+    globalLogPublisher.addObserver(observer)
+    yield seen
+    globalLogPublisher.removeObserver(observer)
 
 
 @pytest_twisted.async_yield_fixture
