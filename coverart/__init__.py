@@ -22,8 +22,8 @@ Imports go one way; no module imports one further down:
     transfer, connect, client, upstream             asking the archive
     fetch, answers, cache                           the cache itself
     reconcile, cleanup, scan, intake                keeping it small and true
-    access, sending, responses, web, operations,    HTTP
-        admin, site
+    access, sending, responses, channel, web,       HTTP
+        operations, admin, site
     service, assembly                               the running process
     processes, worker, tap                          one of them, or several behind one port
     cli                                             the command line beside it

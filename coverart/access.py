@@ -70,6 +70,13 @@ class LoggedRequest(Request):
     _began = 0.0
     _told = False
 
+    def gotLength(self, length: int | None) -> None:  # noqa: ARG002
+        # No route reads a body; Twisted would write a large one to the disk.
+        super().gotLength(0)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Part of a body came (channel.py bounds it); it is dropped."""
+
     def process(self) -> None:
         self._began = time.monotonic()
         channel: Any = self.channel

@@ -120,6 +120,10 @@ class CoverCache:
             return None
         return self._held(found, Status.HIT)
 
+    async def spoilt(self, held: Held) -> None:
+        """The file of an answer is not what it was, though its size is: it is held no more."""
+        await self._lost(Found(key=held.key, entry=held.entry))
+
     async def tell_uses(self) -> None:
         """Pass on which files were served since the last time, for the order of eviction."""
         uses, self._uses = self._uses, Counter()
@@ -352,7 +356,12 @@ class CoverCache:
         """Forget a file and remove it. :returns: whether it was known."""
         known = await self.index.forget_file(key, entry)
         if known:
-            self.store.remove(self.store.path_of(key, entry.media))
+            path = self.store.path_of(key, entry.media)
+            try:
+                self.store.remove(path)
+            except OSError as error:
+                # Forgotten is enough: what is stored next takes its place, if anything can.
+                self.log.warn("can't remove {path}: {reason}", path=path, reason=error.strerror)
             await self.index.settle([key])
         return known
 

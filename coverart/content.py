@@ -42,3 +42,9 @@ def accept(head: bytes, size: int) -> MediaType:
     if size != ORIGINAL and media is not MediaType.JPEG:
         raise BadUpstream(f"the archive sent a thumbnail that is {media.value}")
     return media
+
+
+def check_type(head: bytes, media: MediaType) -> None:
+    """:raises BadUpstream: a file that begins with `head` is not of the type it was stored as."""
+    if sniff(head) is not media:
+        raise BadUpstream("a file in the cache is not of its type any more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -12,15 +13,19 @@ from coverart.request_path import parse
 
 _ABSOLUTE = re.compile(r"https?://[^/?#]+(?P<path>/[^?#]*)", re.IGNORECASE)
 
+MOST_DEEP = 50
+"""Levels of objects in lists in objects; the archive's own has five."""
+
 
 def check(body: bytes) -> None:
     """
     Accept a listing as it came.
 
     :raises BadUpstream: it is not a JSON object with a list of image objects, as
-        https://musicbrainz.org/doc/Cover_Art_Archive/API describes.
+        https://musicbrainz.org/doc/Cover_Art_Archive/API describes; or rewrite() could not
+        write it out again, however deep in the stack it is called.
     """
-    _load(body)
+    _check_depth(_load(body))
 
 
 def rewrite(body: bytes, public_url: str) -> bytes:
@@ -55,7 +60,12 @@ def rewrite(body: bytes, public_url: str) -> bytes:
 
 def _load(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body, parse_constant=_no_number)
+        # JSON between systems is UTF-8 (RFC 8259 section 8.1); Python would take UTF-16 too.
+        document = json.loads(
+            body.decode("utf-8", "surrogatepass"),
+            parse_constant=_no_number,
+            parse_float=_number,
+        )
     except (ValueError, RecursionError) as error:
         raise BadUpstream("the archive sent a listing that is not JSON") from error
     if not isinstance(document, dict):
@@ -64,6 +74,28 @@ def _load(body: bytes) -> dict[str, Any]:
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise BadUpstream("the archive sent a listing without a list of images")
     return document
+
+
+def _check_depth(document: dict[str, Any]) -> None:
+    level: list[Any] = [document]
+    for _ in range(MOST_DEEP):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise BadUpstream("the archive sent a listing that nests without end")
+
+
+def _number(text: str) -> float:
+    """A number with a fraction or an exponent, if a float holds it: infinity is no JSON."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(text)
+    return number
 
 
 def _no_number(name: str) -> None:

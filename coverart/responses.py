@@ -138,6 +138,13 @@ def say_status(request: LoggedRequest, status: Status, *, joined: bool, hops: in
     request.tell(status.value, joined=joined, hops=hops)
 
 
+def unsay(request: LoggedRequest) -> None:
+    """Take that back: the answer can't be given after all."""
+    request.responseHeaders.removeHeader(b"x-cache-status")
+    request.responseHeaders.removeHeader(b"cache-status")
+    request.tell("-")
+
+
 def cacheable(request: Request, thing: ImageRequest | ListingKey, lifetimes: Lifetimes) -> None:
     """How long clients may keep an answer: by an id for good, by a role for its lifetime."""
     if isinstance(thing, ListingKey):

@@ -15,6 +15,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
 
 from coverart.access import AccessLog, LoggedRequest
+from coverart.channel import ClientChannel
 from coverart.errors import CoverError
 from coverart.metrics import Metrics
 from coverart.model import ImageRequest, ListingKey
@@ -96,6 +97,8 @@ class Front(Resource):
 class QuietSite(Site):
     """Leaves the line a request in the log, and its counting, to the request (access.py)."""
 
+    # Plain HTTP/1.1: what is promised of hostile requests is promised of it alone.
+    protocol = ClientChannel  # type: ignore[assignment]
     metrics: Metrics
     access_log: AccessLog
 
@@ -104,6 +107,10 @@ class QuietSite(Site):
         self._channels: WeakSet[Any] = WeakSet()
         self._busy: WeakSet[Any] = WeakSet()
         self._draining = False
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """What is offered to a client in TLS."""
+        return [b"http/1.1"]
 
     def begun(self, channel: Any) -> None:
         """A request came on this connection."""

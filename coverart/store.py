@@ -19,9 +19,9 @@ from pathlib import Path
 
 import attrs
 
-from coverart import layout
+from coverart import layout, listing
 from coverart.content import ENOUGH, sniff
-from coverart.errors import StoreFailed
+from coverart.errors import BadUpstream, StoreFailed
 from coverart.layout import INCOMING
 from coverart.model import (
     ORIGINAL,
@@ -38,6 +38,8 @@ from coverart.model import (
 
 SYMLINK_AGE_S = 60
 MTIME_SLACK_S = 1.0
+
+_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @attrs.frozen(kw_only=True)
@@ -129,14 +131,26 @@ class ImageStore:
         cache, and serving the file from here costs the same look-up again.
         """
         try:
-            found = os.stat(self.absolute(path))
+            found = os.lstat(self.absolute(path))
         except OSError:
             return None
-        return found
+        return found if stat.S_ISREG(found.st_mode) else None
 
     def open(self, path: str) -> int:
-        """A file descriptor to read from. :raises FileNotFoundError: it is gone."""
-        return os.open(self.absolute(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """
+        A file descriptor to read from.
+
+        Folders may be symlinks, to spread a cache over disks: only a file of the right name can be
+        reached through them. The file itself may not, and a pipe in its place never blocks.
+
+        :raises FileNotFoundError: it is gone.
+        :raises OSError: it is no regular file, or can't be read.
+        """
+        fd = os.open(self.absolute(path), _TO_READ)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise OSError(errno.ENXIO, "not a regular file", path)
 
     # Writing
 
@@ -262,10 +276,10 @@ class ImageStore:
         os.utime(self.absolute(path), (at, at))
 
     def remove(self, path: str) -> bool:
-        """Remove a file. :returns: whether it was there."""
+        """Remove a file; a folder in its place stays. :returns: whether it was there."""
         try:
             os.unlink(self.absolute(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             return False
         return True
 
@@ -292,6 +306,10 @@ class ImageStore:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(final), exist_ok=True)
             os.replace(temporary, final)
+        except IsADirectoryError:
+            # An empty folder is in nobody's way but ours; of any other the operator is told.
+            os.rmdir(final)
+            os.replace(temporary, final)
 
     # Reading what is there
 
@@ -305,13 +323,22 @@ class ImageStore:
     def find(self, thing: ImageRequest | ListingKey) -> OnDisk | None:
         """What the disk holds for a request, whatever the index says."""
         if isinstance(thing, ListingKey):
-            return self.examine(layout.listing_path(thing))
+            path = layout.listing_path(thing)
+            listed = self.examine(path)
+            return listed if listed is not None and self._is_listing(path) else None
         paths = layout.candidates(thing)
         for path in (*paths, *(path + layout.RETIRED for path in paths)):
             found = self.examine(path)
             if found is not None:
                 return found
         return None
+
+    def _is_listing(self, path: str) -> bool:
+        try:
+            listing.check(self.read(path))
+        except (OSError, BadUpstream):
+            return False
+        return True
 
     def examine(self, path: str) -> OnDisk | None:
         """
@@ -410,7 +437,8 @@ def link_target(key: ImageKey, media: MediaType) -> Target:
 
 
 def _remove_unlocked(path: str) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # A pipe or a device that somebody put there must not keep a thread for ever.
+    fd = os.open(path, _TO_READ)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)

@@ -7,11 +7,13 @@ No caching rules here. The same bytes and headers leave whether nginx sends the 
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
 import attrs
 from klein import Klein
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from coverart import listing
@@ -19,11 +21,15 @@ from coverart.access import LoggedRequest
 from coverart.answers import Absent, Flowing, Held, Pointed
 from coverart.cache import CoverCache
 from coverart.conditions import Validators
-from coverart.errors import CoverError, NotInArchive
+from coverart.content import ENOUGH, check_type
+from coverart.errors import BadUpstream, CoverError, NotInArchive, StoreFailed
 from coverart.model import ORIGINAL, ImageRequest, ListingKey
 from coverart.request_path import spell
-from coverart.responses import cacheable, explain, parts, refuse, say_status, sized, typed
+from coverart.responses import cacheable, explain, parts, refuse, say_status, sized, typed, unsay
 from coverart.sending import ArrivingBody, FileBody
+
+_OF_THE_FILE = frozenset({errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOTDIR})
+"""Not to be opened, whoever tries again: a symlink, a folder, a pipe, a file of somebody else's."""
 
 
 @attrs.frozen(kw_only=True)
@@ -42,6 +48,7 @@ class CoverRoutes:
     """Listings and images, in all the archive's spellings. Paths were parsed before (site.py)."""
 
     app = Klein()
+    log = Logger()
 
     def __init__(self, cache: CoverCache, ways: Ways) -> None:
         self._cache = cache
@@ -67,8 +74,9 @@ class CoverRoutes:
             try:
                 self._say(request, thing, answer)
                 return self._held(request, answer)
-            except FileNotFoundError:
-                # Evicted between the look and the opening: a second look finds it missing.
+            except (OSError, BadUpstream) as error:
+                unsay(request)
+                await self._set_right(answer, error)
                 answer = await self._cache.get(thing)
         self._say(request, thing, answer)
         if isinstance(answer, Flowing):
@@ -92,13 +100,28 @@ class CoverRoutes:
         try:
             self._say(request, request.thing, held)
             answer = self._held(request, held)
+        except (OSError, BadUpstream):
+            # Gone or spoilt between the look and the opening: art() repairs it.
+            unsay(request)
+            return None
         except CoverError as error:
             return refuse(request, error)
-        except OSError:
-            # Gone between the look and the opening: art() repairs it.
-            return None
         sent: bytes | int = answer if isinstance(answer, bytes) else answer.render(request)
         return sent
+
+    async def _set_right(self, held: Held, error: OSError | BadUpstream) -> None:
+        """
+        See to it that a second look at the cache does not find a file that can't be served.
+
+        :raises StoreFailed: that is no fault of the file's.
+        """
+        if isinstance(error, FileNotFoundError):
+            # Evicted between the look and the opening: the second look finds it missing.
+            return
+        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+            self.log.warn("can't serve {path}: {reason}", path=held.path, reason=error.strerror)
+            raise StoreFailed(f"{held.path}: {error.strerror}") from error
+        await self._cache.spoilt(held)
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
@@ -124,6 +147,9 @@ class CoverRoutes:
             return b""
         fd = self._cache.store.open(held.path)
         try:
+            if held.entry.media is not None:
+                # The index knows files by their names, which is all a rebuild reads of them.
+                check_type(os.pread(fd, ENOUGH, 0), held.entry.media)
             status = os.fstat(fd)
             validators = Validators(size_bytes=status.st_size, modified=int(status.st_mtime))
             to_send = parts(request, validators, held.entry.media, single=False)

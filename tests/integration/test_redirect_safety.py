@@ -104,7 +104,9 @@ async def test_astray(raw, trap, watch, run, lines, hop, kind) -> None:
     """Wherever a redirect leads astray: 502, no connection, no name looked up, nothing kept."""
     proxy = await run(**raw.environment("archive.org", "*.archive.org"))
     right = target(raw, hop, kind)
-    for name, (form, reason) in ASTRAY.items():
+    # The whole table for what has an own way through the code; for the others, samples.
+    table = ASTRAY if kind in ("thumbnail", "listing") else dict(list(ASTRAY.items())[::6])
+    for name, (form, reason) in table.items():
         location = form.replace("{t}", str(trap.port)).replace("{a}", str(raw.port))
         raw.does = {hop: redirect(location.replace("{p}", right).encode())}
         raw.asked.clear()

@@ -70,18 +70,18 @@ class RulesTests(SynchronousTestCase):
     """Which URLs are followed."""
 
     def test_the_archives_ways(self) -> None:
-        """The hosts of a real chain are allowed, whatever the case of their names."""
-        for url in (
-            ITEM,
-            "https://ia801507.us.archive.org/7/items/mbid-x/y.jpg",
-            "https://dn720006.ca.archive.org/0/items/mbid-x/y.jpg",
-            "https://ARCHIVE.org/x",
-            "HTTPS://archive.org/x",
-            "https://archive.org:443/x",
-        ):
+        """The hosts of a real chain are allowed, whatever the case of their names; it goes."""
+        for url, normal in {
+            ITEM: ITEM,
+            "https://ia801507.us.archive.org/7/items/mbid-x/Y.jpg": "",
+            "https://dn720006.ca.archive.org/0/items/mbid-x/y.jpg": "",
+            "https://ARCHIVE.org/X": "https://archive.org/X",
+            "HTTPS://archive.org/x": "https://archive.org/x",
+            "https://archive.org:443/x": "",
+        }.items():
             hop = RULES.check(url)
             self.assertEqual(
-                (hop.url, hop.scheme, hop.port, hop.trusted), (url, "https", 443, False)
+                (hop.url, hop.scheme, hop.port, hop.trusted), (normal or url, "https", 443, False)
             )
 
     def test_relative(self) -> None:

@@ -341,9 +341,9 @@ class FindTests(StoreTests):
 
     def test_listing(self) -> None:
         """A listing is found as it was stored."""
-        self.put(layout.listing_path(LISTING), b"{}")
+        self.put(layout.listing_path(LISTING), b'{"images":[]}')
         found = self.store.find(LISTING)
-        self.assertEqual(found, OnDisk(key=LISTING, entry=FileEntry(size_bytes=2, stored_at=1000)))
+        self.assertEqual(found, OnDisk(key=LISTING, entry=FileEntry(size_bytes=13, stored_at=1000)))
 
     def test_not_adopted(self) -> None:
         """Empty files, pages, folders, and what has no place here are not taken for covers."""

@@ -1,0 +1,646 @@
+"""Requests as an attacker writes them, byte for byte, straight at the app."""
+
+from __future__ import annotations
+
+import re
+import resource
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from coverart import channel
+from coverart.simulator.faults import Gate, Rule, Status
+from tests.integration.running import Proxy, reached
+from tests.integration.talk import Wire, connect, start, until, within
+
+MBID = "76df3287-6cda-33eb-8e9a-044b5e15ffdd"
+HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "X-Content-Type-Options": "nosniff",
+    "X-Served-By": "coverart",
+    "Content-Type": "application/json",
+    "Cache-Control": "no-store",
+}
+END = b"\r\n\r\n"
+
+
+def answers(received: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Status, head and body of each answer on a connection; all have a length or no body."""
+    found = []
+    while received:
+        head, _, rest = bytes(received).partition(END)
+        status = int(head.split(b" ", 2)[1])
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+        size = int(length[1]) if length else 0
+        found.append((status, head, rest[:size]))
+        received = rest[size:]
+    return found
+
+
+async def exchange(proxy: Proxy, data: bytes) -> Wire:
+    """Send bytes, wait for the end of the connection."""
+    wire = await connect(proxy.port)
+    wire.transport.write(data)
+    await wire.end()
+    return wire
+
+
+def request(target: bytes, *lines: bytes, method: bytes = b"GET") -> bytes:
+    """A request that asks for the connection to be closed."""
+    first = method + b" " + target + b" HTTP/1.1"
+    return b"\r\n".join([first, b"Host: x", b"Connection: close", *lines, b"", b""])
+
+
+def check_refusal(wire: Wire, name: object, status: int = 400) -> None:
+    """One answer, an error in the words of the contract, and nothing after it."""
+    ((code, head, body),) = answers(bytes(wire.received))
+    assert code == status, (name, head)
+    for header, value in HEADERS.items():
+        assert wire.header(header) == value, (name, head)
+    assert "default-src 'none'" in wire.header("Content-Security-Policy"), name
+    assert re.fullmatch(rb'\{"error": "[a-z ]+"\}', body), (name, body)
+
+
+# Targets
+
+M = MBID.encode()
+TARGETS: dict[str, bytes] = {
+    "up": b"/../../../etc/passwd",
+    "up from a release": b"/release/" + M + b"/../../../../etc/passwd",
+    "up in the entity": b"/../release/" + M + b"/front",
+    "up in the mbid": b"/release/../front",
+    "up encoded": b"/release/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "up encoded twice": b"/release/%252e%252e%252f/front",
+    "up overlong": b"/release/%c0%ae%c0%ae/front",
+    "backslashes": b"/release\\..\\..\\etc\\passwd",
+    "encoded entity": b"/%72elease/" + M + b"/front",
+    "encoded mbid": b"/release/%37" + M[1:] + b"/front",
+    "encoded slash": b"/release/" + M + b"%2Ffront",
+    "encoded name": b"/release/" + M + b"/fron%74",
+    "encoded size": b"/release/" + M + b"/front-%32%35%30",
+    "encoded extension": b"/release/" + M + b"/front%2ejpg",
+    "encoded nul": b"/release/" + M + b"/front%00.jpg",
+    "encoded cr lf": b"/release/" + M + b"/front%0d%0aX-A: b",
+    "encoded line": b"/release/" + M + b"/front%0a",
+    "nul": b"/release/" + M + b"/front\0.jpg",
+    "cr": b"/release/" + M + b"/front\r.jpg",
+    "lf": b"/release/" + M + b"/front\n.jpg",
+    "tab": b"/release/" + M + b"/front\t.jpg",
+    "space": b"/release/" + M + b"/front .jpg",
+    "not ASCII": b"/release/" + M + b"/front\xff",
+    "arabic digits": b"/release/" + M + "/\u0661\u0662".encode(),
+    "full-width digits": b"/release/" + M + "/\uff11\uff12.jpg".encode(),
+    "superscript": b"/release/" + M + "/1\u00b2".encode(),
+    "plus": b"/release/" + M + b"/+7",
+    "minus": b"/release/" + M + b"/-7",
+    "underscore": b"/release/" + M + b"/1_0",
+    "leading zero": b"/release/" + M + b"/07",
+    "many digits": b"/release/" + M + b"/" + b"7" * 100,
+    "double slash first": b"//release/" + M + b"/front",
+    "double slash": b"/release//" + M + b"/front",
+    "double slash last": b"/release/" + M + b"//front",
+    "slash behind": b"/release/" + M + b"/front/",
+    "dot segment": b"/release/./" + M + b"/front",
+    "parameters": b"/release/" + M + b"/front;x=1",
+    "parameters of the mbid": b"/release/" + M + b";x/front",
+    "parameters of the entity": b"/release;x/" + M + b"/front",
+    "fragment": b"/release/" + M + b"/front#x",
+    "script": b"/<script>alert(1)</script>",
+    "format": b"/{lines}%s%n{0.__class__}",
+    "internal": b"/cache-files/release/7/76/76d/" + M + b"_7.jpg",
+    "the directory": b"/.incoming/x",
+    "absolute form": b"http://x/release/" + M + b"/front",
+    "absolute form of another host": b"http://evil.example/release/" + M + b"/front",
+    "absolute form of https": b"https://169.254.169.254/latest",
+    "authority form": b"evil.example:443",
+    "no slash": b"release/" + M + b"/front",
+    "160 characters": b"/release/" + b"a" * 151,
+    "16 kB": b"/release/" + b"a" * 15_000,
+    "64 kB": b"/release/" + b"a" * 65_536,
+    "64 kB of dots": b"/" + b"../" * 21_845,
+    "64 kB of query": b"/release/" + M + b"/front?" + b"a" * 65_536,
+    "1 MB": b"/" + b"a" * 1_000_000,
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_targets(sim, proxy, lines) -> None:
+    """No spelling reaches a file or the archive: 400, quoting nothing, in one line of the log."""
+    for name, target in TARGETS.items():
+        for method in (b"GET", b"HEAD"):
+            wire = await exchange(proxy, request(target, method=method))
+            if method == b"GET":
+                check_refusal(wire, name)
+            else:
+                assert wire.status == 400, name
+    wire = await exchange(proxy, request(b"evil.example:443", method=b"CONNECT"))
+    check_refusal(wire, "CONNECT")
+    # Twisted's own answer, without our headers and without a body.
+    ((status, _, body),) = answers(bytes((await exchange(proxy, request(b"*"))).received))
+    assert (status, body) == (405, b"")
+    assert sim.counts.requests() == 0
+    assert proxy.files() == proxy.links() == []
+    await no_trace(proxy, lines)
+
+
+async def no_trace(proxy: Proxy, lines: list[str]) -> None:
+    """Nothing of what was sent is in the log: each of its lines is of the known form."""
+    await proxy.stop()
+    for event in lines:
+        for line in event.split("\n"):
+            assert line.isprintable(), line
+            assert not re.search("evil|etc|script|passwd|__class__|forged", line), line
+            if " hops" in line:
+                assert re.fullmatch(ACCESS, line), line
+
+
+ACCESS = (
+    r"(\S+Z )?(GET|HEAD|other) (unknown|/[a-z0-9/-]*) \d+ [A-Za-z+-]+ \d+ B \d+\.\d+ s \d+ hops"
+    r"( client left)?"
+)
+
+
+# Headers
+
+FORGED = (
+    b"X-Accel-Redirect: /etc/passwd",
+    b"X-Accel-Redirect: /cache-files/release/x",
+    b"X-Sendfile: /etc/passwd",
+    b"X-Forwarded-Host: evil.example",
+    b"X-Forwarded-Proto: javascript",
+    b"X-Forwarded-For: 127.0.0.1, forged",
+    b"X-Forwarded-Prefix: /evil",
+    b"X-Original-URL: /admin/purge/release/" + M,
+    b"X-Rewrite-URL: /metrics",
+    b"X-HTTP-Method-Override: DELETE",
+    b"Forwarded: host=evil.example;proto=file",
+    b"Host: evil.example",
+    b"Host: evil.example\t:80",
+    b"Referer: http://evil.example/\x1b[31mforged",
+    b"User-Agent: \xff\xfe{forged} %(forged)s",
+    b"Cookie: TWISTED_SESSION=evil; " + b"a=b;" * 500,
+    b"Authorization: Basic " + b"ZXZpbDpldmls" * 50,
+    b"Origin: http://evil.example",
+    b"Accept-Encoding: gzip, evil",
+    b"If-None-Match: " + b'"evil",' * 1000,
+    b"If-Modified-Since: Sun, 99 Evil 99999999999999999999 99:99:99 GMT",
+    b"If-Range: \x80",
+    b"Connection: Content-Length, X-Cache-Status",
+    b"Upgrade: h2c",
+    b"HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA",
+    b"Expect: 100-continue",
+    b"Expect: evil",
+    b"TE: trailers, evil",
+    b"X: " + b"y" * 15_000,
+)
+
+
+@pytest_twisted.ensureDeferred
+async def test_forged_headers(sim, run, lines) -> None:
+    """No header of a request changes the answer to it, or comes back in it, or gets into the log."""
+    for root, settings in (("own", {}), ("accel", {"COVER_ART_ACCEL": "/cache-files/"})):
+        proxy = await run(root, **settings)
+        lines.clear()
+        path = sim.catalogue.examples()["thumbnail"].encode()
+        await exchange(proxy, request(path))
+        plain = await exchange(proxy, request(path))
+        ((_, right, whole),) = answers(bytes(plain.received))
+        assert b"X-Cache-Status: HIT" in right
+        for header in FORGED:
+            wire = await exchange(proxy, request(path, header))
+            *_, (status, head, body) = answers(bytes(wire.received))
+            assert (status, body) == (200, whole), header
+            assert _undated(head) == _undated(right), header
+            await exchange(proxy, request(b"/release/x", header))
+        await no_trace(proxy, lines)
+    assert sim.counts.requests() == 6
+
+
+def _undated(head: bytes) -> list[bytes]:
+    return sorted(line for line in head.split(b"\r\n") if not line.startswith(b"Date"))
+
+
+TOO_MUCH: dict[str, bytes] = {
+    "501 headers": b"\r\n".join(b"X-%d: y" % n for n in range(501)),
+    "5,000 headers": b"\r\n".join(b"X: y" for _ in range(5_000)),
+    "one of 64 kB": b"X: " + b"y" * 65_536,
+    "a name of 20 kB": b"x" * 20_000 + b": y",
+    "16 kB in all": b"\r\n".join(b"X: " + b"y" * 1000 for _ in range(17)),
+    "1 MB of folds": b"X: y\r\n" + b" y\r\n" * 260_000 + b"Z: z",
+    "a range of 30 kB": b"Range: bytes=" + b"0-1," * 7_500,
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_much(sim, proxy, lines) -> None:
+    """Headers over 500 or 16 kB end the connection with a 400."""
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    for name, header in TOO_MUCH.items():
+        check_refusal(await exchange(proxy, request(path, header)), name)
+    assert sim.counts.requests() == 0
+    await no_trace(proxy, lines)
+
+
+# Framing: is it one request or two?
+
+SMUGGLED = b"GET /health HTTP/1.1\r\nHost: smuggled\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked"
+FRAMING: dict[str, bytes] = {
+    "two lengths": b"Content-Length: 0\r\nContent-Length: 40",
+    "two lengths the other way": b"Content-Length: 40\r\nContent-Length: 0",
+    "the same length twice": b"Content-Length: 0\r\nContent-Length: 0",
+    "lengths in a list": b"Content-Length: 0, 0",
+    "length and chunked": b"Content-Length: 40\r\n" + CHUNKED,
+    "chunked and length": CHUNKED + b"\r\nContent-Length: 40",
+    "chunked twice": CHUNKED + b"\r\n" + CHUNKED,
+    "chunked in a list": b"Transfer-Encoding: gzip, chunked",
+    "chunked not last": b"Transfer-Encoding: chunked, identity",
+    "unknown coding": b"Transfer-Encoding: xchunked",
+    "quoted": b'Transfer-Encoding: "chunked"',
+    "vertical tab": b"Transfer-Encoding: \x0bchunked",
+    "plus": b"Content-Length: +0",
+    "minus": b"Content-Length: -1",
+    "hexadecimal": b"Content-Length: 0x0",
+    "underscore": b"Content-Length: 0_0",
+    "space inside": b"Content-Length: 0 0",
+    "not ASCII": "Content-Length: \u0660".encode(),
+    "latin-1 digit": b"Content-Length: \xb2",
+    "fraction": b"Content-Length: 0.0",
+    "no digits": b"Content-Length:",
+    "5,000 digits": b"Content-Length: " + b"0" * 5_000,
+    "more than there is": b"Content-Length: 99999999999999999999999",
+    "space before the colon": b"Content-Length : 0",
+    "tab before the colon": b"Content-Length\t: 0",
+    "space before the first colon": b"Host : x",
+    "nul in a name": b"Content-Length\0: 0",
+    "nul in a value": b"X: a\0b",
+    "no name": b": x",
+    "no colon": b"X",
+    "cr in a value": b"X: a\rContent-Length: 40",
+    "lf in a value": b"X: a\nContent-Length: 40",
+    "bare lf ends the head": b"X: a\n\nGET /health HTTP/1.1\nX: y",
+    "fold of a length": b"Content-Length: 0\r\n 1",
+    "fold of a name": b"Content\r\n -Length: 40",
+    "brackets": b"Content[Length]: 0",
+}
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["at once", "in two pieces"])
+@pytest_twisted.ensureDeferred
+async def test_framing_in_doubt(sim, proxy, lines, cut) -> None:
+    """Framing that others may read in another way: one 400, and never a second answer."""
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    for name, header in FRAMING.items():
+        for method in (b"GET", b"POST"):
+            wire = await connect(proxy.port)
+            head = b"\r\n".join([method + b" " + path + b" HTTP/1.1", b"Host: x", header, b"Y: z"])
+            wire.transport.write(head + END[: 2 if cut else 4])
+            if cut:
+                # The rest comes in a read of its own, maybe before the refusal was sent.
+                await deferLater(reactor, 0)
+                wire.transport.write(END[2:])
+            wire.transport.write(b"0\r\n\r\n" + SMUGGLED + SMUGGLED)
+            await wire.end()
+            check_refusal(wire, (name, method))
+    assert sim.counts.requests() == 0
+    await no_trace(proxy, lines)
+
+
+LINES: dict[str, bytes] = {
+    "bare lf": b"GET /health HTTP/1.1\nHost: x\n\n",
+    "bare lf after the first line": b"GET /health HTTP/1.1\nHost: x\r\n\r\n",
+    "HTTP/0.9": b"GET /health\r\n\r\n",
+    "four words": b"GET /health x HTTP/1.1\r\n\r\n",
+    "two spaces": b"GET  /health HTTP/1.1\r\n\r\n",
+    "tabs": b"GET\t/health\tHTTP/1.1\r\n\r\n",
+    "space first": b" GET /health HTTP/1.1\r\n\r\n",
+    "space last": b"GET /health HTTP/1.1 \r\n\r\n",
+    "no method": b"/health HTTP/1.1\r\n\r\n",
+    "a method of other signs": b"G(T /health HTTP/1.1\r\n\r\n",
+    "nul in the method": b"G\0T /health HTTP/1.1\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/1.10": b"GET /health HTTP/1.10\r\n\r\n",
+    "http/1.1": b"GET /health http/1.1\r\n\r\n",
+    "another protocol": b"GET /health RTSP/1.0\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    "a fold before any header": b"GET /health HTTP/1.1\r\n X: y\r\n\r\n",
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_first_lines(proxy, lines) -> None:
+    """A first line that is none is a 400."""
+    for name, data in LINES.items():
+        check_refusal(await exchange(proxy, data + b"\r\n\r\n"), name)
+    await no_trace(proxy, lines)
+
+
+BODIES: dict[str, bytes] = {
+    "a length": b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+    "a length with spaces": b"Content-Length:  %d \r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+    "a length with zeros": b"Content-Length: 000%d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+    "chunks": CHUNKED + b"\r\n\r\n%x\r\n" % len(SMUGGLED) + SMUGGLED + b"\r\n0\r\n\r\n",
+    "a fold": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+    "upper case": b"TRANSFER-ENCODING: CHUNKED\r\n\r\n0\r\n\r\n",
+    "chunks with an extension": CHUNKED + b"\r\n\r\n1;x=y\r\na\r\n0\r\n\r\n",
+    "chunks with trailers": CHUNKED + b"\r\n\r\n0\r\nContent-Length: 40\r\nHost: evil\r\n\r\n",
+    "identity": b"Transfer-Encoding: identity\r\n\r\n",
+    "100-continue": b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
+    "a form": b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n\r\na=b",
+    "a broken form": b"Content-Type: multipart/form-data\r\nContent-Length: 3\r\n\r\na=b",
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_bodies_are_skipped(sim, proxy) -> None:
+    """A body framed well is read past, whatever it holds: the next answer is to the next request."""
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    expected = {b"GET": 200, b"PUT": 405, b"POST": 405, b"TRACE": 405, b"DELETE": 405, b"get": 405}
+    await exchange(proxy, request(path))
+    for name, rest in BODIES.items():
+        for method, status in expected.items():
+            data = method + b" " + path + b" HTTP/1.1\r\nHost: x\r\n" + rest
+            wire = await exchange(proxy, data + request(b"/release/none"))
+            found = [code for code, _, _ in answers(bytes(wire.received)) if code != 100]
+            assert found == [status, 400], (name, method)
+            assert b"smuggled" not in wire.received
+
+
+CHUNKS: dict[str, bytes] = {
+    "hexadecimal by prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
+    "plus": b"+5\r\nhello\r\n0\r\n\r\n",
+    "minus": b"-5\r\nhello\r\n0\r\n\r\n",
+    "underscore": b"0_5\r\nhello\r\n0\r\n\r\n",
+    "space": b"5 \r\nhello\r\n0\r\n\r\n",
+    "no size": b"\r\nhello\r\n0\r\n\r\n",
+    "no CR LF behind": b"5\r\nhelloX0\r\n\r\n",
+    "bare lf": b"5\nhello\n0\n\n" + b"x" * 2_000,
+    "bare lf in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
+    "a size of many digits": b"f" * 2_000 + b"\r\n",
+    "endless extension": b"5;" + b"x" * 20_000,
+    "endless trailers": b"0\r\n" + b"X: y\r\n" * 20_000,
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_broken_chunks(sim, proxy, lines) -> None:
+    """Chunks that others may read in another way: no answer but a 400 or 413."""
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    for name, chunks in CHUNKS.items():
+        head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\n" + CHUNKED + END
+        wire = await exchange(proxy, head + chunks + SMUGGLED)
+        check_refusal(wire, name, wire.status)
+        assert wire.status in (400, 413), name
+    await no_trace(proxy, lines)
+
+
+@pytest_twisted.ensureDeferred
+async def test_large_bodies(sim, proxy) -> None:
+    """A body over 64 kB is refused: at once where its length is told, else when it got there."""
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    most = channel.LARGEST_BODY_BYTES
+    for length in (most + 1, 10**12, 10**19):
+        wire = await connect(proxy.port)
+        wire.transport.write(b"PUT " + path + b" HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length)
+        await wire.end()
+        check_refusal(wire, length, 413)
+    wire = await connect(proxy.port)
+    wire.transport.write(b"POST " + path + b" HTTP/1.1\r\n" + CHUNKED + END)
+    piece = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
+    wire.transport.write(piece * 5)
+    await wire.end()
+    check_refusal(wire, "chunked", 413)
+    wire = await exchange(
+        proxy, request(path, b"Content-Length: %d" % most, method=b"PUT") + b"x" * most
+    )
+    check_refusal(wire, "as large as may be", 405)
+
+
+# Many on one connection
+
+
+@pytest_twisted.ensureDeferred
+async def test_pipelined(sim, proxy) -> None:
+    """Fifty at once, hits, slow misses and errors: as many answers, in the order of asking."""
+    catalogue = sim.catalogue
+    held, cold, broken = (catalogue.release(number) for number in (0, 1, 2))
+    await proxy.get(f"/release/{held.mbid}/front-250")
+    sim.faults.add(Rule(hop="*", path=f"*{cold.mbid}*", does=Gate(name="slow")))
+    sim.faults.add(Rule(hop="release", path=f"*{broken.mbid}*", does=Status(code=403)))
+    cycle = [
+        (f"/release/{held.mbid}/front-250", 200, catalogue.release(0).front, 250),
+        (f"/release/{cold.mbid}/front-250", 200, cold.front, 250),
+        ("/release/nothing", 400, None, None),
+        (f"/release/{broken.mbid}/front", 502, None, None),
+        (f"/release/{cold.mbid}/front-500?again", 200, cold.front, 500),
+    ]
+    wire = await connect(proxy.port)
+    asked = cycle * 10
+    for path, *_ in asked:
+        wire.get(path)
+    wire.get("/release/last", "Connection: close")
+    await reached(sim, "slow")
+    assert len(answers(bytes(wire.received))) == 1
+    sim.faults.gates.open("slow")
+    await wire.end()
+    found = answers(bytes(wire.received))
+    assert len(found) == len(asked) + 1
+    for (path, status, image, size), (code, _, body) in zip(asked, found, strict=False):
+        assert code == status, path
+        assert image is None or body == sim.studio.archive_bytes(image, size), path
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_flood(sim, proxy) -> None:
+    """Ten thousand spellings of one cover's query are one file and one fetch."""
+    path = sim.catalogue.examples()["thumbnail"]
+    await proxy.get(path)
+    files, links, asked = proxy.files(), proxy.links(), sim.counts.requests()
+    wire = await connect(proxy.port)
+    for number in range(10_000):
+        wire.get(f"{path}?v={number}&x=%2e%2e/{number}", method="HEAD")
+    wire.get("/release/last", "Connection: close", method="HEAD")
+    await wire.end()
+    assert wire.received.count(b"X-Cache-Status: HIT") == 10_000
+    assert sim.counts.requests() == asked
+    assert (proxy.files(), proxy.links()) == (files, links)
+    totals = await proxy.cache.index.totals()
+    assert totals.files == len(files) == 1
+
+
+# Ranges
+
+RANGES: dict[str, tuple[str, set[int]]] = {
+    "1,000 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(1_000)), {200}),
+    "17 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(17)), {200}),
+    "16 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(16)), {206}),
+    "1,000 times all": (",".join(["0-"] * 1_000), {200}),
+    "overlapping": ("0-,0-,0-", {200}),
+    "overlapping by a little": ("0-99,50-149", {200}),
+    "descending": ("500-600,0-99", {200}),
+    "reversed": ("600-500", {200}),
+    "a suffix of none": ("-0", {200, 416}),
+    "behind the end": ("99999999-", {416}),
+    "a start of 4,000 digits": ("9" * 4_000 + "-", {200, 416}),
+    "a start of 6,000 digits": ("9" * 6_000 + "-", {200, 416}),
+    "an end of 6,000 digits": ("0-" + "9" * 6_000, {200, 206}),
+    "a suffix of 6,000 digits": ("-" + "9" * 6_000, {200, 206}),
+    "minus minus": ("--5", {200}),
+    "commas": ("," * 5_000, {200}),
+    "nothing": ("", {200}),
+    "other digits": ("\u0661-\u0662", {200}),
+}
+
+
+@pytest.mark.parametrize("kind", ["thumbnail", "large", "listing"])
+@pytest_twisted.ensureDeferred
+async def test_ranges(sim, run, kind) -> None:
+    """Few ranges are served, the rest asks for the whole: never more bytes than the file has."""
+    settings = {"COVER_ART_PUBLIC_URL": "http://x"} if kind == "listing" else {}
+    proxy = await run(**settings)
+    path = sim.catalogue.examples()["thumbnail" if kind == "large" else kind]
+    if kind == "large":
+        path = f"/release/{sim.catalogue.release(11).mbid}/front"
+    await proxy.get(path)
+    await proxy.settled()
+    whole = (await proxy.get(path)).body
+    for name, (text, statuses) in RANGES.items():
+        wire = await exchange(proxy, request(path.encode(), b"Range: bytes=" + text.encode()))
+        ((status, _, body),) = answers(bytes(wire.received))
+        if name == "16 ranges" and kind == "listing":
+            assert status in (200, 206)
+            continue
+        assert status in statuses, (name, status)
+        assert status != 200 or body == whole, name
+        assert len(body) <= len(whole) + 16 * 200, name
+
+
+# Slow ones
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_requests(sim, proxy, monkeypatch) -> None:
+    """A request that is not whole after REQUEST_S is a 408, however busily its bytes trickle in."""
+    monkeypatch.setattr(channel, "REQUEST_S", 0.4)
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    await exchange(proxy, request(path))
+    begins = {
+        "one byte": b"G",
+        "a first line": b"GET " + path + b" HTTP/1.1\r\n",
+        "headers without end": b"GET " + path + b" HTTP/1.1\r\nX: y\r\n",
+        "a body": b"PUT " + path + b" HTTP/1.1\r\nContent-Length: 60000\r\n\r\n",
+        "chunks": b"PUT " + path + b" HTTP/1.1\r\n" + CHUNKED + b"\r\n\r\n",
+    }
+    trickles = {"one byte": b"E", "a body": b"x", "chunks": b"1\r\nx\r\n"}
+    wires: dict[str, Wire] = {}
+    for name, data in begins.items():
+        wires[name] = await connect(proxy.port)
+        wires[name].transport.write(data)
+    served = await connect(proxy.port)
+    served.transport.write(b"GET " + path + b" HTTP/1.1\r\n\r\nGET " + path)
+    while not all(wire.ended.called for wire in [*wires.values(), served]):
+        for name, wire in wires.items():
+            if not wire.received:
+                wire.transport.write(trickles.get(name, b"X: y\r\n"))
+        await deferLater(reactor, 0.02)
+    for name, wire in wires.items():
+        check_refusal(wire, name, 408)
+    assert [code for code, _, _ in answers(bytes(served.received))] == [200, 408]
+
+
+@pytest_twisted.ensureDeferred
+async def test_waiting_is_not_slow(sim, proxy, monkeypatch) -> None:
+    """Only the client's part of a request is timed: neither the archive's nor idle connections."""
+    monkeypatch.setattr(channel, "REQUEST_S", 0.1)
+    path = sim.catalogue.examples()["thumbnail"]
+    sim.faults.add(Rule(hop="node", does=Gate(name="bytes")))
+    wire = await connect(proxy.port)
+    wire.get(path)
+    wire.transport.write(b"GET /health HTTP/1.1\r\n")
+    await reached(sim, "bytes")
+    await deferLater(reactor, 0.3)
+    assert not wire.received
+    sim.faults.gates.open("bytes")
+    await wire.end()
+    assert [code for code, _, _ in answers(bytes(wire.received))] == [200, 408]
+    idle = await connect(proxy.port)
+    idle.get(path)
+    await until(lambda: idle.received, "an answer")
+    await deferLater(reactor, 0.3)
+    assert not idle.ended.called
+    idle.leave()
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_reading(sim, proxy, monkeypatch) -> None:
+    """A client that takes nothing of a large answer is left after UNREAD_S, its file closed."""
+    monkeypatch.setattr(channel, "UNREAD_S", 0.3)
+    path = f"/release/{sim.catalogue.release(11).mbid}/front"
+    whole = (await proxy.get(path)).body
+    await proxy.settled()
+    wires = [await connect(proxy.port) for _ in range(2)]
+    for wire, more in zip(wires, ([], ["Connection: close"]), strict=True):
+        wire.transport.pauseProducing()
+        for _ in range(8):
+            wire.get(path, *more)
+    sites = _channels()
+    assert len(sites) >= 2
+    await until(lambda: not _channels(), "the connections are given up")
+    for wire in wires:
+        wire.transport.resumeProducing()
+        await wire.end()
+        assert len(wire.received) < 8 * len(whole)
+
+
+def _channels() -> list[Any]:
+    """Connections to the proxy, as the reactor has them."""
+    found = [getattr(each, "protocol", None) for each in reactor.getReaders()]  # type: ignore[attr-defined]
+    found += [getattr(each, "protocol", None) for each in reactor.getWriters()]  # type: ignore[attr-defined]
+    return [each for each in found if isinstance(each, channel.ClientChannel)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_idle_connections(sim, proxy) -> None:
+    """Thousands that say nothing, or half a word, keep nobody from a hit."""
+    path = sim.catalogue.examples()["thumbnail"]
+    await proxy.get(path)
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    count = min(2_000, (allowed - 200) // 3)
+    wires = [await connect(proxy.port) for _ in range(count)]
+    for wire in wires[::2]:
+        wire.transport.write(b"GET /rel")
+    for _ in range(20):
+        answer = await proxy.get(path)
+        assert (answer.status, answer["X-Cache-Status"]) == (200, "HIT")
+    for wire in wires:
+        wire.leave()
+    for wire in wires:
+        await within(wire.ended)
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_descriptors(sim, proxy, monkeypatch, lines) -> None:
+    """Out of file descriptors, a hit is a 503 to come back after; what is held stays held."""
+    path = sim.catalogue.examples()["thumbnail"]
+    await proxy.get(path)
+    files = proxy.files()
+
+    def none_left(path: str) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proxy.cache.store, "open", none_left)
+        answer = await proxy.get(path)
+        assert (answer.status, bool(answer["Retry-After"])) == (503, True)
+    assert proxy.files() == files
+    assert (await proxy.get(path))["X-Cache-Status"] == "HIT"
+    assert any("Too many open files" in line for line in lines)
+
+
+def test_start_is_used() -> None:
+    """The tables hold what they say."""
+    assert start is not None
+    assert len(set(TARGETS.values())) == len(TARGETS)
