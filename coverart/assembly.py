@@ -191,7 +191,7 @@ def assemble(
         redirect_names=settings.image_mode == "redirect",
     )
     site = make_site(
-        CoverRoutes(cache, ways),
+        CoverRoutes(cache, ways, threads),
         OperatorRoutes(cache, kept.metrics, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token).app.resource(),
         kept.metrics,

@@ -32,12 +32,16 @@ LONGEST_LENGTH = 20
 class ClientChannel(HTTPChannel):
     """An HTTP/1.1 connection that ends when its client does not behave."""
 
+    transport: Any
+    site: Any
+
     def __init__(self) -> None:
         super().__init__()
         self._begun = False
         """Part of a request is there."""
         self._answering = False
         self._refused = False
+        self._gone = False
         self._late: IDelayedCall | None = None
         self._unread: IDelayedCall | None = None
         self._body_bytes = 0
@@ -124,9 +128,8 @@ class ClientChannel(HTTPChannel):
             b"X-Served-By: coverart",
             b"Connection: close",
         ]
-        site: Any = self.site
-        site.metrics.request("refused", len(body), 0.0)
-        site.access_log.tell(f"other unknown {status:d} unread {len(body)} B 0.0000 s 0 hops")
+        self.site.metrics.request("refused", len(body), 0.0)
+        self.site.access_log.tell(f"other unknown {status:d} unread {len(body)} B 0.0000 s 0 hops")
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         self.loseConnection()
 
@@ -149,6 +152,7 @@ class ClientChannel(HTTPChannel):
         super().loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._gone = True
         self._cancel_late()
         self._cancel_unread()
         super().connectionLost(reason)
@@ -162,7 +166,7 @@ class ClientChannel(HTTPChannel):
         self.transport.abortConnection()
 
     def _expect_reading(self) -> None:
-        if self._unread is None:
+        if self._unread is None and not self._gone:
             self._unread = self.callLater(UNREAD_S, self._not_taken)
 
     def _cancel_late(self) -> None:

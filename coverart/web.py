@@ -23,6 +23,7 @@ from coverart.cache import CoverCache
 from coverart.conditions import Validators
 from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, CoverError, NotInArchive, StoreFailed
+from coverart.incoming import InThread
 from coverart.model import ORIGINAL, ImageRequest, ListingKey
 from coverart.request_path import spell
 from coverart.responses import cacheable, explain, parts, refuse, say_status, sized, typed, unsay
@@ -50,8 +51,9 @@ class CoverRoutes:
     app = Klein()
     log = Logger()
 
-    def __init__(self, cache: CoverCache, ways: Ways) -> None:
+    def __init__(self, cache: CoverCache, ways: Ways, in_thread: InThread) -> None:
         self._cache = cache
+        self._in_thread = in_thread
         self._ways = ways
 
     @app.route("/release/<path:_>")
@@ -73,7 +75,7 @@ class CoverRoutes:
         if isinstance(answer, Held):
             try:
                 self._say(request, thing, answer)
-                return self._held(request, answer)
+                return await self._sent(request, answer)
             except (OSError, BadUpstream) as error:
                 unsay(request)
                 await self._set_right(answer, error)
@@ -82,7 +84,7 @@ class CoverRoutes:
         if isinstance(answer, Flowing):
             return self._flowing(request, answer)
         if isinstance(answer, Held):
-            return self._held(request, answer)
+            return await self._sent(request, answer)
         raise NotInArchive
 
     def at_once(self, request: LoggedRequest) -> bytes | int | None:
@@ -137,10 +139,13 @@ class CoverRoutes:
         say_status(request, answer.status, joined=answer.joined, hops=answer.hops)
         cacheable(request, thing, self._cache.lifetimes)
 
+    async def _sent(self, request: LoggedRequest, held: Held) -> Any:
+        if held.entry.media is None and self._ways.public_url is not None:
+            return await self._rewritten(request, held, self._ways.public_url)
+        return self._held(request, held)
+
     def _held(self, request: LoggedRequest, held: Held) -> Any:
         typed(request, held.entry.media)
-        if held.entry.media is None and self._ways.public_url is not None:
-            return self._rewritten(request, held, self._ways.public_url)
         # nginx would take a range in a HEAD request for one, which is for GET alone.
         if self._ways.accel is not None and request.method == b"GET":
             request.setHeader(b"x-accel-redirect", f"{self._ways.accel}{held.path}".encode())
@@ -158,12 +163,17 @@ class CoverRoutes:
             raise
         return FileBody(fd, to_send)
 
-    def _rewritten(self, request: LoggedRequest, held: Held, public_url: str) -> bytes:
-        """A listing whose URLs lead to this proxy; small, so always sent from here."""
-        body = listing.rewrite(self._cache.store.read(held.path), public_url)
+    async def _rewritten(self, request: LoggedRequest, held: Held, public_url: str) -> bytes:
+        """A listing whose URLs lead to this proxy, so always sent from here."""
+        body: bytes = await self._in_thread(self._rewrite, held.path, public_url)
+        typed(request, None)
         validators = Validators(size_bytes=len(body), modified=int(held.entry.stored_at))
         to_send = parts(request, validators, None, single=True)
         return b"".join(body[part.span.start : part.span.stop] for part in to_send)
+
+    def _rewrite(self, path: str, public_url: str) -> bytes:
+        """In a thread: most listings are small, but one of 4 MB would hold up every client."""
+        return listing.rewrite(self._cache.store.read(path), public_url)
 
     def _flowing(self, request: LoggedRequest, flowing: Flowing) -> Any:
         incoming = flowing.arriving.incoming

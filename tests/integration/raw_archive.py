@@ -63,7 +63,8 @@ class RawArchive(Factory):
         self.hangs_up = True
         self.asked: list[tuple[str, str]] = []
         self.open: set[Protocol] = set()
-        self.listening: Any = reactor.listenTCP(0, self, interface=LOCAL)  # type: ignore[attr-defined]
+        listen: Any = reactor.listenTCP
+        self.listening = listen(0, self, interface=LOCAL)
         self.port: int = self.listening.getHost().port
         self.url = f"http://{LOCAL}:{self.port}"
 
@@ -132,7 +133,7 @@ class Trap(Factory):
 
     def __init__(self) -> None:
         self.connections = 0
-        listen: Any = reactor.listenTCP  # type: ignore[attr-defined]
+        listen: Any = reactor.listenTCP
         self._listening = [listen(0, self, interface="0.0.0.0")]
         self.port: int = self._listening[0].getHost().port
         if socket.has_ipv6:
@@ -179,7 +180,7 @@ class Watch:
         self._connect: Any = None
 
     def install(self, monkeypatch: Any) -> None:
-        self._connect = reactor.connectTCP  # type: ignore[attr-defined]
+        self._connect = reactor.connectTCP
         monkeypatch.setattr(reactor, "connectTCP", self.connect)
         before = reactor.installNameResolver(self)  # type: ignore[attr-defined]
         self.restore = lambda: reactor.installNameResolver(before)  # type: ignore[attr-defined]

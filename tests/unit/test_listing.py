@@ -152,12 +152,16 @@ class CheckTests(SynchronousTestCase):
 
     def test_depths(self) -> None:
         """However deep a document nests, it can be written out again or is refused."""
-        for depth in (10, 500, *range(900, 1000, 3), 2_000):
+        for depth in (10, 49, 50, 500, *range(900, 1000, 3), 2_000):
             body = b'{"images":[],"x":' + b"[" * depth + b"]" * depth + b"}"
             try:
                 listing.rewrite(body, HERE)
             except BadUpstream:
-                continue
+                self.assertRaises(BadUpstream, listing.check, body)
+            if depth < listing.MOST_DEEP:
+                listing.check(body)
+            else:
+                self.assertRaises(BadUpstream, listing.check, body)
 
 
 class RewriteTests(SynchronousTestCase):
@@ -211,12 +215,16 @@ class RewriteTests(SynchronousTestCase):
 
     def test_too_great(self) -> None:
         """A number that no float holds does not become one that no JSON parser takes."""
-        body = b'{"images":[],"n":1e999}'
-        try:
-            turned = listing.rewrite(body, HERE)
-        except BadUpstream:
-            return
-        self.assertNotIn(b"Infinity", turned)
+        for number in (b"1e999", b"-1e999", b"9" * 5_000):
+            body = b'{"images":[],"n":' + number + b"}"
+            self.assertRaises(BadUpstream, listing.check, body)
+            self.assertRaises(BadUpstream, listing.rewrite, body, HERE)
+
+    def test_other_letters(self) -> None:
+        """Only UTF-8 is a listing; a client may read no other."""
+        for coding in ("utf-16", "utf-32", "utf-8-sig", "latin-1"):
+            body = '{"images":[],"x":"\u00e9"}'.encode(coding)
+            self.assertRaises(BadUpstream, listing.check, body)
 
     def test_twice_the_key(self) -> None:
         """A key that comes twice counts once, the last time, and is still rewritten."""

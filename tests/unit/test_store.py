@@ -166,6 +166,35 @@ class WriteTests(StoreTests):
         self.assertRaises(OSError, self.store.open, THUMB)
         self.assertIsNone(self.store.examine(THUMB))
 
+    def test_no_regular_file(self) -> None:
+        """A pipe, a device by a link or a folder is no file, and looking at it never blocks."""
+        place = self.root / THUMB
+        place.parent.mkdir(parents=True)
+        for make in (
+            lambda: os.mkfifo(place),
+            lambda: place.symlink_to("/dev/zero"),
+            lambda: place.symlink_to(place.name),
+            place.mkdir,
+        ):
+            make()
+            self.assertIsNone(self.store.stat(THUMB))
+            self.assertRaises(OSError, self.store.open, THUMB)
+            self.assertIsNone(self.store.examine(THUMB))
+            if place.is_dir():
+                self.assertFalse(self.store.remove(THUMB))
+                self.put()
+                self.assertEqual(place.read_bytes(), JPEG)
+            else:
+                self.assertTrue(self.store.remove(THUMB))
+
+    def test_folder_in_use(self) -> None:
+        """A folder that holds something is in the way, and stays."""
+        (self.root / THUMB).mkdir(parents=True)
+        (self.root / THUMB / "mine").write_bytes(b"precious")
+        self.assertRaises(OSError, self.put)
+        self.assertEqual(self.incoming(), [])
+        self.assertEqual((self.root / THUMB / "mine").read_bytes(), b"precious")
+
 
 class OrphanTests(StoreTests):
     """Unfinished files of processes that are gone."""
@@ -198,6 +227,9 @@ class OrphanTests(StoreTests):
         """What else lies there is passed over."""
         (self.root / layout.INCOMING / "folder").mkdir()
         self.assertEqual(self.store.remove_orphans(0), 0)
+        # A pipe has no writer that holds a lock; above all it is not waited for.
+        os.mkfifo(self.root / layout.INCOMING / "pipe")
+        self.assertEqual(self.store.remove_orphans(0), 1)
 
     def test_taken_before_it_was_locked(self) -> None:
         """A sweep that takes a new file before its writer holds the lock does no harm."""
