@@ -25,8 +25,8 @@ REQUEST_S = 30.0
 UNREAD_S = 60.0
 """So long a client may take nothing of its answer while more is there."""
 LARGEST_BODY_BYTES = 64 * 1024
-LONGEST_LENGTH = 20
-"""Digits of a Content-Length; Python refuses to read numbers of thousands."""
+LONGEST_LENGTH = 40
+"""A whole Content-Length line; Python refuses to read numbers of thousands of digits."""
 
 
 class ClientChannel(HTTPChannel):
@@ -47,8 +47,6 @@ class ClientChannel(HTTPChannel):
         self._body_bytes = 0
 
     def dataReceived(self, data: bytes) -> None:
-        if self._refused:
-            return
         if not self._answering:
             self._begun = True
         super().dataReceived(data)
@@ -66,23 +64,13 @@ class ClientChannel(HTTPChannel):
         super().allHeadersReceived()
 
     def headerReceived(self, line: bytes) -> bool:
-        if self._refused:
-            return False
-        name, _, value = line.partition(b":")
-        if name.lower() == b"content-length" and len(value.strip()) > LONGEST_LENGTH:
+        if len(line) > LONGEST_LENGTH and line[:14].lower() == b"content-length":
             self.refuse(HTTPStatus.BAD_REQUEST)
             return False
         accepted: bool = super().headerReceived(line)
         return accepted
 
-    def lineReceived(self, line: bytes) -> None:
-        # One read may hold lines behind the one that was refused.
-        if not self._refused:
-            super().lineReceived(line)
-
     def rawDataReceived(self, data: bytes) -> None:
-        if self._refused:
-            return
         if not self._answering:
             self._body_bytes += len(data)
             # A length that was told was looked at before.
@@ -115,6 +103,8 @@ class ClientChannel(HTTPChannel):
         if self._refused:
             return
         self._refused = True
+        # One read may hold more behind what was refused, and more may come before the end.
+        self.dataReceived = self.lineReceived = self.rawDataReceived = _unread  # type: ignore[method-assign]
         said = "malformed request" if status == HTTPStatus.BAD_REQUEST else status.phrase.lower()
         body = json.dumps({"error": said}).encode()
         lines = [
@@ -178,3 +168,7 @@ class ClientChannel(HTTPChannel):
         unread, self._unread = self._unread, None
         if unread is not None:
             unread.cancel()
+
+
+def _unread(data: bytes) -> None:
+    """Take nothing in any more."""
