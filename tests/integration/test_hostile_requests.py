@@ -271,7 +271,7 @@ FRAMING: dict[str, bytes] = {
     "fraction": b"Content-Length: 0.0",
     "no digits": b"Content-Length:",
     "5,000 digits": b"Content-Length: " + b"0" * 5_000,
-    "more than there is": b"Content-Length: 99999999999999999999999",
+    "100 digits": b"Content-Length: " + b"9" * 100,
     "space before the colon": b"Content-Length : 0",
     "tab before the colon": b"Content-Length\t: 0",
     "space before the first colon": b"Host : x",
@@ -402,7 +402,7 @@ async def test_large_bodies(sim, proxy) -> None:
     """A body over 64 kB is refused: at once where its length is told, else when it got there."""
     path = sim.catalogue.examples()["thumbnail"].encode()
     most = channel.LARGEST_BODY_BYTES
-    for length in (most + 1, 10**12, 10**19):
+    for length in (most + 1, 10**12, 10**19, 10**22):
         wire = await connect(proxy.port)
         wire.transport.write(b"PUT " + path + b" HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length)
         await wire.end()
@@ -473,25 +473,27 @@ async def test_query_flood(sim, proxy) -> None:
 
 # Ranges
 
-RANGES: dict[str, tuple[str, set[int]]] = {
-    "1,000 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(1_000)), {200}),
-    "17 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(17)), {200}),
-    "16 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(16)), {206}),
-    "1,000 times all": (",".join(["0-"] * 1_000), {200}),
-    "overlapping": ("0-,0-,0-", {200}),
-    "overlapping by a little": ("0-99,50-149", {200}),
-    "descending": ("500-600,0-99", {200}),
-    "reversed": ("600-500", {200}),
-    "a suffix of none": ("-0", {200, 416}),
-    "behind the end": ("99999999-", {416}),
-    "a start of 4,000 digits": ("9" * 4_000 + "-", {200, 416}),
-    "a start of 6,000 digits": ("9" * 6_000 + "-", {200, 416}),
-    "an end of 6,000 digits": ("0-" + "9" * 6_000, {200, 206}),
-    "a suffix of 6,000 digits": ("-" + "9" * 6_000, {200, 206}),
-    "minus minus": ("--5", {200}),
-    "commas": ("," * 5_000, {200}),
-    "nothing": ("", {200}),
-    "other digits": ("\u0661-\u0662", {200}),
+RANGES: dict[str, tuple[str, int]] = {
+    "1,000 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(1_000)), 200),
+    "17 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(17)), 200),
+    "16 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(16)), 206),
+    "1,000 times all": (",".join(["0-"] * 1_000), 200),
+    "16 times all": (",".join(["0-"] * 16), 200),
+    "overlapping": ("0-,0-,0-", 200),
+    "overlapping, less than the whole": ("0-99,50-149", 206),
+    "descending": ("500-600,0-99", 206),
+    "reversed": ("600-500", 416),
+    "a suffix of none": ("-0", 416),
+    "behind the end": ("99999999-", 416),
+    "a start of 4,000 digits": ("9" * 4_000 + "-", 416),
+    "a start of 6,000 digits": ("9" * 6_000 + "-", 416),
+    "an end of 6,000 digits": ("0-" + "9" * 6_000, 416),
+    "a suffix of 6,000 digits": ("-" + "9" * 6_000, 416),
+    "minus minus": ("--5", 416),
+    "5,000 commas": ("," * 5_000, 200),
+    "nothing": ("", 416),
+    "other digits": ("\u0661-\u0662", 416),
+    "5,000 spaces": (" " * 5_000 + "0" + " " * 5_000, 416),
 }
 
 
@@ -507,13 +509,12 @@ async def test_ranges(sim, run, kind) -> None:
     await proxy.get(path)
     await proxy.settled()
     whole = (await proxy.get(path)).body
-    for name, (text, statuses) in RANGES.items():
+    for name, (text, expected) in RANGES.items():
         wire = await exchange(proxy, request(path.encode(), b"Range: bytes=" + text.encode()))
         ((status, _, body),) = answers(bytes(wire.received))
-        if name == "16 ranges" and kind == "listing":
-            assert status in (200, 206)
-            continue
-        assert status in statuses, (name, status)
+        # A listing that is rewritten has one part at most.
+        single = kind == "listing" and expected == 206
+        assert status == (200 if single else expected), name
         assert status != 200 or body == whole, name
         assert len(body) <= len(whole) + 16 * 200, name
 
