@@ -317,8 +317,9 @@ async def test_unreadable_file(sim, run, nginx) -> None:
     await front.get(path)
     (name,) = [each for each in proxy.files() if "_" in each]
     (proxy.root / name).unlink()
-    # A directory in its place can be opened by nobody as a file, root included.
-    (proxy.root / name).mkdir()
+    # A directory in its place can be opened by nobody as a file, root included. One that is not
+    # empty is left alone, so there is no putting that right by a new download.
+    (proxy.root / name / "somebody's").mkdir(parents=True)
     answer = await front.get(path)
     assert answer["Content-Type"] == "application/json"
     assert answer.status in (500, 502, 503)
