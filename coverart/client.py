@@ -35,6 +35,8 @@ from coverart.redirects import Hop
 from coverart.transfer import BytesSink, Sink, transfer
 
 LARGEST_REDIRECT_BYTES = 64 * 1024
+DRAIN_S = 1.0
+"""So long a body that nobody needs may take, for the sake of its connection."""
 MOST_WAITING = 2_000
 """So many requests may wait for one of the places; the next one is told to come back."""
 
@@ -209,13 +211,13 @@ class ArchiveClient:
 
     async def _drain(self, response: IResponse) -> None:
         """Take a body nobody needs, so that the connection can be used again."""
+        sink = BytesSink(LARGEST_REDIRECT_BYTES)
+        body = transfer(response, sink, self.limits.idle_s, self._clock)
         try:
-            await transfer(
-                response, BytesSink(LARGEST_REDIRECT_BYTES), self.limits.idle_s, self._clock
-            )
-        except CoverError as error:
+            await body.addTimeout(DRAIN_S, self._clock)
+        except (CoverError, TimeoutError) as error:
             # What counted was in the headers; the connection is closed.
-            self.log.debug("body not taken: {detail}", detail=error.detail)
+            self.log.debug("body not taken: {error}", error=error)
 
 
 def _too_slow(_: object, timeout_s: float) -> IResponse:

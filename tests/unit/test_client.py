@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import NOT_DONE_YET
 
 from coverart.breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
-from coverart.client import MOST_WAITING, ArchiveClient, Limits, Trip
+from coverart.client import DRAIN_S, MOST_WAITING, ArchiveClient, Limits, Trip
 from coverart.errors import (
     BadUpstream,
     CoverError,
@@ -270,6 +270,27 @@ class TimeTests(ClientTests):
         self.archive.flush()
         self.failureResultOf(d, UpstreamTimeout)
         self.assertFalse(self.left_alone())
+
+    def test_silence_after_the_head(self) -> None:
+        """A redirect is its head: a body that stalls or drips costs a moment, not the fetch."""
+
+        def dawdle(request: Any) -> Any:
+            request.setResponseCode(307)
+            request.setHeader(b"location", b"http://elsewhere/y")
+            request.setHeader(b"content-length", b"100")
+            request.write(b"see")
+            return NOT_DONE_YET
+
+        self.archive.on(ASKED, dawdle)
+        asked = self.get()
+        self.assertNoResult(asked)
+        for _ in range(4):
+            self.clock.advance(DRAIN_S / 4)
+            if self.archive.requests[0].channel is not None and not asked.called:
+                self.archive.requests[0].write(b".")
+            self.archive.flush()
+        self.assertEqual(self.successResultOf(asked), b"http://elsewhere/y")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_cancelled(self) -> None:
         """A request called off before its answer ends as such, not as the archive's trouble."""
