@@ -49,7 +49,9 @@ class Breaker:
             return
         wait = max(circuit.open_until, circuit.probing_until) - now
         if wait > 0:
-            raise Unavailable(f"{host} is left alone", retry_after_s=max(1.0, wait))
+            raise Unavailable(
+                f"{host} is left alone for {wait:.0f} s more", retry_after_s=max(1.0, wait)
+            )
         # A probe that never reports (its task was cancelled) must not keep the circuit open.
         circuit.probing_until = now + self.probe_s
 

@@ -127,7 +127,9 @@ class Upstream:
                 self._nodes.pop(mbid, None)
                 if base is None:
                     raise
-                self.log.debug("{node} failed: {detail}", node=node, detail=error.detail)
+                self.log.info(
+                    "{node} failed, archive.org is asked: {detail}", node=node, detail=error.detail
+                )
             else:
                 self.client.metrics.node_known.inc()
                 return

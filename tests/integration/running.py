@@ -75,8 +75,10 @@ class Files:
 class Proxy(Files):
     """The proxy as tap.py assembles it, on a free local port of the test's own process."""
 
-    def __init__(self, root: Path, settings: dict[str, str]) -> None:
+    def __init__(self, root: Path, settings: dict[str, str], machine: Any = reactor) -> None:
+        """:param machine: stands in for the reactor, for all that the proxy asks of it."""
         super().__init__(root)
+        self._machine = machine
         self.now = Now()
         self.port = 0
         self.catalogue: Any = None
@@ -89,7 +91,7 @@ class Proxy(Files):
 
     async def start(self) -> Proxy:
         """Start it, or start it again on what it left on the disk."""
-        self._service = assemble(load(self._settings), reactor, now=self.now)
+        self._service = assemble(load(self._settings), self._machine, now=self.now)
         self._service.startService()
         (listening,) = [each for each in self._service if _listens(each)]
         self.port = listening._waitingForPort.result.getHost().port
@@ -171,15 +173,18 @@ class Child:
         folder.mkdir(exist_ok=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         self.log = folder / "log"
-        twistd = Path(sys.executable).with_name("twistd")
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(twistd), "-n", "--pidfile=", *arguments],
+                [*self.twistd(), "-n", "--pidfile=", *arguments],
                 cwd=folder,
                 env={**kept, "PYTHONPATH": str(ROOT), **settings},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def twistd(self) -> list[str]:
+        """What is started."""
+        return [str(Path(sys.executable).with_name("twistd"))]
 
     def kill(self) -> None:
         """End it at once, as a power cut would; nothing to do if it ended before."""

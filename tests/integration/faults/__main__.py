@@ -1,0 +1,44 @@
+"""`python -m tests.integration.faults`: play the matrix, print it, exit 1 if a row is broken."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+
+from tests.integration.faults.matrix import render
+from tests.integration.faults.rows import GROUPS, ROWS, Playing
+
+
+async def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.integration.faults", description=__doc__)
+    parser.add_argument("--rows", default="", help="a pattern; only rows whose name has it")
+    options = parser.parse_args(arguments)
+    rows = [row for row in ROWS if re.search(options.rows, row.id)]
+    began = time.monotonic()
+    playing = Playing(rows)
+    outcomes = []
+    for row in rows:
+        outcomes.append(await playing.outcome(row))
+        print(f"{row.id}: {outcomes[-1].verdict}", file=sys.stderr, flush=True)
+    await playing.end()
+    groups = [group for group in GROUPS if any(row.group == group for row in rows)]
+    print(render(groups, outcomes))
+    print(f"in {time.monotonic() - began:.0f} s")
+    for traceback in playing.log.tracebacks:
+        print(f"TRACEBACK in the log: {traceback}")
+    if playing.log.tracebacks or any(outcome.broken for outcome in outcomes):
+        raise SystemExit(1)
+
+
+def _begin(_reactor: Any, *arguments: str) -> Deferred[None]:
+    return Deferred.fromCoroutine(main(list(arguments)))
+
+
+if __name__ == "__main__":
+    react(_begin, sys.argv[1:])

@@ -1,0 +1,5 @@
+"""x"""
+
+from tests.integration.faults.matrix import Row
+
+ROWS: tuple[Row, ...] = ()
