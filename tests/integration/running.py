@@ -139,6 +139,10 @@ class Proxy(Files):
             wire.get(path, *headers)
         return wire
 
+    async def forget_connections(self) -> None:
+        """Close the idle connections to the archive, as it does itself after a while."""
+        await within(self._part()._pool.closeCachedConnections())
+
     def waiting(self) -> int:
         """How many clients wait for something that is being fetched."""
         return sum(len(each.waiters) for each in self.cache._requests._running.values())

@@ -73,6 +73,8 @@ class Row:
     group: str
     name: str
     play: Callable[[Any], Awaitable[None]] = attrs.field(repr=False)
+    hostname: str = "127.0.0.1"
+    """What the archive calls its own hosts."""
 
     @property
     def id(self) -> str:

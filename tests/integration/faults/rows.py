@@ -29,7 +29,7 @@ FIRST_SEED = 1000
 
 async def play(row: Row, log: Log, seed: int) -> Outcome:
     """Play a row on a stage of its own."""
-    stage = Stage(log, seed)
+    stage = Stage(log, seed, row.hostname)
     broken = not_here = ""
     try:
         await stage.open()

@@ -141,13 +141,14 @@ class Thing:
 class Stage:
     """Everything of one row; close() leaves nothing behind."""
 
-    def __init__(self, log: Log, seed: int) -> None:
+    def __init__(self, log: Log, seed: int, hostname: str) -> None:
         self.log = log
         self.claims = Claims()
         # Open to other users: some rows are played as one.
         self.folder = Path(tempfile.mkdtemp(prefix="coverart-fault-", dir=QUICK_DISK))
         self.folder.chmod(0o755)
-        self.sim = Simulator(reactor, Catalogue(seed=seed, releases=60), variants=8)
+        catalogue = Catalogue(seed=seed, releases=60)
+        self.sim = Simulator(reactor, catalogue, variants=8, hostname=hostname)
         self.sim.studio = STUDIO
         self.sim.gallery = Gallery(reactor, STUDIO)
         self.machine = Machine()
