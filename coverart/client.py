@@ -7,14 +7,20 @@ request of its own, checked before it is sent (redirects.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import attrs
 from hyperlink import EncodedURL
+from OpenSSL import SSL
+from service_identity import CertificateError, VerificationError
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, DeferredSemaphore, TimeoutError  # noqa: A004
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web.client import RequestTransmissionFailed, ResponseFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
@@ -180,7 +186,9 @@ class ArchiveClient:
                 return NotReached(f"{hop.origin}: {error}; left alone for {pause_s:.0f} s")
             case ResponseNeverReceived() | ResponseFailed() | RequestTransmissionFailed():
                 self.breaker.released(hop.origin)
-                reasons = "; ".join(str(reason.value) for reason in error.reasons)
+                if (why := _untrusted(error.reasons)) is not None:
+                    return BadUpstream(f"{hop.origin} is not trusted: {why}")
+                reasons = "; ".join(map(_reason, error.reasons))
                 return PassingTrouble(f"{hop.origin} broke off: {reasons}")
             case _:
                 self.breaker.released(hop.origin)
@@ -244,6 +252,29 @@ def _location(response: IResponse) -> bytes:
     if len(set(locations)) > 1:
         raise BadUpstream("a redirect with more than one Location")
     return locations[0]
+
+
+def _untrusted(reasons: Sequence[Failure]) -> str | None:
+    """What is wrong with a certificate; None if that was not it. Asking again does not mend it."""
+    for reason in reasons:
+        if reason.check(VerificationError, CertificateError):
+            return "its certificate is for another name"
+        if reason.check(SSL.Error) and "certificate verify failed" in _reason(reason):
+            return (
+                "its certificate has expired, is self-signed, or is of an authority unknown here "
+                "(SSL_CERT_FILE names others)"
+            )
+    return None
+
+
+def _reason(reason: Failure) -> str:
+    """An error in words: OpenSSL's are lists of (library, function, words)."""
+    if reason.check(SSL.Error):
+        error: Any = reason.value
+        rows = error.args[0] if error.args else ()
+        words = [row[-1] for row in rows] if isinstance(rows, list) else []
+        return f"TLS: {'; '.join(words) or type(error).__name__}"
+    return str(reason.value)
 
 
 def _retry_after_s(response: IResponse) -> float | None:

@@ -4,12 +4,16 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from OpenSSL import SSL
+from service_identity import VerificationError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.error import DNSLookupError, NoRouteError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import ResponseNeverReceived
 from twisted.web.server import NOT_DONE_YET
 
 from coverart.breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
@@ -171,6 +175,25 @@ class SlowDownTests(ClientTests):
             self.archive.on(ASKED, reply(404))
             self.failureResultOf(self.get(), NotInArchive)
             self.assertFalse(self.left_alone())
+
+    def test_certificates(self) -> None:
+        """A certificate that is not trusted is told in plain words, and is no passing trouble."""
+        refused = SSL.Error([("SSL routines", "", "certificate verify failed")])
+        for reason, words in (
+            (refused, "expired, is self-signed, or is of an authority unknown here"),
+            (VerificationError([]), "its certificate is for another name"),
+        ):
+            error = self.ends(BadUpstream, ResponseNeverReceived([Failure(reason)]))
+            self.assertIn(words, error.detail)
+        for reason, words in (
+            (SSL.Error([("SSL routines", "", "wrong version number")]), "TLS: wrong version"),
+            (SSL.Error(), "TLS: Error"),
+            (SSL.ZeroReturnError(), "TLS: ZeroReturnError"),
+            (SSL.SysCallError(104, "reset"), "TLS: SysCallError"),
+        ):
+            error = self.ends(PassingTrouble, ResponseNeverReceived([Failure(reason)]))
+            self.assertIn(words, error.detail)
+        self.assertFalse(self.left_alone())
 
     def test_retry_after(self) -> None:
         """Retry-After counts, in seconds or as a date beside Date; nonsense does not."""

@@ -37,7 +37,9 @@ class Nameserver:
         pool.start()
         stage.at_the_end(pool.stop)
         stage.at_the_end(self.let_go.set)
-        stage.machine.nameResolver = GAIResolver(reactor, lambda: pool, self._look_up)
+        threads: Any = reactor
+        look_up: Any = self._look_up
+        stage.machine.nameResolver = GAIResolver(threads, lambda: pool, look_up)
 
     def _look_up(self, host: str, port: int, *_: Any) -> list[Any]:
         self.asked += 1
@@ -154,7 +156,9 @@ async def private(stage: Stage) -> None:
     stage.at_once(seen)
     await stage.nothing_kept(proxy)
     await stage.exact(proxy)
-    stage.logged(rf"{NAME} .*10\.0\.0\.1.*not public", NAME, text="HOST leads to ADDRESS, not public")
+    stage.logged(
+        rf"{NAME} .*10\.0\.0\.1.*not public", NAME, text="HOST leads to ADDRESS, not public"
+    )
     total = sum(stage.sim.counts.connections(hop).total for hop in ("release", "archive"))
     stage.claim("after", "nobody was connected to", total == 0, total)
 
