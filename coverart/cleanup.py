@@ -86,6 +86,7 @@ class Cleanup:
         self._now = now
         self._reconciler = Reconciler(index=index, store=store, in_thread=in_thread)
         self._cursor = 0
+        self._directory = store.identity()
 
     async def sweep(self, *, slices: int = SLICES_A_SWEEP) -> Sweep | None:
         """
@@ -97,6 +98,16 @@ class Cleanup:
         if await self._leadership.stand() is None:
             return None
         done = Sweep()
+        before, self._directory = self._directory, await self._in_thread(self._store.identity)
+        if self._directory is None:
+            # An unmounted disk is no reason to forget what is on it.
+            self.log.warn(
+                "{dir} is gone or read-only: nothing is cleaned up", dir=str(self._store.root)
+            )
+            return done
+        if self._directory != before:
+            self.log.info("{dir} is another directory now", dir=str(self._store.root))
+            slices = SLICES
         began = time.monotonic()
         steps: Sequence[Callable[[Sweep], Awaitable[None]]] = (
             self._remove_orphans,

@@ -29,6 +29,7 @@ NOT_FOUND_LIFE = b"public, max-age=60"
 RETRY_AFTER_S = 5.0
 
 _JSON = b"application/json"
+_OF_A_COVER = (b"x-cache-status", b"cache-status")
 _CACHE_STATUS = {
     # RFC 9211: how this cache handled the request.
     (Status.HIT, False): b"coverart; hit",
@@ -84,6 +85,11 @@ def options(request: Request) -> bytes:
 def refuse(request: LoggedRequest, error: CoverError) -> bytes:
     """An error as JSON that quotes nothing from the request; returns the body."""
     request.setResponseCode(error.status)
+    if error.status >= 500:
+        # A hit whose file could not be opened was announced before.
+        for name in _OF_A_COVER:
+            request.responseHeaders.removeHeader(name)
+        request.tell(type(error).__name__, hops=error.hops)
     request.setHeader(b"content-type", _JSON)
     request.setHeader(b"content-security-policy", RUNS_NOTHING)
     if error.status == 404:

@@ -123,6 +123,18 @@ class ImageStore:
         """Say whether the directory is there and takes files."""
         return os.access(f"{self._root}/{INCOMING}", os.W_OK | os.X_OK)
 
+    def identity(self) -> tuple[int, int] | None:
+        """
+        Which directory lies at the root now: device and inode; None if none that takes files.
+
+        It changes when a file system is mounted or unmounted there, or the directory replaced.
+        """
+        try:
+            found = os.stat(self._root)
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino) if self.usable() else None
+
     def stat(self, path: str) -> os.stat_result | None:
         """
         The regular file at `path`, None if there is none (or the directory is gone).

@@ -1,5 +1,346 @@
-"""x"""
+"""The disk: full, read-only, not permitted, gone and back; no file descriptors left."""
 
-from tests.integration.faults.matrix import Row
+from __future__ import annotations
 
-ROWS: tuple[Row, ...] = ()
+import errno
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from tests.integration.faults.matrix import NotHere, Row
+from tests.integration.faults.stage import Seen, Stage
+from tests.integration.running import Proxy
+from tests.integration.talk import Wire, connect, until
+
+CANT = "the cache can't store files now"
+MEGABYTE = 1 << 20
+
+
+# Doubled: the store's calls to the system fail as told
+
+
+class Failing:
+    """Makes calls of a store fail with one error until mended."""
+
+    def __init__(self, proxy: Proxy, code: int) -> None:
+        self._store: Any = proxy.cache.store
+        self._error = OSError(code, os.strerror(code))
+        self._changed: list[str] = []
+
+    def whenever(self, name: str, *, after: int = 0) -> None:
+        """
+        Make a call fail.
+
+        :param after: so many times it still works, the first half of the data is written then.
+        """
+        real = getattr(self._store, name)
+        calls = []
+
+        def fail(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            if len(calls) <= after:
+                return real(*args, **kwargs)
+            if name == "append":
+                temporary, data = args
+                real(temporary, data[: len(data) // 2])
+            raise self._error
+
+        setattr(self._store, name, fail)
+        self._changed.append(name)
+
+    def mend(self) -> None:
+        for name in self._changed:
+            delattr(self._store, name)
+        self._changed.clear()
+
+
+async def doubled(stage: Stage, *, code: int, call: str) -> None:
+    """One call of the system fails, for all that is stored; what is held is served."""
+    proxy = await stage.proxy()
+    held = stage.thumbnail(3)
+    await stage.ask(proxy.port, held.path)
+    await proxy.settled()
+    before = proxy.files()
+    failing = Failing(proxy, code)
+    failing.whenever(call)
+    things = [stage.thumbnail(), stage.listing(), stage.large()]
+    for thing in things:
+        seen = await stage.ask(proxy.port, thing.path)
+        await proxy.settled()
+        if thing.name == "large original":
+            # Its first bytes may have been sent before the disk said no.
+            whole = seen.body == thing.body
+            stage.claim("client", "503, or cut", seen.status == 503 or (seen.cut and not whole))
+        else:
+            stage.refused(seen, 503, CANT, of=thing.name)
+        stage.at_once(seen)
+        stage.logged(f"could not be fetched: .*{os.strerror(code)}", thing.path, text=_says(code))
+    stage.whole(await stage.ask(proxy.port, held.path), held, "HIT", of="held")
+    await until(lambda: not proxy.unfinished(), "temporary files are removed")
+    stage.claim("disk", "nothing new, finished or not", proxy.files() == before, proxy.files())
+    await stage.exact(proxy)
+    failing.mend()
+    for thing in things:
+        stage.whole(await stage.ask(proxy.port, thing.path), thing, "MISS", "after", of="")
+    await proxy.settled()
+    await stage.exact(proxy, "after")
+
+
+def _says(code: int) -> str:
+    return f"could not be fetched: … {os.strerror(code)}"
+
+
+async def no_link(stage: Stage) -> None:
+    """The image can be stored, its name can't be linked."""
+    proxy = await stage.proxy()
+    failing = Failing(proxy, errno.ENOSPC)
+    failing.whenever("link")
+    thing = stage.thumbnail()
+    seen = await stage.ask(proxy.port, thing.path)
+    stage.whole(seen, thing, "MISS", of="")
+    stage.at_once(seen)
+    await proxy.settled()
+    stage.claim("disk", "the image, no link", (len(proxy.files()), proxy.links()) == (1, []))
+    await stage.exact(proxy)
+    stage.logged(f"can't link .*{os.strerror(errno.ENOSPC)}", thing.path, text="can't link …")
+    failing.mend()
+    stage.whole(await stage.ask(proxy.port, thing.path), thing, "HIT", "after", of="")
+
+
+# Real
+
+
+def run(*command: str) -> None:
+    """:raises NotHere: it is not possible here."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotHere(f"{' '.join(command[:3])}: {done.stderr.strip()} (root can)")
+
+
+def small_disk(stage: Stage, size_bytes: int) -> Path:
+    """A file system of so many bytes, to be the cache directory."""
+    root = stage.folder / "cache"
+    root.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", os.fspath(root))
+    # Lazily: a row that ended early may have left something open on it.
+    stage.at_the_end(lambda: run("umount", "-l", os.fspath(root)))
+    return root
+
+
+async def full(stage: Stage) -> None:
+    """A file system that is full: first a large image finds no room, then nothing does."""
+    root = small_disk(stage, 2 * MEGABYTE)
+    proxy = await stage.proxy()
+    held, large, thing = stage.thumbnail(3), stage.large(), stage.thumbnail()
+    await stage.ask(proxy.port, held.path)
+    await proxy.settled()
+    before = proxy.files()
+    seen = await stage.ask(proxy.port, large.path)
+    await proxy.settled()
+    stage.claim("client", "503, or cut", seen.status == 503 or seen.cut, seen.how, of="large")
+    stage.at_once(seen)
+    stage.logged(
+        f"could not be fetched: .*{os.strerror(errno.ENOSPC)}", large.path, text="No space"
+    )
+    await until(lambda: not proxy.unfinished(), "temporary files are removed")
+    filler = root / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    seen = await stage.ask(proxy.port, thing.path)
+    stage.refused(seen, 503, CANT, of="thumbnail")
+    stage.whole(await stage.ask(proxy.port, held.path), held, "HIT", of="held")
+    await until(lambda: not proxy.unfinished(), "temporary files are removed")
+    files = [name for name in proxy.files() if name != "filler"]
+    stage.claim("disk", "nothing new, finished or not", files == before, files)
+    filler.unlink()
+    await stage.exact(proxy)
+    stage.whole(await stage.ask(proxy.port, thing.path), thing, "MISS", "after", of="")
+    await proxy.settled()
+    await stage.exact(proxy, "after")
+
+
+async def read_only(stage: Stage) -> None:
+    """A file system that is remounted read-only, as after an error of the disk."""
+    root = small_disk(stage, 8 * MEGABYTE)
+    proxy = await stage.proxy()
+    held, thing = stage.thumbnail(3), stage.thumbnail()
+    await stage.ask(proxy.port, held.path)
+    await proxy.settled()
+    before = proxy.files()
+    run("mount", "-o", "remount,ro", os.fspath(root))
+    stage.refused(await stage.ask(proxy.port, thing.path), 503, CANT, of="thumbnail")
+    seen = await stage.ask(proxy.port, held.path)
+    stage.whole(seen, held, "HIT", of="held")
+    stage.at_once(seen)
+    ready = (await proxy.get("/ready")).status
+    stage.claim("client", "/ready: 503", ready == 503, ready)
+    proxy.now.advance(2 * 86_400)
+    stage.whole(await stage.ask(proxy.port, held.path), held, "STALE", of="aged")
+    await proxy.settled()
+    await proxy.cleanup.sweep()
+    stage.claim("disk", "as before", proxy.files() == before, proxy.files())
+    await stage.exact(proxy)
+    said = os.strerror(errno.EROFS)
+    stage.logged(f"could not be fetched: .*{said}", thing.path, text=said)
+    run("mount", "-o", "remount,rw", os.fspath(root))
+    stage.whole(await stage.ask(proxy.port, thing.path), thing, "MISS", "after", of="")
+    await proxy.settled()
+    await proxy.cleanup.sweep()
+    await stage.exact(proxy, "after")
+
+
+async def moved_away(stage: Stage, *, mounted: bool) -> None:
+    """
+    The cache directory goes while it is served, and comes back with all that was on it.
+
+    :param mounted: it was a mount: an empty directory is in its place meanwhile.
+    """
+    proxy = await stage.proxy()
+    things = [stage.thumbnail(n) for n in (0, 1, 3, 8)]
+    for thing in things:
+        await stage.ask(proxy.port, thing.path)
+    await proxy.settled()
+    away = stage.folder / "away"
+    proxy.root.rename(away)
+    if mounted:
+        proxy.root.mkdir()
+    await proxy.cleanup.sweep(slices=4096)
+    lost = (await proxy.cache.index.totals()).files
+    stage.claim("index", "forgets nothing for that", lost == len(things), f"{lost} files")
+    stage.logged(f"{proxy.root}.* is gone", os.fspath(proxy.root), text="DIRECTORY is gone")
+    seen = await stage.ask(proxy.port, things[0].path)
+    stage.whole(seen, things[0], "MISS", of="")
+    stage.at_once(seen)
+    await proxy.settled()
+    stage.claim("disk", "made anew, for what is asked for", len(proxy.files()) == 1)
+    await proxy.cleanup.sweep(slices=4096)
+    await stage.exact(proxy, "index")
+    shutil.rmtree(proxy.root)
+    away.rename(proxy.root)
+    await proxy.cleanup.sweep()
+    await stage.exact(proxy, "after")
+    for thing in things:
+        stage.whole(await stage.ask(proxy.port, thing.path), thing, "HIT", "after", of="")
+
+
+async def not_permitted(stage: Stage) -> None:
+    """The cache directory loses its permissions, first to write, then to read."""
+    victim = await stage.victim({"as_anybody": True})
+    held, thing = stage.thumbnail(3), stage.thumbnail()
+    await stage.ask(victim.port, held.path)
+    await until(victim.links, "it is stored and linked")
+    before = victim.files()
+    folders = [victim.root, *(Path(each) for each, _, _ in os.walk(victim.root))]
+
+    def permit(mode: int) -> None:
+        for folder in folders:
+            folder.chmod(mode)
+
+    stage.at_the_end(lambda: permit(0o755))
+    permit(0o555)
+    seen = await stage.ask(victim.port, thing.path)
+    stage.refused(seen, 503, CANT, of="thumbnail")
+    stage.at_once(seen)
+    stage.whole(await stage.ask(victim.port, held.path), held, "HIT", of="held")
+    file = victim.root / before[0]
+    file.chmod(0)
+    seen = await stage.ask(victim.port, held.path)
+    stage.refused(seen, 503, CANT, of="held, but unreadable")
+    file.chmod(0o644)
+    permit(0o755)
+    stage.claim("disk", "as before", victim.files() == before, victim.files())
+    said = victim.log.read_text()
+    stage.claim("log", os.strerror(errno.EACCES), os.strerror(errno.EACCES) in said, said)
+    stage.claim("log", "no traceback", "Traceback" not in said, said)
+    stage.whole(await stage.ask(victim.port, held.path), held, "HIT", "after", of="")
+    stage.whole(await stage.ask(victim.port, thing.path), thing, "MISS", "after", of="")
+    await victim.exact(stage.claim)
+
+
+async def no_descriptors(stage: Stage) -> None:
+    """Clients have taken all file descriptors; those who are connected still ask."""
+    victim = await stage.victim({"nofile": 48})
+    held, thing = stage.thumbnail(3), stage.thumbnail()
+    await stage.ask(victim.port, held.path)
+    asking = await connect(victim.port)
+    other = await connect(victim.port)
+    crowd: list[Wire] = []
+    while "EMFILE" not in victim.log.read_text() and len(crowd) < 100:
+        crowd.append(await connect(victim.port))
+    stage.claim("log", "EMFILE", len(crowd) < 100)
+    asking.get(held.path, "Connection: close")
+    await asking.end()
+    status = asking.status if asking.received else 0
+    stage.claim("client", "503", status == 503, f"{status} {asking.body!r}", of="held")
+    other.get(thing.path, "Connection: close")
+    await other.end()
+    status = other.status if other.received else 0
+    stage.claim("client", "502 or 503", status in (502, 503), status, of="cold")
+    stage.claim("time", "at once", True)
+    for wire in crowd:
+        wire.leave()
+    await until(lambda: not victim.unfinished(), "temporary files are removed")
+    stage.claim("disk", "nothing new", len(victim.files()) == 1, victim.files())
+    said = victim.log.read_text()
+    stage.claim("log", "no traceback of ours", "could not be fetched" in said)
+    await _until_whole(stage, victim.port, thing.path)
+    seen = await stage.ask(victim.port, held.path)
+    stage.whole(seen, held, "HIT", "after", of="")
+    await victim.exact(stage.claim)
+
+
+async def _until_whole(stage: Stage, port: int, path: str) -> Seen:
+    """Ask until it is had: the archive may be left alone for some seconds."""
+    while True:
+        seen = await stage.ask(port, path)
+        if seen.status == 200:
+            return seen
+        await deferLater(reactor, 0.2)
+
+
+CALLS = {
+    "begin": "making a file",
+    "append": "writing",
+    "commit": "syncing or renaming",
+}
+ROWS: tuple[Row, ...] = (
+    *(
+        Row(
+            group="disk",
+            name=f"{what}, {words} (doubled)",
+            play=functools.partial(doubled, code=code, call=call),
+        )
+        for what, code in (("full", errno.ENOSPC), ("failing", errno.EIO))
+        for call, words in CALLS.items()
+    ),
+    Row(
+        group="disk",
+        name="read-only (doubled)",
+        play=functools.partial(doubled, code=errno.EROFS, call="begin"),
+    ),
+    Row(group="disk", name="full, linking (doubled)", play=no_link),
+    Row(group="disk", name="full (a tmpfs)", play=full),
+    Row(group="disk", name="read-only (a tmpfs)", play=read_only),
+    Row(
+        group="disk",
+        name="the directory is moved away",
+        play=functools.partial(moved_away, mounted=False),
+    ),
+    Row(
+        group="disk",
+        name="the directory is unmounted",
+        play=functools.partial(moved_away, mounted=True),
+    ),
+    Row(group="disk", name="permissions are lost", play=not_permitted),
+    Row(group="disk", name="no file descriptors", play=no_descriptors),
+)

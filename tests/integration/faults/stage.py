@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 from twisted.internet import reactor
+from twisted.internet.defer import DeferredSemaphore
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from zope.interface import directlyProvides, providedBy
@@ -33,6 +34,7 @@ QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Rows write and remove a lot; none is about the speed of the disk."""
 LARGE = 11
 """The release whose front is a large original."""
+_starts = DeferredSemaphore(2)
 STUDIO = Studio(variants=8, max_bytes=512 * 2**20)
 
 
@@ -193,9 +195,11 @@ class Stage:
         """A proxy that is a process, with a fault in it; see victim.py."""
         given = {**self.sim.environment(), **settings}
         folder = self.folder / f"victim-{len(self._victims)}"
-        victim = Victim(self.folder / root, folder, fault or {}, **given)
-        self._victims.append(victim)
-        await victim.ready()
+        # A start costs a second of a processor: more at once would only wait for each other.
+        async with _starts:
+            victim = Victim(self.folder / root, folder, fault or {}, **given)
+            self._victims.append(victim)
+            await victim.ready()
         return victim
 
     async def redis(self) -> RedisServer:

@@ -6,11 +6,13 @@ no place for them. FAULT_OF_VICTIM says which, as JSON:
 
     die_at    a step of STEPS: SIGKILL when a fetch comes to it
     nofile    the limit of open files
-    uid       the user to become, by number
+    as_anybody
+              give up root's leave to pass over permissions, if it is root
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -21,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.running import ProxyChild
+from tests.integration.talk import ask
 
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 VARIABLE = "FAULT_OF_VICTIM"
 
 STEPS = {
+    "the index knows where the name points": ("INDEX.put_alias", "after"),
     "the first byte is there": ("coverart.incoming:Incoming.write", "before"),
     "the temporary file is made": ("coverart.store:ImageStore.begin", "after"),
     "half is written": ("coverart.store:ImageStore.append", "half"),
@@ -32,9 +37,9 @@ STEPS = {
     "it is synced, not renamed": ("coverart.store:ImageStore._replace", "before"),
     "it has its name, the index does not know": ("coverart.store:ImageStore.commit", "after"),
     "the index knows the file": ("INDEX.put_file", "after"),
-    "the index knows where the name points": ("INDEX.put_alias", "after"),
     "the link is about to be made": ("coverart.store:ImageStore.link", "before"),
-    "the link is made": ("coverart.store:ImageStore.link", "after"),
+    "the link is made, not in its place": ("coverart.store:ImageStore._replace", "before the next"),
+    "the link is in its place": ("coverart.store:ImageStore.link", "after"),
 }
 """Of a fetch, in the order that a small image comes to them: what is called there, and when to die."""
 INDEXES = ("coverart.index_memory:MemoryIndex", "coverart.index_redis:RedisIndex")
@@ -45,6 +50,13 @@ class Victim(ProxyChild):
 
     def __init__(self, root: Path, folder: Path, fault: dict[str, Any], **settings: str) -> None:
         super().__init__(root, folder, **{VARIABLE: json.dumps(fault)}, **settings)
+
+    async def exact(self, claim: Callable[..., None]) -> None:
+        """Claim that its index counts what lies on its disk."""
+        status = (await ask(f"{self.url}/cache-status")).json
+        sizes = [(self.root / name).stat().st_size for name in self.files()]
+        saw = (status["cached_files"], status["cache_size_bytes"])
+        claim("index", "totals exact", saw == (len(sizes), sum(sizes)), saw)
 
     def twistd(self) -> list[str]:
         return [sys.executable, "-m", "tests.integration.faults.victim"]
@@ -86,11 +98,16 @@ def die_at(step: str) -> None:
 
 
 def _deadly(call: Callable[..., Any], when: str, begun: list[bool]) -> Callable[..., Any]:
+    calls: list[str] = []
+
     def around(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not begun:
             return call(self, *args, **kwargs)
-        if when == "before":
+        if when == "before" or "next" in calls:
             die()
+        if when == "before the next":
+            calls.append("next")
+            return call(self, *args, **kwargs)
         if when == "half":
             temporary, data = args
             call(self, temporary, data[: len(data) // 2])
@@ -109,16 +126,29 @@ async def _then_die(awaited: Any) -> None:
     die()
 
 
+def heed_permissions() -> None:
+    """Drop the capabilities that let root read and write whatever permissions say."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # capabilities(7): the header has a version and a pid, the data effective, permitted and
+    # inheritable bits, twice 32 of each.
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    for words in (0, 1):
+        data[words] &= ~((1 << CAP_DAC_OVERRIDE) | (1 << CAP_DAC_READ_SEARCH))
+    if libc.capset(header, data):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
 def main() -> None:
     fault = json.loads(os.environ[VARIABLE])
     if "die_at" in fault:
         die_at(fault["die_at"])
     if "nofile" in fault:
         resource.setrlimit(resource.RLIMIT_NOFILE, (fault["nofile"],) * 2)
-    if "uid" in fault:
-        os.setgroups([])
-        os.setgid(fault["uid"])
-        os.setuid(fault["uid"])
+    if "as_anybody" in fault:
+        heed_permissions()
     from twisted.scripts.twistd import run
 
     run()
