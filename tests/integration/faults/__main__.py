@@ -27,7 +27,8 @@ async def main(arguments: list[str]) -> None:
         outcomes.append(await playing.outcome(row))
         print(f"{row.id}: {outcomes[-1].verdict}", file=sys.stderr, flush=True)
     await playing.end()
-    groups = [group for group in GROUPS if any(row.group == group for row in rows)]
+    played = {row.group for row in rows}
+    groups = [group for group in GROUPS if group in played or not options.rows]
     print(render(groups, outcomes))
     print(f"in {time.monotonic() - began:.0f} s")
     for traceback in playing.log.tracebacks:

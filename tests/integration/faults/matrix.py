@@ -55,9 +55,10 @@ class Claims:
         """A column as the table shows it."""
         claims = self.made.get(column, {})
         everything = {of for things in claims.values() for of in things}
+        # Things are asked for at once: the table does not tell which was answered first.
         return "; ".join(
-            f"{', '.join(things)}: {text}" if things and set(things) != everything else text
-            for text, things in claims.items()
+            f"{', '.join(sorted(things))}: {text}" if things and set(things) != everything else text
+            for text, things in sorted(claims.items(), key=lambda claim: (bool(claim[1]), claim[0]))
         )
 
     def check_full(self) -> None:

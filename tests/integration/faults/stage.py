@@ -86,7 +86,7 @@ class Log:
     """What the proxies of all rows log; a row finds its lines by what only it can name."""
 
     def __init__(self) -> None:
-        self._lines: list[tuple[str, str]] = []
+        self._lines: list[tuple[str, str, object]] = []
         self.tracebacks: list[str] = []
 
     def __call__(self, event: LogEvent) -> None:
@@ -95,7 +95,8 @@ class Log:
             self.tracebacks.append(f"{text}\n{event['log_failure'].getTraceback()}")
         level = event.get("log_level")
         if level in (LogLevel.warn, LogLevel.error, LogLevel.critical, LogLevel.info):
-            self._lines.append((event.get("log_namespace", ""), text))
+            source = event.get("log_source")
+            self._lines.append((event.get("log_namespace", ""), text, source))
 
     def start(self) -> Log:
         globalLogPublisher.addObserver(self)  # type: ignore[arg-type]
@@ -108,9 +109,13 @@ class Log:
         """Lines that have one of these in them, without those of the access log."""
         return [
             text
-            for namespace, text in self._lines
+            for namespace, text, _ in self._lines
             if not namespace.startswith("coverart.access") and any(mark in text for mark in marks)
         ]
+
+    def by(self, source: object) -> list[str]:
+        """Lines of one part of one proxy."""
+        return [text for _, text, said_by in self._lines if said_by is source]
 
 
 @attrs.frozen(kw_only=True)
