@@ -172,6 +172,9 @@ def reached(sim: Simulator, gate: str, count: int = 1) -> Deferred[int]:
 class Child:
     """A twistd process, started as an operator starts it: from anywhere, by its plugin's name."""
 
+    patience_s = SAFETY_S
+    """So long a start may take."""
+
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
         """:param settings: environment; what begins with COVER_ART_ is not inherited."""
         folder.mkdir(exist_ok=True)
@@ -203,7 +206,7 @@ class Child:
 
     async def serves(self, url: str) -> None:
         """Wait until it answers there."""
-        deadline = time.monotonic() + SAFETY_S
+        deadline = time.monotonic() + self.patience_s
         while True:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()

@@ -35,7 +35,7 @@ QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 LARGE = 11
 """The release whose front is a large original."""
 _starts = DeferredSemaphore(2)
-STUDIO = Studio(variants=8, max_bytes=512 * 2**20)
+STUDIO = Studio(variants=8, max_bytes=192 * 2**20)
 
 
 class Machine:

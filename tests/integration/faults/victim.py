@@ -48,6 +48,9 @@ INDEXES = ("coverart.index_memory:MemoryIndex", "coverart.index_redis:RedisIndex
 class Victim(ProxyChild):
     """The process, as a row sees it."""
 
+    patience_s = 120.0
+    """Rows are played side by side: a start waits for what the others do."""
+
     def __init__(self, root: Path, folder: Path, fault: dict[str, Any], **settings: str) -> None:
         super().__init__(root, folder, **{VARIABLE: json.dumps(fault)}, **settings)
 
