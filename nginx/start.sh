@@ -37,7 +37,8 @@ case ${COVER_ART_IMAGE_MODE:-serve} in
     *) DIRECT_NAMES='front|back|[1-9][0-9]{0,17}' ;;
 esac
 case $NGINX_LOG_HITS in
-    on) ACCESS_LOG_OF_HITS="access_log $NGINX_ACCESS_LOG access buffer=64k flush=1s;" ;;
+    # nginx wants the same words as for the other lines of the same file.
+    on) ACCESS_LOG_OF_HITS="access_log $NGINX_ACCESS_LOG access buffer=16k flush=1s;" ;;
     *) ACCESS_LOG_OF_HITS='' ;;
 esac
 

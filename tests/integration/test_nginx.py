@@ -162,6 +162,18 @@ async def answer_of(front: NginxServer, field: str) -> str:
     return str(answer.json[field])
 
 
+@pytest_twisted.ensureDeferred
+async def test_hits_in_the_access_log(sim, run, nginx) -> None:
+    """With NGINX_LOG_HITS=on what nginx answers by itself is in the access log too, and counted."""
+    front = await nginx(await run(**ACCEL), NGINX_LOG_HITS="on")
+    path = sim.catalogue.examples()["thumbnail"]
+    await front.get(path)
+    await front.get(path)
+    await until(lambda: len(access(front)) == 2, "both in the access log")
+    assert [line["cache"] for line in access(front)] == ["MISS", "HIT"]
+    assert len(await front.hits(1)) == 1
+
+
 class Names(ResolverBase):
     """A name server that knows one address for every name."""
 
