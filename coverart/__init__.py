@@ -16,8 +16,8 @@ Imports go one way; no module imports one further down:
         freshness, packing, names, redirects,
         breaker, conditions, eviction,
         redis_address, config
-    flight, index, index_memory, store, rebuild,    what is held, and what is on its way
-        incoming, hitlog, tallies, status
+    flight, turns, index, index_memory, store,      what is held, and what is on its way
+        rebuild, incoming, hitlog, tallies, status
     redis_link, redis_scripts, index_redis, leases  what several processes share
     transfer, connect, client, upstream             asking the archive
     fetch, answers, cache                           the cache itself

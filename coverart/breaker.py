@@ -15,82 +15,137 @@ LONGEST_PAUSE_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0
 TIMEOUTS_IN_A_ROW = 3
 """One slow answer says little; so many in a row say that the host is not answering."""
+FULL_PLACES = 16
+"""With so many allowed at once, a host has recovered and is asked as ever."""
+CROWDED_S = 1.0
+"""Told to those who find all places of a recovering host taken: it answers, so soon."""
+
+
+@attrs.frozen(eq=False)
+class Leave:
+    """Leave to send one request; what came of it is told with it."""
+
+    host: str
+    openings: int
+    """How often any circuit had opened when it was given."""
+    until: float
+    """A request that never tells its end (its task was lost) holds a place no longer."""
 
 
 @attrs.define(eq=False)
 class _Circuit:
     failures: int = 0
+    """Openings since the host last was as ever."""
     timeouts: int = 0
+    opened: int = 0
+    """Which opening was the last; 0 if the circuit is closed."""
     open_until: float = 0.0
-    probing_until: float = 0.0
+    places: int = 1
+    """Requests that may run at once after the pause."""
+    out: set[Leave] = attrs.field(factory=set)
+    """Those that run."""
 
 
 @attrs.define(eq=False)
 class Breaker:
     """
-    One circuit a host: closed (ask), open (do not), half-open (one request at a time may ask).
+    One circuit a host: closed (ask), open (do not), recovering (ask with few at once).
 
     Pauses double from FIRST_PAUSE_S to LONGEST_PAUSE_S, each with up to a quarter of jitter, so
-    that several proxies do not come back in step. Hosts without trouble take no memory.
+    that several proxies do not come back in step. After a pause one request may find out; each
+    answer makes one more place, so that the load doubles with each round of answers, until
+    FULL_PLACES. Only requests sent since the circuit opened count for that: those under way
+    before know nothing of what followed. Hosts without trouble take no memory.
     """
 
     jitter: Callable[[], float] = random.random
     probe_s: float = 60.0
+    _openings: int = attrs.field(default=0, init=False)
     _circuits: dict[str, _Circuit] = attrs.field(factory=dict, init=False)
 
-    def admit(self, host: str, now: float) -> None:
+    def admit(self, host: str, now: float) -> Leave:
         """
-        Ask for leave to send one request; tell its end by succeeded() or one of the failures.
+        Ask for leave to send one request; tell its end by succeeded(), released() or a failure.
 
-        :raises Unavailable: not now; `retry_after_s` says when the next probe is due.
+        :raises Unavailable: not now; `retry_after_s` says when to ask again.
         """
+        leave = Leave(host, self._openings, now + self.probe_s)
         circuit = self._circuits.get(host)
-        if circuit is None or circuit.open_until == 0.0:
+        if circuit is None or not circuit.opened:
+            return leave
+        wait = circuit.open_until - now
+        if wait <= 0:
+            circuit.out = {each for each in circuit.out if each.until > now}
+            if len(circuit.out) < circuit.places:
+                circuit.out.add(leave)
+                return leave
+            # A lone probe may take its time; where answers come, places do.
+            wait = CROWDED_S
+            if circuit.places == 1:
+                wait = min(each.until for each in circuit.out) - now
+        raise Unavailable(
+            f"{host} is left alone for {wait:.0f} s more", retry_after_s=max(1.0, wait)
+        )
+
+    def succeeded(self, leave: Leave) -> None:
+        """The host answered: let one more at once, until it has recovered."""
+        circuit = self._circuits.get(leave.host)
+        if circuit is None:
             return
-        wait = max(circuit.open_until, circuit.probing_until) - now
-        if wait > 0:
-            raise Unavailable(
-                f"{host} is left alone for {wait:.0f} s more", retry_after_s=max(1.0, wait)
-            )
-        # A probe that never reports (its task was cancelled) must not keep the circuit open.
-        circuit.probing_until = now + self.probe_s
+        if circuit.opened:
+            if self._is_late(leave, circuit):
+                return
+            circuit.out.discard(leave)
+            circuit.places += 1
+            circuit.timeouts = 0
+            if circuit.places < FULL_PLACES:
+                return
+        del self._circuits[leave.host]
 
-    def succeeded(self, host: str) -> None:
-        """The host answered: close the circuit."""
-        self._circuits.pop(host, None)
+    def overloaded(self, leave: Leave, now: float, retry_after_s: float | None = None) -> float:
+        """
+        The host refused, or said 503 or 429: open at once.
 
-    def overloaded(self, host: str, now: float, retry_after_s: float | None = None) -> float:
-        """The host refused, or said 503 or 429: open at once. Returns the pause in seconds."""
-        circuit = self._circuits.setdefault(host, _Circuit())
+        :param retry_after_s: as the host wished; taken in place of our own pause, within limits.
+        :returns: the pause in seconds.
+        """
+        circuit = self._circuits.setdefault(leave.host, _Circuit())
+        circuit.out.discard(leave)
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**circuit.failures)
         pause *= 1 + self.jitter() / 4
         if retry_after_s is not None:
             pause = max(1.0, min(retry_after_s, LONGEST_RETRY_AFTER_S))
-        if now < circuit.open_until:
-            # Sent before the circuit opened: the same trouble, told by one more request.
+        if circuit.opened and self._is_late(leave, circuit):
+            # The same trouble, told by one more request; a wish to be left alone still counts.
             if retry_after_s is not None:
                 circuit.open_until = max(circuit.open_until, now + pause)
-            return circuit.open_until - now
+            return max(1.0, circuit.open_until - now)
+        self._openings += 1
+        circuit.opened = self._openings
         circuit.failures = min(circuit.failures + 1, 10)
         circuit.open_until = now + pause
-        circuit.probing_until = 0.0
+        circuit.places = 1
+        circuit.out.clear()
         return pause
 
-    def timed_out(self, host: str, now: float) -> None:
+    def timed_out(self, leave: Leave, now: float) -> None:
         """No answer in time: open after TIMEOUTS_IN_A_ROW of these."""
-        circuit = self._circuits.setdefault(host, _Circuit())
+        circuit = self._circuits.setdefault(leave.host, _Circuit())
         circuit.timeouts += 1
-        if circuit.timeouts >= TIMEOUTS_IN_A_ROW or circuit.open_until:
-            self.overloaded(host, now)
+        if circuit.timeouts >= TIMEOUTS_IN_A_ROW or circuit.opened:
+            self.overloaded(leave, now)
 
-    def released(self, host: str) -> None:
+    def released(self, leave: Leave) -> None:
         """The request ended without saying anything about the host (cancelled, say)."""
-        circuit = self._circuits.get(host)
+        circuit = self._circuits.get(leave.host)
         if circuit is not None:
-            circuit.probing_until = 0.0
-            if not circuit.open_until and not circuit.timeouts:
-                del self._circuits[host]
+            circuit.out.discard(leave)
 
     def open_hosts(self, now: float) -> tuple[str, ...]:
         """The hosts that are being left alone now."""
         return tuple(sorted(h for h, c in self._circuits.items() if c.open_until > now))
+
+    @staticmethod
+    def _is_late(leave: Leave, circuit: _Circuit) -> bool:
+        """Say whether a request was sent before the circuit last opened."""
+        return leave.openings < circuit.opened

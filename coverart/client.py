@@ -7,7 +7,8 @@ request of its own, checked before it is sent (redirects.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -15,7 +16,12 @@ from hyperlink import EncodedURL
 from OpenSSL import SSL
 from service_identity import CertificateError, VerificationError
 from treq.client import HTTPClient
-from twisted.internet.defer import CancelledError, DeferredSemaphore, TimeoutError  # noqa: A004
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredSemaphore,
+    TimeoutError,  # noqa: A004
+)
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTime
@@ -25,7 +31,7 @@ from twisted.web.client import RequestTransmissionFailed, ResponseFailed, Respon
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from coverart.breaker import Breaker
+from coverart.breaker import Breaker, Leave
 from coverart.conditions import http_date
 from coverart.errors import (
     BadUpstream,
@@ -39,12 +45,11 @@ from coverart.errors import (
 from coverart.metrics import Metrics
 from coverart.redirects import Hop
 from coverart.transfer import BytesSink, Sink, transfer
+from coverart.turns import at_once
 
 LARGEST_REDIRECT_BYTES = 64 * 1024
 DRAIN_S = 1.0
 """So long a body that nobody needs may take, for the sake of its connection."""
-MOST_WAITING = 2_000
-"""So many requests may wait for one of the places; the next one is told to come back."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SLOW_DOWN = frozenset({429, 503})
@@ -107,12 +112,20 @@ class ArchiveClient:
         limits: Limits,
         user_agent: str,
         metrics: Metrics | None = None,
+        now: Callable[[], float] = time.time,
+        turn: Callable[[], Deferred[None]] = at_once,
     ) -> None:
+        """
+        :param now: the time of day, for a Retry-After that is a date without Date beside it.
+        :param turn: awaited before each request.
+        """
         self.limits = limits
         self.breaker = breaker
         self.metrics = metrics or Metrics()
         self._http = http
         self._clock = clock
+        self._now = now
+        self._turn = turn
         self._headers = Headers({b"User-Agent": [user_agent.encode()], b"Accept": [b"*/*"]})
         self._places = DeferredSemaphore(limits.concurrency)
 
@@ -130,21 +143,20 @@ class ArchiveClient:
         :returns: the Location of a redirect (b"" if it has none); None when `sink` has it all.
         :raises BadUpstream: a redirect names two places.
         :raises NotInArchive: 404.
-        :raises Unavailable: too much is waiting, the breaker is open, or 429 or 503.
+        :raises Unavailable: the breaker is open, nobody listens there, or 429 or 503.
         :raises CoverError: anything else that is neither a redirect nor a whole 200.
         """
-        if self.waiting >= MOST_WAITING:
-            raise Unavailable("too many requests wait for the archive", retry_after_s=2)
         with self.metrics.upstream_waiting.track_inprogress():
             place = await self._places.acquire()
         try:
-            response = await self._send(hop, label, trip)
-            return await self._use(response, hop, sink)
+            await self._turn()
+            leave = self.breaker.admit(hop.origin, self._clock.seconds())
+            response = await self._send(hop, label, trip, leave)
+            return await self._use(response, hop, sink, leave)
         finally:
             place.release()
 
-    async def _send(self, hop: Hop, label: str, trip: Trip) -> IResponse:
-        self.breaker.admit(hop.origin, self._clock.seconds())
+    async def _send(self, hop: Hop, label: str, trip: Trip, leave: Leave) -> IResponse:
         trip.hops += 1
         try:
             answer = self._http.get(
@@ -157,54 +169,58 @@ class ArchiveClient:
                 self.limits.answer_s, self._clock, onTimeoutCancel=_too_slow
             )
         except CancelledError:
-            self.breaker.released(hop.origin)
+            self.breaker.released(leave)
             raise
         except CoverError:
-            self.breaker.released(hop.origin)
+            self.breaker.released(leave)
             self.metrics.asked(label, "refused-here")
             raise
         except Exception as error:
             if _called_off(error):
-                self.breaker.released(hop.origin)
+                self.breaker.released(leave)
                 raise CancelledError from error
-            told = self._told(error, hop)
+            told = self._told(error, hop, leave)
             self.metrics.asked(label, type(error).__name__)
             raise told from error
         self.metrics.asked(label, str(response.code))
         return response
 
-    def _told(self, error: Exception, hop: Hop) -> CoverError:
+    def _told(self, error: Exception, hop: Hop, leave: Leave) -> CoverError:
         """What a request that brought no answer means, for the breaker and for the caller."""
         now = self._clock.seconds()
         match error:
             case TimeoutError() | ConnectTimeout():
-                self.breaker.timed_out(hop.origin, now)
+                self.breaker.timed_out(leave, now)
                 return UpstreamTimeout(f"{hop.origin} did not answer in time")
             case ConnectError() | DNSLookupError():
                 # archive.org refuses connections when it was asked too much.
-                pause_s = self.breaker.overloaded(hop.origin, now)
-                return NotReached(f"{hop.origin}: {error}; left alone for {pause_s:.0f} s")
+                pause_s = self.breaker.overloaded(leave, now)
+                return NotReached(
+                    f"{hop.origin}: {error}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
+                )
             case ResponseNeverReceived() | ResponseFailed() | RequestTransmissionFailed():
-                self.breaker.released(hop.origin)
+                self.breaker.released(leave)
                 if (why := _untrusted(error.reasons)) is not None:
                     return BadUpstream(f"{hop.origin} is not trusted: {why}")
                 reasons = "; ".join(map(_reason, error.reasons))
                 return PassingTrouble(f"{hop.origin} broke off: {reasons}")
             case _:
-                self.breaker.released(hop.origin)
+                self.breaker.released(leave)
                 return BadUpstream(f"{hop.origin}: {type(error).__name__}: {error}")
 
-    async def _use(self, response: IResponse, hop: Hop, sink: Sink | None) -> bytes | None:
+    async def _use(
+        self, response: IResponse, hop: Hop, sink: Sink | None, leave: Leave
+    ) -> bytes | None:
         code = response.code
         if code in _SLOW_DOWN:
             pause_s = self.breaker.overloaded(
-                hop.origin, self._clock.seconds(), _retry_after_s(response)
+                leave, self._clock.seconds(), _retry_after_s(response, self._now())
             )
             await self._drain(response)
             raise Unavailable(
                 f"{hop.origin} said {code}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
             )
-        self.breaker.succeeded(hop.origin)
+        self.breaker.succeeded(leave)
         if code == 200 and sink is not None:
             await transfer(response, sink, self.limits.idle_s, self._clock)
             return None
@@ -277,13 +293,14 @@ def _reason(reason: Failure) -> str:
     return str(reason.value)
 
 
-def _retry_after_s(response: IResponse) -> float | None:
+def _retry_after_s(response: IResponse, now: float) -> float | None:
     """Seconds to wait (RFC 9110 section 10.2.3); None if absent or not understood."""
     value = response.headers.getRawHeaders(b"retry-after", [b""])[0].strip()
     if value.isdigit() and len(value) < 10:
         return float(value)
     date = http_date(value.decode("latin-1"))
-    sent = http_date(response.headers.getRawHeaders(b"date", [b""])[0].decode("latin-1"))
-    if date is None or sent is None:
+    if date is None:
         return None
-    return (date - sent).total_seconds()
+    # By the archive's own clock where it tells the time: ours may be off.
+    sent = http_date(response.headers.getRawHeaders(b"date", [b""])[0].decode("latin-1"))
+    return date.timestamp() - (now if sent is None else sent.timestamp())

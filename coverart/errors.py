@@ -54,12 +54,6 @@ class BadUpstream(CoverError):
     said = "the archive gave no usable answer"
 
 
-class NotReached(BadUpstream):
-    """No connection to the archive: refused, reset, no route, no such name."""
-
-    said = "the archive can't be reached"
-
-
 class PassingTrouble(BadUpstream):
     """Trouble that the same request may not meet a moment later: a 500, a connection cut."""
 
@@ -76,6 +70,18 @@ class Unavailable(CoverError):
 
     status = 503
     said = "try again later"
+
+
+class NotReached(Unavailable):
+    """No connection to the archive: refused, no route, no such name. It is then left alone."""
+
+    said = "the archive can't be reached"
+
+
+class Overloaded(Unavailable):
+    """As much is being fetched, or waits to be, as may."""
+
+    said = "too much is being fetched, try again later"
 
 
 class StoreFailed(CoverError):

@@ -60,7 +60,8 @@ class ScriptedArchive(Resource):
     The archive as a script says: an agent over it answers without a socket.
 
     `script` tells answers by URL, each used once in turn, the last for good; what it does not
-    know is 404. `asked` tells the URLs in the order they were asked for.
+    know is 404. `asked` tells the URLs in the order they were asked for. While `down` is set, that
+    is what comes of all requests.
     """
 
     isLeaf = True
@@ -69,6 +70,7 @@ class ScriptedArchive(Resource):
         super().__init__()
         self.script: dict[str, list[Answer | Exception]] = {}
         self.asked: list[str] = []
+        self.down: Exception | None = None
         self.requests: list[Request] = []
         self._traversal = RequestTraversalAgent(self)
 
@@ -114,6 +116,8 @@ class _ScriptedAgent:
     ) -> Any:
         url = uri.decode()
         self._archive.asked.append(url)
+        if self._archive.down is not None:
+            return fail(self._archive.down)
         answers = self._archive.script.get(url)
         if answers and isinstance(answers[0], Exception):
             error = self._archive.turn(url)

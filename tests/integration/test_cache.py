@@ -534,11 +534,12 @@ async def test_archive_down(sim, proxy) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_refused(sim, proxy) -> None:
-    """A refused connection is a 502; then the host is left alone and a 503 says for how long."""
+    """A refused connection is a 503 that says how long the host is left alone, and then it is."""
     path = sim.catalogue.examples()["thumbnail"]
     await sim.stop_hop("release")
     first = await proxy.get(path)
-    assert first.status == 502
+    assert first.status == 503
+    assert 1 <= int(first["Retry-After"]) <= 60
     assert first.json == {"error": "the archive can't be reached"}
     second = await proxy.get(path)
     assert second.status == 503

@@ -17,7 +17,7 @@ from twisted.web.client import ResponseNeverReceived
 from twisted.web.server import NOT_DONE_YET
 
 from coverart.breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
-from coverart.client import DRAIN_S, MOST_WAITING, ArchiveClient, Limits, Trip
+from coverart.client import DRAIN_S, ArchiveClient, Limits, Trip
 from coverart.errors import (
     BadUpstream,
     CoverError,
@@ -54,6 +54,7 @@ class ClientTests(SynchronousTestCase):
         self.clock.advance(1000)
         self.sink = BytesSink(1_000_000)
         self.trip = Trip(deadline=2000)
+        self.now = 784111777.0
         self.client = self.made()
 
     def made(self, concurrency: int = 4) -> ArchiveClient:
@@ -64,6 +65,7 @@ class ClientTests(SynchronousTestCase):
             breaker=Breaker(jitter=lambda: 0.0),
             limits=Limits(total_s=60, concurrency=concurrency),
             user_agent="coverart/0 ( test )",
+            now=lambda: self.now,
         )
 
     def get(self, *, hop: Hop = HOP, sink: bool = True) -> Deferred[bytes | None]:
@@ -156,7 +158,8 @@ class SlowDownTests(ClientTests):
         """A refused connection means too much was asked: the host is left alone at once."""
         for error in (Refused(), NoRouteError(), DNSLookupError("no such name")):
             self.client = self.made()
-            self.ends(NotReached, error)
+            refusal = self.ends(NotReached, error)
+            self.assertEqual((refusal.status, refusal.retry_after_s), (503, 5))
             self.assertTrue(self.left_alone())
             asked = len(self.archive.asked)
             self.failureResultOf(self.get(), Unavailable)
@@ -195,6 +198,21 @@ class SlowDownTests(ClientTests):
             self.assertIn(words, error.detail)
         self.assertFalse(self.left_alone())
 
+    def test_comes_back_gently(self) -> None:
+        """After trouble few are asked at once; the rest is told so, and sent nowhere."""
+        self.client = self.made(concurrency=10)
+        self.ends(Unavailable, reply(503))
+        self.clock.advance(5)
+        self.archive.on(ASKED, reply(200, b"x"), stall())
+        self.successResultOf(self.get())
+        self.archive.asked.clear()
+        waiting = [self.get() for _ in range(10)]
+        self.assertEqual(len(self.archive.asked), 2)
+        for d in waiting[2:]:
+            self.assertEqual(self.failureResultOf(d, Unavailable).value.retry_after_s, 1)
+        for d in waiting[:2]:
+            d.addErrback(lambda _: None).cancel()
+
     def test_retry_after(self) -> None:
         """Retry-After counts, in seconds or as a date beside Date; nonsense does not."""
         date = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -215,6 +233,16 @@ class SlowDownTests(ClientTests):
             error = self.ends(Unavailable, reply(503, b"", retry_after=value, date=date))
             self.assertEqual(error.retry_after_s, pause_s, value)
 
+    def test_retry_after_without_date(self) -> None:
+        """A date counts by our own clock where the archive does not tell the time."""
+        value = "Sun, 06 Nov 1994 08:50:37 GMT"
+        for now, pause_s in ((784111777, 60), (784111837 + 999, 1), (0, LONGEST_RETRY_AFTER_S)):
+            self.now = float(now)
+            self.client = self.made()
+            self.archive.on(ASKED, _without_date(value))
+            error = self.failureResultOf(self.get(), Unavailable).value
+            self.assertEqual(error.retry_after_s, pause_s)
+
     @examples(60)
     @given(st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40))
     def test_any_retry_after(self, value: str) -> None:
@@ -223,18 +251,6 @@ class SlowDownTests(ClientTests):
         error = self.ends(Unavailable, reply(503, b"", retry_after=value))
         assert error.retry_after_s is not None
         self.assertTrue(1 <= error.retry_after_s <= LONGEST_RETRY_AFTER_S)
-
-    def test_crowd(self) -> None:
-        """With as many waiting as may, the next one is told to come back."""
-        self.client = self.made(concurrency=1)
-        self.archive.on(ASKED, stall())
-        waiting = [self.get() for _ in range(MOST_WAITING + 1)]
-        self.assertEqual(self.client.waiting, MOST_WAITING)
-        error = self.failureResultOf(self.get(), Unavailable).value
-        self.assertEqual(error.retry_after_s, 2)
-        self.assertEqual(len(self.archive.asked), 1)
-        for d in reversed(waiting):
-            d.addErrback(lambda _: None).cancel()
 
     def test_places(self) -> None:
         """So many requests are under way at once; the next is sent when one has ended."""
@@ -339,3 +355,15 @@ class TimeTests(ClientTests):
             self.archive.on(ASKED, answer)
             self.get().addErrback(lambda _: None)
             self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+def _without_date(retry_after: str) -> Answer:
+    """A 503 of a server without a clock."""
+
+    def answer(request: Any) -> Any:
+        head = f"HTTP/1.1 503 No\r\nRetry-After: {retry_after}\r\nContent-Length: 0\r\n\r\n"
+        request.channel.transport.write(head.encode())
+        request.channel.transport.loseConnection()
+        return NOT_DONE_YET
+
+    return answer

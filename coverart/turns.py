@@ -1,0 +1,76 @@
+"""
+Work that can wait goes on a piece at a time, so that hits get in between.
+
+The reactor does whatever is ready in one turn, and only then looks for more: a hundred answers of
+the archive that came together would keep a hit waiting for all of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+
+GAP_S = 0.002
+"""Between two pieces while there are hits: about twice what a piece takes."""
+HITS_S = 0.1
+"""Without a hit for so long, pieces follow each other without a gap."""
+BUSY_S = 0.0005
+"""A turn that is later than that had something else to do; what that led to is done first."""
+MOST_PASSED = 4
+"""So many busy turns are let pass; then a piece goes on all the same, or it never might."""
+
+
+def at_once() -> Deferred[None]:
+    """Wait for no turn."""
+    return succeed(None)
+
+
+class Turns:
+    """Lets one piece of work go on at a time, in the order of asking."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._waiting: deque[Deferred[None]] = deque()
+        self._hit_at = self._last = self._due = float("-inf")
+        self._passed = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def hit(self) -> None:
+        """A hit was served: there are clients who should not wait."""
+        self._hit_at = self._clock.seconds()
+
+    def next(self) -> Deferred[None]:
+        """Fires when it is the caller's turn; not before this one of the reactor's has ended."""
+        d: Deferred[None] = Deferred(self._leave)
+        self._waiting.append(d)
+        if len(self._waiting) == 1:
+            self._look_later()
+        return d
+
+    def _leave(self, d: Deferred[None]) -> None:
+        if len(self._waiting) > 1:
+            self._waiting.remove(d)
+
+    def _look_later(self) -> None:
+        now = self._clock.seconds()
+        gap_s = GAP_S if now - self._hit_at < HITS_S else 0.0
+        self._due = max(now, self._last + gap_s)
+        self._clock.callLater(self._due - now, self._look)
+
+    def _look(self) -> None:
+        now = self._clock.seconds()
+        if now - self._due > BUSY_S and self._passed < MOST_PASSED:
+            self._passed += 1
+        else:
+            self._passed = 0
+            self._last = now
+            d = self._waiting.popleft()
+            # Not if it was the only one and left.
+            if not d.called:
+                d.callback(None)
+        if self._waiting:
+            self._look_later()
