@@ -33,14 +33,19 @@ from coverart.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeade
 from coverart.metrics import Metrics
 from coverart.model import Entity
 from coverart.operations import OperatorRoutes, Standing
+from coverart.reception import Door, Reception, bound
 from coverart.redirects import Rules
 from coverart.redis_link import RedisLink
 from coverart.service import CoverService, DiskThreads, Shared
 from coverart.site import make_site
 from coverart.store import ImageStore
+from coverart.turns import Turns
 from coverart.upstream import Upstream
 from coverart.web import CoverRoutes, Ways
 
+BACKLOG = 4096
+"""Connections that the kernel holds until they are accepted; Linux allows no more by default."""
+_QUEUED = frozenset({"tcp", "tcp6", "unix", "ssl"})
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
 
 
@@ -131,6 +136,7 @@ def assemble(
         connections_per_host=settings.upstream_concurrency,
         connect_timeout_s=limits.connect_s,
     )
+    turns = Turns(reactor)
     upstream = Upstream(
         ArchiveClient(
             http=http,
@@ -139,6 +145,8 @@ def assemble(
             limits=limits,
             user_agent=settings.user_agent,
             metrics=kept.metrics,
+            now=now,
+            turn=turns.next,
         ),
         rules=rules,
         bases={
@@ -164,6 +172,7 @@ def assemble(
         ),
         fetches=kept.fetches,
         lifetimes=settings.lifetimes,
+        most_fetches=settings.max_waiting,
         now=now,
         metrics=kept.metrics,
     )
@@ -190,18 +199,20 @@ def assemble(
         public_url=settings.public_url,
         redirect_names=settings.image_mode == "redirect",
     )
+    reception = Reception(bound(settings.max_connections), kept.metrics, reactor)
     site = make_site(
-        CoverRoutes(cache, ways, threads),
+        CoverRoutes(cache, ways, threads, turns.hit),
         OperatorRoutes(cache, kept.metrics, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token).app.resource(),
         kept.metrics,
         reactor,
+        reception,
     )
     service.drain = site.drain
     everything = MultiService()
     service.setServiceParent(everything)
     for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:
-        listening = StreamServerEndpointService(endpoint, site)
+        listening = StreamServerEndpointService(Door(endpoint, reception), site)
         # As strports.service() does: a port that is taken ends the start.
         listening._raiseSynchronously = True  # noqa: SLF001
         listening.setServiceParent(everything)
@@ -235,7 +246,9 @@ def listening_at(settings: Settings, reactor: Any) -> list[IStreamServerEndpoint
     endpoints: list[IStreamServerEndpoint] = []
     for text in settings.listen:
         try:
-            endpoints.append(serverFromString(reactor, text))
+            told = text.partition(":")[0] not in _QUEUED or ":backlog=" in text
+            queued = text if told else f"{text}:backlog={BACKLOG}"
+            endpoints.append(serverFromString(reactor, queued))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{PREFIX}LISTEN={text!r}: {error}") from error
     return endpoints

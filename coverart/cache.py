@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from coverart.answers import Absent, Answer, Flowing, Held, Pointed, Status
-from coverart.errors import CoverError, NotInArchive
+from coverart.errors import CoverError, NotInArchive, Overloaded
 from coverart.fetch import Fetched, Fetcher
 from coverart.flight import Announce, Flight
 from coverart.freshness import (
@@ -46,6 +46,13 @@ from coverart.store import ImageStore
 REFRESH_PAUSE_S = 60.0
 """After a refresh failed, the old answer is served so long before the archive is asked again."""
 MOST_PAUSES = 10_000
+REFRESHES_AT_ONCE = 4
+"""Clients have their old answers already: those who wait for a new one go first."""
+MOST_REFRESHES = 500
+"""Past that a stale answer is renewed another time."""
+MOST_FETCHES = 1000
+COME_BACK_S = 5.0
+"""Told to those who find no room to wait in."""
 MOST_USES_KEPT = 50_000
 """Files whose uses are counted between two times of passing them on."""
 
@@ -64,8 +71,10 @@ class CoverCache:
         fetches: Fetches,
         lifetimes: Lifetimes,
         now: Callable[[], float],
+        most_fetches: int = MOST_FETCHES,
         metrics: Metrics | None = None,
     ) -> None:
+        """:param most_fetches: different things fetched for clients, or waiting to be, at once."""
         self.index = index
         self.store = store
         self.lifetimes = lifetimes
@@ -73,6 +82,8 @@ class CoverCache:
         self._fetcher = fetcher
         self._fetches = fetches
         self._now = now
+        self._most_fetches = most_fetches
+        self._refreshing = DeferredSemaphore(REFRESHES_AT_ONCE)
         self._counts_uses = index.eviction != "oldest"
         self._uses: Counter[FileKey] = Counter()
         self._requests: Flight[ImageRequest | ListingKey, Answer] = Flight()
@@ -112,9 +123,18 @@ class CoverCache:
         return answer.as_joined() if joined else answer
 
     def hit_now(self, request: ImageRequest) -> Held | None:
-        """A hit that takes no waiting; None where only get() can say."""
+        """
+        A hit that takes no waiting; None where only get() can say.
+
+        :raises Overloaded: it is none, and get() would say this, with more effort.
+        """
         found = self.index.find_now(request)
-        if found is None or found.entry is None:
+        if found is None:
+            return None
+        if found.entry is None and found.absence is None:
+            full = len(self._requests) >= self._most_fetches
+            if full and not self._requests.running(request) and not self._fetcher.named(request):
+                self._make_sure_of_room(len(self._requests))
             return None
         if judge_image(request, found, self._now(), self.lifetimes) is not Verdict.HIT:
             return None
@@ -147,6 +167,7 @@ class CoverCache:
         elif judge_image(request, found, self._now(), self.lifetimes) in _REMEMBERED:
             answer = Absent(status=Status.ABSENT)
         else:
+            self._make_sure_of_room(self._fetcher.resolving)
             trip = self._fetcher.trip()
             try:
                 target = await self._fetcher.resolve(key, trip)
@@ -186,6 +207,12 @@ class CoverCache:
         else:
             await self.purge(thing)
         return await self.get(thing)
+
+    def _make_sure_of_room(self, fetching: int) -> None:
+        """:raises Overloaded: one more would be too many. At once: waiting would help nobody."""
+        if fetching >= self._most_fetches:
+            self._metrics.overload["fetch"].inc()
+            raise Overloaded(f"{fetching} things are being fetched", retry_after_s=COME_BACK_S)
 
     # One request
 
@@ -230,8 +257,22 @@ class CoverCache:
         # A listing's lease is that of its file; an image's file has one of its own (fetch.py),
         # taken after this one, never the other way round.
         listing = isinstance(thing, ListingKey)
+        # Served whatever else goes on: without Redis this is how every hit is found.
+        on_disk = await self._fetcher.find(thing)
+        if on_disk is not None:
+            return self._adopted(thing, on_disk)
+        self._make_sure_of_room(len(self._requests) - 1)
         with self._metrics.fetches.track_inprogress():
-            await self._fetches.once(_lease(thing), here, doubt=listing)
+            # Before the lease: who waits in line keeps no other process from the work.
+            try:
+                place = await self._fetcher.place()
+            except Overloaded:
+                self._metrics.overload["waited"].inc()
+                raise
+            try:
+                await self._fetches.once(_lease(thing), here, doubt=listing)
+            finally:
+                place.release()
         if answers:
             return answers[0]
         # Another process did it: what it found is in the index, or on the disk at least.
@@ -316,6 +357,9 @@ class CoverCache:
         key = thing if isinstance(thing, ListingKey) else thing.alias
         if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._now():
             return
+        if len(self._refreshes) >= MOST_REFRESHES:
+            self._metrics.overload["refresh"].inc()
+            return
         self._pauses.pop(key, None)
 
         def failed(failure: Failure) -> None:
@@ -335,7 +379,11 @@ class CoverCache:
             await self._ask_again(thing)
             return b""
 
-        await self._fetches.once(b"refresh" + _lease(thing), here)
+        place = await self._refreshing.acquire()
+        try:
+            await self._fetches.once(b"refresh" + _lease(thing), here)
+        finally:
+            place.release()
 
     async def _ask_again(self, thing: ImageRequest | ListingKey) -> None:
         trip = self._fetcher.trip()

@@ -310,6 +310,21 @@ class Settings:
         default="16",
         means="requests to the archive at once",
     )
+    max_waiting: int = _setting(
+        "MAX_WAITING",
+        _whole(1, 1_000_000),
+        "a whole number from 1 to 1000000",
+        default="1000",
+        means="different things that are fetched for clients, or wait to be, at once",
+    )
+    max_connections: int = _setting(
+        "MAX_CONNECTIONS",
+        _whole(1, 1_000_000),
+        "a whole number from 1 to 1000000",
+        default="10000",
+        means="connections of clients at once, in each process; the system's limit of open "
+        "files may allow less",
+    )
     upstream_timeout: float = _setting(
         "UPSTREAM_TIMEOUT",
         _number(0.1, 3600),

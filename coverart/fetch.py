@@ -12,13 +12,19 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from coverart import layout, listing
 from coverart.client import Limits, Trip
-from coverart.errors import CoverError, NotInArchive, StoreFailed, UpstreamTimeout
+from coverart.errors import (
+    CoverError,
+    NotInArchive,
+    Overloaded,
+    StoreFailed,
+    UpstreamTimeout,
+)
 from coverart.flight import Announce, Flight
 from coverart.incoming import Incoming, InThread
 from coverart.index import Index
@@ -37,6 +43,8 @@ from coverart.packing import pack_file_key
 from coverart.request_path import spell
 from coverart.store import ImageStore, OnDisk
 from coverart.upstream import Upstream
+
+PLACES_A_REQUEST = 2
 
 T = TypeVar("T")
 
@@ -86,8 +94,33 @@ class Fetcher:
         self._clock = clock
         self._now = now
         self._limits = limits
+        # Twice as many as requests: the archive need not wait for our disk.
+        self._places = DeferredSemaphore(PLACES_A_REQUEST * limits.concurrency)
         self._images: Flight[ImageKey, FileEntry | Incoming] = Flight()
         self._targets: Flight[AliasKey, Target] = Flight()
+
+    @property
+    def resolving(self) -> int:
+        """How many names hop 1 is being asked about."""
+        return len(self._targets)
+
+    async def place(self) -> DeferredSemaphore:
+        """
+        Wait for a place to fetch in; give it back by its release().
+
+        A fetch keeps its place through all hops: were each request to wait in line by itself, a
+        crowd of fetches would all get half way in the time that all of them have.
+
+        :raises Overloaded: there was none in the time that a whole fetch may take.
+        """
+        waiting: Deferred[DeferredSemaphore] = self._places.acquire()
+        if not waiting.called:
+            waiting.addTimeout(self._limits.total_s, self._clock, onTimeoutCancel=_no_place)
+        return await waiting
+
+    def named(self, thing: ImageRequest | ListingKey) -> bool:
+        """Say whether find() could find anything."""
+        return self._store.has_name(thing)
 
     async def find(self, thing: ImageRequest | ListingKey) -> Fetched | None:
         """What lies on the disk and the index does not know; it learns it."""
@@ -337,3 +370,7 @@ class Fetcher:
         left_s = max(0.0, trip.deadline - self._clock.seconds())
         d: Deferred[T] = Deferred.fromCoroutine(work)
         return await d.addTimeout(left_s, self._clock, onTimeoutCancel=late)
+
+
+def _no_place(_: object, waited_s: float) -> DeferredSemaphore:
+    raise Overloaded(f"no place to fetch in after {waited_s:g} s", retry_after_s=waited_s)

@@ -38,6 +38,11 @@ TALLIED = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted")
 DIRECT_HITS = "direct_hits"
 """A tally too, added to by whoever takes in nginx's log."""
 _TOLD = "coverart_told"
+OVERLOAD = ("fetch", "waited", "refresh", "connection", "accept")
+"""
+What was turned away or put off. fetch: a 503, as much was being fetched as may; waited: a 503,
+after a long wait; refresh: put off; connection: closed when idle; accept: ceased for a while.
+"""
 SWEPT = ("evicted", "retired", "orphans", "learnt", "forgotten", "dangling")
 
 _REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -137,6 +142,19 @@ class Metrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.connections = Gauge(
+            "coverart_connections",
+            "Connections of clients.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        overload = Counter(
+            "coverart_overload",
+            "What was turned away or put off because a bound was reached, by kind.",
+            ["what"],
+            registry=registry,
+        )
+        self.overload = {what: overload.labels(what) for what in OVERLOAD}
         swept = Counter(
             "coverart_swept",
             "What cleanups did, by kind: files evicted, aliases retired, unfinished files removed, "

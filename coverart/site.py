@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
-from weakref import WeakSet
 
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
@@ -19,6 +20,7 @@ from coverart.channel import ClientChannel
 from coverart.errors import CoverError
 from coverart.metrics import Metrics
 from coverart.model import ImageRequest, ListingKey
+from coverart.reception import Reception
 from coverart.request_path import parse, spell
 from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
 from coverart.web import CoverRoutes
@@ -26,6 +28,10 @@ from coverart.web import CoverRoutes
 OPERATOR_PATHS = frozenset({b"/", b"/health", b"/ready", b"/cache-status", b"/metrics"})
 IDLE_CLIENT_S = 60
 DRAIN_LOOK_S = 0.02
+LARGEST_HEAD_BYTES = 16 * 1024
+"""The request line and all headers; more is a 400."""
+PIPELINED_BYTES = 16 * 1024
+"""Requests sent before the last one was answered wait, so many bytes of them; then none is read."""
 
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
 
@@ -94,32 +100,50 @@ class Front(Resource):
         return rendered
 
 
+class Channel(ClientChannel):
+    """One connection, known to the reception from its first moment to its last."""
+
+    site: QuietSite
+    totalHeadersSize = LARGEST_HEAD_BYTES
+    _optimisticEagerReadSize = PIPELINED_BYTES
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self.site.reception.came(self)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self.site.reception.gone(self)
+
+
 class QuietSite(Site):
     """Leaves the line a request in the log, and its counting, to the request (access.py)."""
 
     # Plain HTTP/1.1: what is promised of hostile requests is promised of it alone.
-    protocol = ClientChannel  # type: ignore[assignment]
+    protocol = Channel  # type: ignore[assignment]
     metrics: Metrics
     access_log: AccessLog
+    reception: Reception
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._channels: WeakSet[Any] = WeakSet()
-        self._busy: WeakSet[Any] = WeakSet()
         self._draining = False
 
     def acceptableProtocols(self) -> list[bytes]:
-        """What is offered to a client in TLS."""
+        """
+        What is offered to a client in TLS.
+
+        One request at a time on each connection: what bounds connections bounds requests.
+        """
         return [b"http/1.1"]
 
     def begun(self, channel: Any) -> None:
         """A request came on this connection."""
-        self._channels.add(channel)
-        self._busy.add(channel)
+        self.reception.begun(channel)
 
     def ended(self, channel: Any) -> None:
         """It was answered, though what was written may still be on its way."""
-        self._busy.discard(channel)
+        self.reception.ended(channel)
         if self._draining:
             channel.loseConnection()
 
@@ -131,11 +155,10 @@ class QuietSite(Site):
         :returns: how many connections were still busy then.
         """
         self._draining = True
-        for channel in list(self._channels):
-            if channel not in self._busy:
-                channel.loseConnection()
+        for channel in self.reception.idle():
+            channel.loseConnection()
         deadline = self.reactor.seconds() + seconds
-        while (left := sum(map(_is_open, self._channels))) and self.reactor.seconds() < deadline:
+        while (left := len(self.reception.open)) and self.reactor.seconds() < deadline:
             await deferLater(self.reactor, DRAIN_LOOK_S)
         self.access_log.close()
         return left
@@ -148,16 +171,13 @@ class QuietSite(Site):
         """Say nothing."""
 
 
-def _is_open(channel: Any) -> bool:
-    return bool(getattr(channel.transport, "connected", False))
-
-
 def make_site(
     art: CoverRoutes,
     operators: IResource,
     admin: IResource,
     metrics: Metrics,
     clock: IReactorTime,
+    reception: Reception,
 ) -> QuietSite:
     """The server of all applications, to be listened on."""
     site = QuietSite(
@@ -167,6 +187,7 @@ def make_site(
         reactor=clock,
     )
     site.metrics = metrics
+    site.reception = reception
     site.access_log = AccessLog(clock)
     site.displayTracebacks = False
     return site

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -18,7 +19,7 @@ from twisted.python.failure import Failure
 
 from coverart import listing
 from coverart.access import LoggedRequest
-from coverart.answers import Absent, Flowing, Held, Pointed
+from coverart.answers import Absent, Flowing, Held, Pointed, Status
 from coverart.cache import CoverCache
 from coverart.conditions import Validators
 from coverart.content import ENOUGH, check_type
@@ -51,10 +52,18 @@ class CoverRoutes:
     app = Klein()
     log = Logger()
 
-    def __init__(self, cache: CoverCache, ways: Ways, in_thread: InThread) -> None:
+    def __init__(
+        self,
+        cache: CoverCache,
+        ways: Ways,
+        in_thread: InThread,
+        hit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """:param hit: told of each hit."""
         self._cache = cache
         self._in_thread = in_thread
         self._ways = ways
+        self._hit = hit
 
     @app.route("/release/<path:_>")
     @app.route("/release-group/<path:_>")
@@ -73,6 +82,8 @@ class CoverRoutes:
             return self._pointed(request, thing, pointed)
         answer = await self._cache.get(thing)
         if isinstance(answer, Held):
+            if answer.status is Status.HIT:
+                self._hit()
             try:
                 self._say(request, thing, answer)
                 return await self._sent(request, answer)
@@ -96,10 +107,10 @@ class CoverRoutes:
         """
         if self._ways.redirect_names:
             return None
-        held = self._cache.hit_now(request.thing)
-        if held is None:
-            return None
         try:
+            held = self._cache.hit_now(request.thing)
+            if held is None:
+                return None
             self._say(request, request.thing, held)
             answer = self._held(request, held)
         except (OSError, BadUpstream):
@@ -108,6 +119,7 @@ class CoverRoutes:
             return None
         except CoverError as error:
             return refuse(request, error)
+        self._hit()
         sent: bytes | int = answer if isinstance(answer, bytes) else answer.render(request)
         return sent
 

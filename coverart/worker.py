@@ -66,6 +66,12 @@ class _UnixPort:
     def stopListening(self) -> None:
         self.port.stopReading()
 
+    def stopReading(self) -> None:
+        self.port.stopReading()
+
+    def startReading(self) -> None:
+        self.port.startReading()
+
     def getHost(self) -> IAddress:
         host: IAddress = self.port.getHost()
         return host

@@ -23,6 +23,7 @@ from coverart.config import PREFIX, load
 from coverart.leases import Leadership
 from coverart.service import CoverService
 from coverart.simulator.service import Simulator
+from coverart.site import QuietSite
 from tests.integration.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, until, within
 
 ROOT = Path(__file__).parent.parent.parent
@@ -114,6 +115,12 @@ class Proxy(Files):
     @property
     def cache(self) -> CoverCache:
         return self._part()._cache
+
+    @property
+    def site(self) -> QuietSite:
+        (listening,) = [each for each in self._service if _listens(each)]
+        site: QuietSite = listening.factory
+        return site
 
     @property
     def cleanup(self) -> Cleanup:
