@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from io import BytesIO
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -14,8 +13,6 @@ from twisted.web.server import Request
 from coverart.metrics import Metrics
 
 GATHER_S = 0.2
-MOST_BODY_BYTES = 64 * 1024
-"""No route reads the body of a request; a client that goes on sending one is not listened to."""
 
 
 class AccessLog:
@@ -72,17 +69,6 @@ class LoggedRequest(Request):
     joined = False
     _began = 0.0
     _told = False
-    _body_bytes = 0
-
-    def gotLength(self, length: int | None) -> None:  # noqa: ARG002 - given by the channel
-        """Twisted would keep a body in a file, of any size."""
-        self.content = BytesIO()
-
-    def handleContentChunk(self, data: bytes) -> None:
-        self._body_bytes += len(data)
-        if self._body_bytes > MOST_BODY_BYTES:
-            channel: Any = self.channel
-            channel.transport.abortConnection()
 
     def gotLength(self, length: int | None) -> None:  # noqa: ARG002
         # No route reads a body; Twisted would write a large one to the disk.
