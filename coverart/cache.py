@@ -112,7 +112,8 @@ class CoverCache:
                 if verdict is Verdict.STALE:
                     self._refresh(thing)
                 return held
-            await self._lost(found)
+            if found.key is not None and found.entry is not None:
+                await self._fetcher.lost(found.key, found.entry)
         elif verdict is Verdict.ABSENT:
             return Absent(status=Status.ABSENT)
         elif verdict is Verdict.ABSENT_STALE:
@@ -235,16 +236,6 @@ class CoverCache:
         if self._counts_uses and len(self._uses) < MOST_USES_KEPT:
             self._uses[found.key] += 1
         return Held(status=status, key=found.key, entry=found.entry, path=path, alias=found.alias)
-
-    async def _lost(self, found: Found) -> None:
-        """The file of an entry is gone or not the one that was stored: it is not held any more."""
-        if found.key is not None and found.entry is not None:
-            self.log.warn(
-                "{path} is gone or was changed; fetching it again",
-                path=self.store.path_of(found.key, found.entry.media),
-            )
-            await self.index.suspect(found.key)
-            await self._drop(found.key, found.entry)
 
     async def _fetch(self, thing: ImageRequest | ListingKey, announce: Announce[Answer]) -> Answer:
         """A miss, once for all who wait, here and in other processes."""
@@ -401,15 +392,19 @@ class CoverCache:
         self._metrics.refreshes.inc()
 
     async def _drop(self, key: FileKey, entry: FileEntry) -> bool:
-        """Forget a file and remove it. :returns: whether it was known."""
+        """
+        Remove a file and forget it. :returns: whether it was known.
+
+        In this order: removed after it was forgotten, it could be another that came since.
+        """
+        path = self.store.path_of(key, entry.media)
+        try:
+            self.store.remove(path)
+        except OSError as error:
+            # Forgotten is enough: what is stored next takes its place, if anything can.
+            self.log.warn("can't remove {path}: {reason}", path=path, reason=error.strerror)
         known = await self.index.forget_file(key, entry)
         if known:
-            path = self.store.path_of(key, entry.media)
-            try:
-                self.store.remove(path)
-            except OSError as error:
-                # Forgotten is enough: what is stored next takes its place, if anything can.
-                self.log.warn("can't remove {path}: {reason}", path=path, reason=error.strerror)
             await self.index.settle([key])
         return known
 

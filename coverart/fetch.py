@@ -33,6 +33,7 @@ from coverart.model import (
     Alias,
     AliasKey,
     FileEntry,
+    FileKey,
     Found,
     ImageKey,
     ImageRequest,
@@ -199,9 +200,7 @@ class Fetcher:
 
         :raises CoverError: it could not be had; the name stays as it was.
         """
-        known = await self._index.find_image(request)
-        held = known.entry if known.target and known.target.ref == target.ref else None
-        entry = held or await self._image(target, request, trip, lambda _: None)
+        entry = await self._image(target, request, trip, lambda _: None)
         await self.point(request, target, None, entry)
 
     async def resolve(self, key: AliasKey, trip: Trip) -> Target:
@@ -308,10 +307,7 @@ class Fetcher:
         entries: list[FileEntry] = []
 
         async def here() -> bytes:
-            found = await self._index.find_image(
-                ImageRequest(alias=key.ref.own_name, size=key.size)
-            )
-            known = found.entry if found.key == key else None
+            known = await self._known(key)
             entries.append(known or await self._download_here(key, target, trip, say))
             return b""
 
@@ -348,14 +344,38 @@ class Fetcher:
 
     async def _held(self, key: ImageKey) -> FileEntry | None:
         """The image, if it is held under another name than the one asked for."""
+        if (known := await self._known(key)) is not None:
+            return known
+        on_disk = await self.find(ImageRequest(alias=key.ref.own_name, size=key.size))
+        return on_disk.entry if on_disk is not None and on_disk.key == key else None
+
+    async def _known(self, key: ImageKey) -> FileEntry | None:
+        """What the index knows of a file, if the disk agrees."""
         own = ImageRequest(alias=key.ref.own_name, size=key.size)
         found = await self._index.find_image(own)
-        if found.key == key and found.entry is not None:
-            status = self._store.stat(self._store.path_of(key, found.entry.media))
-            if status is not None and status.st_size == found.entry.size_bytes:
-                return found.entry
-        on_disk = await self.find(own)
-        return on_disk.entry if on_disk is not None and on_disk.key == key else None
+        if found.key != key or found.entry is None:
+            return None
+        status = self._store.stat(self._store.path_of(key, found.entry.media))
+        if status is not None and status.st_size == found.entry.size_bytes:
+            return found.entry
+        await self.lost(key, found.entry)
+        return None
+
+    async def lost(self, key: FileKey, entry: FileEntry) -> None:
+        """
+        The file of an entry is gone or not the one that was stored: it is not held any more.
+
+        It goes from the disk first. The other way round, somebody who finds the index empty
+        could take in what is left of the file, or store it anew and lose that.
+        """
+        self.log.warn(
+            "{path} is gone or was changed; fetching it again",
+            path=self._store.path_of(key, entry.media),
+        )
+        await self._in_thread(self._store.remove_spoilt, key, entry)
+        await self._index.suspect(key)
+        if await self._index.forget_file(key, entry):
+            await self._index.settle([key])
 
     def trip(self) -> Trip:
         """The account of a fetch that starts now."""

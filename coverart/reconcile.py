@@ -97,9 +97,9 @@ class Reconciler:
         forgotten = 0
         for key, entry in await self._in_thread(self.still_lost, lost):
             check()
+            # From the disk first, as when a request finds it so (fetch.py).
+            await self._in_thread(self._store.remove_spoilt, key, entry)
             if await self._index.forget_file(key, entry):
-                # One of another size than was stored was cut short or written over.
-                await self._in_thread(self._store.remove, self._store.path_of(key, entry.media))
                 await self._index.settle([key])
                 forgotten += 1
         return forgotten

@@ -308,6 +308,25 @@ class ImageStore:
             return False
         return self.remove(path) or status is None
 
+    def remove_spoilt(self, key: FileKey, entry: FileEntry) -> None:
+        """
+        Remove the file of an entry if it was cut short or written over since it was stored.
+
+        A listing of another length that parses is no such: it was stored anew.
+        """
+        path = self.path_of(key, entry.media)
+        status = self.stat(path)
+        if status is None or status.st_size == entry.size_bytes:
+            return
+        if isinstance(key, ListingKey):
+            try:
+                listing.check(self.read(path))
+            except (BadUpstream, OSError):
+                pass
+            else:
+                return
+        self.remove(path)
+
     def _temporary_name(self) -> str:
         return f"{self._root}/{INCOMING}/{secrets.token_hex(12)}"
 

@@ -40,9 +40,9 @@ class HeldBack:
         self.waiting.append((d, call, args))
         return d
 
-    def let_one_go(self) -> None:
-        """Run the call that waits longest."""
-        d, call, args = self.waiting.pop(0)
+    def let_one_go(self, place: int = 0) -> None:
+        """Run the call that waits longest, or another."""
+        d, call, args = self.waiting.pop(place)
         maybeDeferred(call, *args).chainDeferred(d)
 
     def let_all_go(self) -> None:
