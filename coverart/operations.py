@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from html import escape
+from importlib.resources import files
 from typing import Any
 
 import attrs
@@ -28,6 +31,15 @@ class Standing:
     cache_dir: str
     limit_bytes: int
     rebuilding: Callable[[], bool]
+
+
+@cache
+def describe() -> dict[str, Any]:
+    """What openapi.json in this package says, of this version."""
+    text = files("coverart").joinpath("openapi.json").read_text("utf-8")
+    document: dict[str, Any] = json.loads(text)
+    document["info"]["version"] = __version__
+    return document
 
 
 class OperatorRoutes:
@@ -98,6 +110,11 @@ class OperatorRoutes:
         request.setHeader(b"cache-control", b"no-store")
         return sized(request, self._metrics.expose(self._held(totals)))
 
+    @app.route("/openapi.json")
+    def description(self, request: LoggedRequest) -> bytes:
+        """Every route and answer, for machines (OpenAPI 3.1)."""
+        return json_body(request, describe())
+
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
         """What could not be done, in the words of the contract."""
@@ -160,6 +177,7 @@ Ask it as you would ask the archive; it answers with the image itself.</p>
 <tr><td><code>/release/{{mbid}}/</code><td>the listing, as JSON
 </table>
 <p>Holding {files} files, {used} of {limit} MB.
-<a href="/cache-status">Status</a> · <a href="/metrics">metrics</a> · <a href="/health">health</a></p>
+<a href="/cache-status">Status</a> · <a href="/metrics">metrics</a> · <a href="/health">health</a> ·
+<a href="/openapi.json">description of all routes</a></p>
 </html>
 """

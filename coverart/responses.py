@@ -44,10 +44,15 @@ _CACHE_STATUS = {
 
 
 class MethodNotAllowed(CoverError):
-    """Only GET, HEAD and OPTIONS are understood."""
+    """This path does not understand that method."""
 
     status: ClassVar[int] = 405
     said: ClassVar[str] = "method not allowed"
+
+    def __init__(self, allow: bytes = METHODS) -> None:
+        """:param allow: the methods that this path understands."""
+        super().__init__()
+        self.allow = allow
 
 
 class RangeNotSatisfiable(CoverError):
@@ -100,8 +105,8 @@ def refuse(request: LoggedRequest, error: CoverError) -> bytes:
         request.setHeader(b"cache-control", b", ".join([*told, b"no-store"]))
     else:
         request.setHeader(b"cache-control", b"no-store")
-    if error.status == 405:
-        request.setHeader(b"allow", METHODS)
+    if isinstance(error, MethodNotAllowed):
+        request.setHeader(b"allow", error.allow)
     if error.status == 503:
         retry_after_s = max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S))
         request.setHeader(b"retry-after", b"%d" % retry_after_s)

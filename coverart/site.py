@@ -25,7 +25,9 @@ from coverart.request_path import parse, spell
 from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
 from coverart.web import CoverRoutes
 
-OPERATOR_PATHS = frozenset({b"/", b"/health", b"/ready", b"/cache-status", b"/metrics"})
+OPERATOR_PATHS = frozenset(
+    {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json"}
+)
 IDLE_CLIENT_S = 60
 DRAIN_LOOK_S = 0.02
 LARGEST_HEAD_BYTES = 16 * 1024
@@ -78,7 +80,7 @@ class Front(Resource):
                 request.key = f"{path['verb'].decode()} {spell(request.thing)}"
                 if request.method == b"POST":
                     return self._rendered(self._admin, request)
-                raise MethodNotAllowed
+                raise MethodNotAllowed(b"POST")
             else:
                 request.thing, request.key = _read(request.path)
                 inner = self._art
