@@ -12,6 +12,8 @@ NGINX_BIN=${NGINX_BIN:-nginx}
 NGINX_APP=${NGINX_APP:-app:8080}
 NGINX_CACHE_DIR=${NGINX_CACHE_DIR:-/opt/cover-art-cache}
 NGINX_LISTEN=${NGINX_LISTEN:-8080}
+# auto: one for each processor of the machine, also of those that a container may not use.
+NGINX_WORKERS=${NGINX_WORKERS:-auto}
 NGINX_RUN_DIR=${NGINX_RUN_DIR:-/tmp/coverart-nginx}
 NGINX_TEMP_DIR=${NGINX_TEMP_DIR:-$NGINX_RUN_DIR}
 NGINX_HIT_LOG=${NGINX_HIT_LOG:-${COVER_ART_HIT_LOG:-$NGINX_RUN_DIR/hits.log}}
@@ -58,6 +60,7 @@ fill() { # WORD VALUE: one sed command
     fill RUN_DIR "$NGINX_RUN_DIR"
     fill TEMP_DIR "$NGINX_TEMP_DIR"
     fill CACHE_DIR "$NGINX_CACHE_DIR"
+    fill WORKERS "$NGINX_WORKERS"
     fill FILES "$FILES"
     fill CONNECTIONS "$CONNECTIONS"
     fill LISTEN "$NGINX_LISTEN"
