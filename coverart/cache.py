@@ -143,7 +143,7 @@ class CoverCache:
 
     async def spoilt(self, held: Held) -> None:
         """The file of an answer is not what it was, though its size is: it is held no more."""
-        await self._lost(Found(key=held.key, entry=held.entry))
+        await self._fetcher.lost(held.key, held.entry)
 
     async def tell_uses(self) -> None:
         """Pass on which files were served since the last time, for the order of eviction."""

@@ -34,7 +34,7 @@ class Standing:
 
 
 @cache
-def describe() -> dict[str, Any]:
+def openapi() -> dict[str, Any]:
     """What openapi.json in this package says, of this version."""
     text = files("coverart").joinpath("openapi.json").read_text("utf-8")
     document: dict[str, Any] = json.loads(text)
@@ -113,7 +113,7 @@ class OperatorRoutes:
     @app.route("/openapi.json")
     def description(self, request: LoggedRequest) -> bytes:
         """Every route and answer, for machines (OpenAPI 3.1)."""
-        return json_body(request, describe())
+        return json_body(request, openapi())
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:

@@ -17,7 +17,7 @@ from twisted.internet.threads import deferToThread
 
 from coverart import __version__
 from coverart.errors import CoverError
-from coverart.operations import describe
+from coverart.operations import openapi
 from coverart.simulator.faults import Html, Refuse, Rule, Stall, Status
 from coverart.simulator.service import Simulator
 
@@ -68,7 +68,7 @@ def known(sim: Simulator) -> Known:
 def operations() -> Iterator[Any]:
     """Every operation of the description."""
     found: Any
-    for found in schemathesis.openapi.from_dict(describe()).get_all_operations():
+    for found in schemathesis.openapi.from_dict(openapi()).get_all_operations():
         yield found.ok()
 
 
@@ -221,10 +221,10 @@ async def test_other_methods(sim, run) -> None:
     """A method that a path does not describe is a 405 whose Allow tells those it does."""
     proxy = await run()
     there = known(sim)
-    for path, item in describe()["paths"].items():
+    for path, item in openapi()["paths"].items():
         found = item
         if "$ref" in item:
-            found = describe()["components"]["pathItems"][item["$ref"].rpartition("/")[2]]
+            found = openapi()["components"]["pathItems"][item["$ref"].rpartition("/")[2]]
         described = {method for method in METHODS if method in found}
         for method in set(METHODS) - described:
             filled_in = path.format(**there.of(path)) if "{" in path else path
