@@ -13,6 +13,7 @@ from twisted.web.server import NOT_DONE_YET
 from coverart.access import AccessLog, LoggedRequest
 from coverart.channel import LARGEST_BODY_BYTES, REQUEST_S, UNREAD_S
 from coverart.metrics import Metrics
+from coverart.reception import Reception
 from coverart.site import QuietSite
 
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -57,9 +58,12 @@ class ChannelTests(SynchronousTestCase):
         site = QuietSite(self.held, requestFactory=LoggedRequest, timeout=60, reactor=self.clock)
         site.metrics = Metrics()
         site.access_log = AccessLog(self.clock)
+        site.reception = Reception(10, site.metrics, self.clock)
         self.channel: Any = site.buildProtocol(None)
         self.transport = Transport()
         self.channel.makeConnection(self.transport)
+        # What the reception does after a turn with newcomers.
+        self.clock.advance(0)
 
     def statuses(self) -> list[bytes]:
         """Of all answers so far."""
