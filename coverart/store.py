@@ -305,7 +305,9 @@ class ImageStore:
         status = self.stat(path)
         # The mtime is what was set, but a file system may keep it less precisely.
         if status is not None and abs(status.st_mtime - entry.stored_at) > MTIME_SLACK_S:
-            return False
+            # Or it was cut short, and would be found on the disk and taken for whole.
+            self.remove_spoilt(key, entry)
+            return self.stat(path) is None
         return self.remove(path) or status is None
 
     def remove_spoilt(self, key: FileKey, entry: FileEntry) -> None:
