@@ -44,10 +44,12 @@ case $NGINX_LOG_HITS in
     *) ACCESS_LOG_OF_HITS='' ;;
 esac
 
-# A connection takes two descriptors at most: the client's and a file or the app's.
+# A quarter of the descriptors is for files that are kept open. Of the rest a connection takes two
+# at most: the client's and a file or the app's.
 FILES=$(ulimit -Hn)
-[ "$FILES" != unlimited ] && [ "$FILES" -lt 16384 ] || FILES=16384
-CONNECTIONS=$((FILES / 2))
+[ "$FILES" != unlimited ] && [ "$FILES" -lt 32768 ] || FILES=32768
+OPEN_FILES=$((FILES / 4))
+CONNECTIONS=$(((FILES - OPEN_FILES) / 2))
 
 umask 022
 mkdir -p "$NGINX_RUN_DIR" "$NGINX_TEMP_DIR"
@@ -62,6 +64,7 @@ fill() { # WORD VALUE: one sed command
     fill CACHE_DIR "$NGINX_CACHE_DIR"
     fill WORKERS "$NGINX_WORKERS"
     fill FILES "$FILES"
+    fill OPEN_FILES "$OPEN_FILES"
     fill CONNECTIONS "$CONNECTIONS"
     fill LISTEN "$NGINX_LISTEN"
     fill HIT_LOG "$NGINX_HIT_LOG"
