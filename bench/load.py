@@ -34,6 +34,57 @@ function done(summary, latency, requests)
 end
 """
 
+_DRAWING = """
+local files, head, at, tail, after
+function init(args)
+  files = tonumber(args[1])
+  math.randomseed(tonumber(args[2]))
+  head, at, tail = args[3]:match("^([^@]*)(@?)(.*)$")
+  after = string.format("%s HTTP/1.1\\r\\nHost: %s:%s\\r\\n\\r\\n", args[4], wrk.host, wrk.port)
+end
+function request()
+  local n = math.random(0, files - 1)
+  local first = string.format("%08x", n * 2654435761 % 4294967296)
+  local mbid = string.format("%s-0000-4000-8000-%012x", first, n)
+  local folder = ""
+  if at == "@" then
+    folder = first:sub(1, 1) .. "/" .. first:sub(1, 2) .. "/" .. first:sub(1, 3)
+  end
+  return "GET " .. head .. folder .. tail .. mbid .. after
+end
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("bench %d %d %d %d %d\\n", summary.requests, summary.duration,
+    e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(50), latency:percentile(99)))
+end
+"""
+
+
+def drawn(number: int) -> str:
+    """The MBID of a number, as the script of wrk makes it: evenly spread over the folders."""
+    return f"{number * 2654435761 % 2**32:08x}-0000-4000-8000-{number:012x}"
+
+
+@attrs.frozen(kw_only=True)
+class Drawing:
+    """
+    Paths drawn at random, each of them equally likely.
+
+    :ivar files: how many there are.
+    :ivar before: of the path, what comes before the MBID; @ becomes the three folders of it.
+    :ivar after: what comes after.
+    """
+
+    files: int
+    before: str
+    after: str
+
+    def path(self, number: int) -> str:
+        mbid = drawn(number)
+        folder = f"{mbid[0]}/{mbid[:2]}/{mbid[:3]}"
+        return self.before.replace("@", folder) + mbid + self.after
+
 
 @attrs.frozen(kw_only=True)
 class Load:
@@ -81,6 +132,54 @@ def measure(
     return Figure(value=load.rate, cpu_s=cpu_s)
 
 
+def measure_drawn(
+    child: Child,
+    port: int,
+    drawing: Drawing,
+    folder: Path,
+    *,
+    connections: int,
+    seconds: float,
+    seed: int,
+) -> Figure:
+    """
+    Load a server with keep-alive connections and paths drawn at random, by wrk with one thread.
+
+    :param seed: of the drawing; another each time, or the same few would be asked for first.
+    :raises CannotMeasureError: there is no wrk; nothing else here is as fast as the servers.
+    :raises RuntimeError: an answer was an error.
+    """
+    if shutil.which("wrk") is None:
+        raise CannotMeasureError("wrk, not installed")
+    script = folder / "drawing.lua"
+    script.write_text(_DRAWING)
+    # wrk takes whole seconds.
+    options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency")
+    url = f"http://{LOCAL}:{port}/"
+    arguments = (str(drawing.files), str(seed), drawing.before, drawing.after)
+    command = ["wrk", *options, "-s", str(script), url, "--", *arguments]
+    cpu_before_s = child.cpu_s()
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    cpu_after_s = child.cpu_s()
+    answers, micros, failed, p50_us, p99_us = _said(said, 5)
+    if failed or not answers:
+        raise RuntimeError(f"{child.name}: {failed} of {answers} answers were errors")
+    cpu_s = None
+    if cpu_before_s is not None and cpu_after_s is not None:
+        cpu_s = (cpu_after_s - cpu_before_s) / answers
+    return Figure(
+        value=answers / (micros / 1e6), cpu_s=cpu_s, p50_ms=p50_us / 1e3, p99_ms=p99_us / 1e3
+    )
+
+
+def _said(text: str, numbers: int) -> list[int]:
+    """What a script of wrk wrote in the end."""
+    match = re.search(rf"^bench((?: [0-9]+){{{numbers}}})$", text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError(f"wrk said {text!r}")
+    return list(map(int, match[1].split()))
+
+
 def _by_wrk(
     port: int, paths: Sequence[str], folder: Path, connections: int, seconds: float
 ) -> Load:
@@ -92,10 +191,7 @@ def _by_wrk(
     options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s")
     command = ["wrk", *options, "-s", str(script), url, "--", str(listed)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    match = re.search(r"^bench ([0-9]+) ([0-9]+) ([0-9]+)$", said, re.MULTILINE)
-    if match is None:
-        raise RuntimeError(f"wrk said {said!r}")
-    answers, micros, failed = map(int, match.groups())
+    answers, micros, failed = _said(said, 3)
     return Load(answers=answers, failed=failed, seconds=micros / 1e6)
 
 

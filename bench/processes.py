@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.request import Request, urlopen
 
 import attrs
@@ -23,6 +24,8 @@ TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()",
 START_S = 60.0
 STOP_S = 10.0
 LOCAL = "127.0.0.1"
+
+T = TypeVar("T")
 
 RELEASES = 1_000_000
 """Far more than a run asks for, so that no two rounds meet the same release; they are derived."""
@@ -40,13 +43,18 @@ class Child:
     log: Path
 
     @property
+    def folder(self) -> Path:
+        """Its own."""
+        return self.log.parent
+
+    @property
     def pid(self) -> int:
         return self.process.pid
 
     def check(self) -> None:
         """:raises RuntimeError: it is not running any more."""
         if self.process.poll() is not None:
-            said = self.log.parent / "stderr"
+            said = self.folder / "stderr"
             texts = [file.read_text(errors="replace") for file in (said, self.log) if file.exists()]
             raise RuntimeError(f"{self.name} ended:\n{''.join(texts)}")
 
@@ -62,12 +70,21 @@ class Child:
         raise RuntimeError(f"{self.name} does not listen")
 
     def cpu_s(self) -> float | None:
-        """Processor time it used so far; None on systems without /proc."""
+        """Processor time that it and its children used so far; None on systems without /proc."""
         try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            return sum(map(_ticks, _family(self.pid))) / os.sysconf("SC_CLK_TCK")
         except OSError:
             return None
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def answers(self, port: int) -> None:
+        """Wait until something listens on a port. :raises RuntimeError: nothing ever does."""
+        began = time.monotonic()
+        while time.monotonic() - began < START_S:
+            self.check()
+            with contextlib.suppress(OSError), socket.create_connection((LOCAL, port), 1.0):
+                return
+            time.sleep(0.02)
+        raise RuntimeError(f"{self.name} does not listen")
 
     def stop(self) -> None:
         self.process.terminate()
@@ -76,6 +93,40 @@ class Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _family(pid: int) -> Iterator[int]:
+    """A process, its children and theirs."""
+    yield pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from _family(int(child))
+
+
+def _ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@contextlib.contextmanager
+def _held_to(processors: int | None) -> Iterator[None]:
+    """What is started meanwhile inherits it."""
+    if processors is None:
+        yield
+        return
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(ours)[:processors])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as found:
+        found.bind((LOCAL, 0))
+        port: int = found.getsockname()[1]
+        return port
 
 
 @attrs.define(eq=False)
@@ -121,12 +172,15 @@ class Bench:
 
     :ivar seconds: how long one side is loaded in one round.
     :ivar files: how many a large cache has.
+    :ivar workers: of each server that nginx is measured against, and of nginx.
     """
 
     directory: Path
     rounds: int
     seconds: float
     files: int = 1_000_000
+    workers: int = 1
+    _kept: dict[str, Any] = attrs.field(factory=dict)
     _archive: Archive | None = None
     _ending: contextlib.ExitStack = attrs.field(factory=contextlib.ExitStack)
     _started: int = 0
@@ -142,6 +196,13 @@ class Bench:
         self._started += 1
         made = self.directory / f"{self._started:02d}-{name}"
         made.mkdir()
+        return made
+
+    def kept(self, name: str, make: Callable[[], T]) -> T:
+        """What several rows share: made when the first of them asks."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        made: T = self._kept[name]
         return made
 
     def archive(self) -> Archive:
@@ -185,17 +246,41 @@ class Bench:
         """A twistd process with its log in a file."""
         folder = self.folder(args[0].strip("-"))
         log = folder / "twistd.log"
+        words = [*TWISTD, "--logfile", str(log), *args]
+        with self.program(
+            args[0], words, folder, env={"PYTHONPATH": str(ROOT), **(env or {})}
+        ) as child:
+            yield child
+
+    @contextlib.contextmanager
+    def program(
+        self,
+        name: str,
+        words: Sequence[str],
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        processors: int | None = None,
+    ) -> Iterator[Child]:
+        """
+        Any program, run in a folder of the run's own.
+
+        :param processors: it gets so many and no others, however many threads it has.
+        """
         # Nothing of the caller's own settings gets in, nor a .env file of the caller's folder.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("COVER_ART_")}
-        process = subprocess.Popen(
-            [*TWISTD, "--logfile", str(log), *args],
-            cwd=folder,
-            env={**inherited, "PYTHONPATH": str(ROOT), **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / "stderr").open("wb"),
-        )
-        child = Child(args[0], process, log)
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith(("COVER_ART_", "NGINX_"))
+        }
+        with _held_to(processors):
+            process = subprocess.Popen(
+                words,
+                cwd=folder,
+                env={**inherited, **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=(folder / "stderr").open("wb"),
+            )
+        child = Child(name, process, folder / "twistd.log")
         try:
             yield child
         finally:

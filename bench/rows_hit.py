@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+from collections.abc import Iterator
 
+from bench import fronts
 from bench.chain import whole
 from bench.load import measure
-from bench.processes import LOCAL, ROOT, Bench
+from bench.million import start_redis
+from bench.processes import LOCAL, ROOT, STOP_S, Bench
 from bench.table import Figure, Goal, Pair, Row, interleaved
 
 CONNECTIONS = 64
 COVERS = 200
 FILE_BYTES = 15_000
 WARM_S = 1.0
+ACCEL_PREFIX = "/cache-files/"
 
 
-def _hits(bench: Bench, *, body_bytes: int, **settings: str) -> list[Pair]:
+def _hits(
+    bench: Bench, *, body_bytes: int, through_nginx: bool = False, **settings: str
+) -> list[Pair]:
     archive = bench.archive()
     cover = b"\xff\xd8\xff\xe0" + bytes(FILE_BYTES - 4)
     data = base64.b64encode(cover).decode()
     archive.rules({"hop": "node", "does": {"kind": "body", "data": data}})
-    paths = [f"/release/{mbid}/front-250" for mbid in archive.releases(COVERS)]
+    mbids = archive.releases(COVERS)
+    paths = [f"/release/{mbid}/front-250" for mbid in mbids]
+    cache_dir = bench.folder("cache")
     bare_app = str(ROOT / "bench" / "bare_klein.py")
     folder = bench.folder("load")
-    with (
-        bench.proxy(**settings) as (proxy, port),
-        bench.twistd("--python", bare_app, env={"BENCH_BODY_BYTES": str(body_bytes)}) as bare,
-    ):
+    with contextlib.ExitStack() as stack:
+        proxy, port = stack.enter_context(
+            bench.proxy(COVER_ART_CACHE_DIR=str(cache_dir), **settings)
+        )
+        env = {"BENCH_BODY_BYTES": str(body_bytes)}
+        bare = stack.enter_context(bench.twistd("--python", bare_app, env=env))
         bare_port = bare.port()
         for path in paths:
             whole(f"http://{LOCAL}:{port}{path}")
@@ -34,8 +45,15 @@ def _hits(bench: Bench, *, body_bytes: int, **settings: str) -> list[Pair]:
         theirs, _ = whole(f"http://{LOCAL}:{bare_port}{paths[0]}")
         whole(f"http://{LOCAL}:{bare_port}/padding/{max(0, len(ours) - len(theirs))}")
 
+        if through_nginx:
+            _, port = stack.enter_context(fronts.shipped(bench, cache_dir, port))
+            # An MBID in upper case is one that nginx leaves to the app.
+            asked = [f"/release/{mbid.upper()}/front-250" for mbid in mbids]
+        else:
+            asked = paths
+
         def coverart(seconds: float = bench.seconds) -> Figure:
-            return measure(proxy, port, paths, folder, connections=CONNECTIONS, seconds=seconds)
+            return measure(proxy, port, asked, folder, connections=CONNECTIONS, seconds=seconds)
 
         def reference(seconds: float = bench.seconds) -> Figure:
             return measure(bare, bare_port, paths, folder, connections=CONNECTIONS, seconds=seconds)
@@ -45,9 +63,43 @@ def _hits(bench: Bench, *, body_bytes: int, **settings: str) -> list[Pair]:
         return interleaved(bench.rounds, reference, coverart)
 
 
+@contextlib.contextmanager
+def _redis(bench: Bench) -> Iterator[str]:
+    """The URL of a Redis of the run's own."""
+    process, address = start_redis(bench.folder("redis"))
+    try:
+        yield str(address)
+    finally:
+        process.terminate()
+        process.wait(STOP_S)
+
+
 def accel(bench: Bench) -> list[Pair]:
     """The application decides, nginx would send the file: headers only."""
-    return _hits(bench, body_bytes=0, COVER_ART_ACCEL="/cache-files/")
+    return _hits(bench, body_bytes=0, COVER_ART_ACCEL=ACCEL_PREFIX)
+
+
+def accel_redis(bench: Bench) -> list[Pair]:
+    """The same with the index in Redis."""
+    with _redis(bench) as url:
+        return _hits(bench, body_bytes=0, COVER_ART_ACCEL=ACCEL_PREFIX, COVER_ART_REDIS_URL=url)
+
+
+def through(bench: Bench) -> list[Pair]:
+    """The application decides, nginx before it sends the file."""
+    return _hits(bench, body_bytes=0, through_nginx=True, COVER_ART_ACCEL=ACCEL_PREFIX)
+
+
+def through_redis(bench: Bench) -> list[Pair]:
+    """The same with the index in Redis."""
+    with _redis(bench) as url:
+        return _hits(
+            bench,
+            body_bytes=0,
+            through_nginx=True,
+            COVER_ART_ACCEL=ACCEL_PREFIX,
+            COVER_ART_REDIS_URL=url,
+        )
 
 
 def sent(bench: Bench) -> list[Pair]:
@@ -63,6 +115,30 @@ ROWS = (
         unit="/s",
         goal=Goal(bound=0.8),
         measure=accel,
+    ),
+    Row(
+        name="hit-redis",
+        what="the same with the index in Redis",
+        reference="bare Klein route",
+        unit="/s",
+        goal=Goal(bound=0.5),
+        measure=accel_redis,
+    ),
+    Row(
+        name="hit-through",
+        what="hit of 15 kB decided by the app, sent by nginx, 64 connections",
+        reference="bare Klein route, no body, no nginx",
+        unit="/s",
+        goal=Goal(bound=0.8),
+        measure=through,
+    ),
+    Row(
+        name="hit-through-redis",
+        what="the same with the index in Redis",
+        reference="bare Klein route, no body, no nginx",
+        unit="/s",
+        goal=Goal(bound=0.5),
+        measure=through_redis,
     ),
     Row(
         name="hit-sent",

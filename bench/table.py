@@ -19,7 +19,10 @@ class Figure:
 
     value: float
     cpu_s: float | None = None
-    """Processor time per answer, of the measured process alone; None where it is not known."""
+    """Processor time per answer, of the measured process and its children; None: not known."""
+    p50_ms: float | None = None
+    """Half of the answers were there after this; None where it was not measured."""
+    p99_ms: float | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -134,10 +137,19 @@ def interleaved(
     return pairs
 
 
+def in_turn(rounds: int, sides: dict[str, Callable[[], Figure]]) -> dict[str, tuple[Figure, ...]]:
+    """Like interleaved, for many sides: A B C, C B A, A B C, … Gives each side's rounds."""
+    figures: dict[str, list[Figure]] = {name: [] for name in sides}
+    for number in range(rounds):
+        for name in reversed(sides) if number % 2 else sides:
+            figures[name].append(sides[name]())
+    return {name: tuple(found) for name, found in figures.items()}
+
+
 def render(results: Sequence[Result]) -> str:
-    """The table as text, and below it what processor time an answer took."""
+    """The table as text, and below it what an answer took: processor time, percentiles of time."""
     lines = [["row", "what", "reference", "coverart", "ratio", "rounds", "goal", "reached"]]
-    costs = []
+    costs: list[str] = []
     for result in results:
         row = result.row
         goal = "-" if row.goal is None else str(row.goal)
@@ -158,9 +170,7 @@ def render(results: Sequence[Result]) -> str:
                 reached,
             ]
         )
-        cost = _cost(result)
-        if cost:
-            costs.append(cost)
+        costs.extend(filter(None, (_cost(result), _latency(result))))
     return "\n".join([*_columns(lines), *([""] if costs else []), *costs])
 
 
@@ -174,6 +184,19 @@ def _cost(result: Result) -> str:
         f"{result.row.name}: processor time per answer {our_cpu * 1e6:.0f} us, "
         f"reference {their_cpu * 1e6:.0f} us ({their_cpu / our_cpu:.2f})"
     )
+
+
+def _latency(result: Result) -> str:
+    def told(figures: list[Figure]) -> str:
+        p50s = [figure.p50_ms for figure in figures if figure.p50_ms is not None]
+        p99s = [figure.p99_ms for figure in figures if figure.p99_ms is not None]
+        if not p50s or not p99s:
+            return ""
+        return f"p50 {statistics.median(p50s):.1f} ms, p99 {statistics.median(p99s):.1f} ms"
+
+    ours = told([pair.coverart for pair in result.pairs])
+    theirs = told([pair.reference for pair in result.pairs])
+    return f"{result.row.name}: answers by {ours}, reference {theirs}" if ours and theirs else ""
 
 
 def _with_unit(value: float, unit: str) -> str:
