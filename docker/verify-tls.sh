@@ -57,6 +57,8 @@ machine() { # gives the number of a process that holds a network
 at() { # HOLDER COMMAND...
     nsenter --target "$1" --net -- "${@:2}"
 }
+# The same for programs in the background: $! is then the program itself.
+become() { exec nsenter --target "$1" --net -- "${@:2}"; }
 ip link set lo up
 machine; front=$holder
 machine; inner=$holder
@@ -119,14 +121,14 @@ asked_archive() { at "$inner" curl -sf "http://127.0.0.1:8195$1" "${@:2}"; }
 # --- nginx, the app, the archive ------------------------------------------------------------------
 
 start_nginx() {
-    at "$inner" env NGINX_BIN="$NGINX" NGINX_APP=127.0.0.1:8090 NGINX_CACHE_DIR="$work/cache" NGINX_USER=root \
+    become "$inner" env NGINX_BIN="$NGINX" NGINX_APP=127.0.0.1:8090 NGINX_CACHE_DIR="$work/cache" NGINX_USER=root \
         NGINX_RUN_DIR="$work/nginx" NGINX_HIT_LOG="$work/hits.log" NGINX_ACCESS_LOG="$work/access.log" \
         NGINX_LOG_HITS=on NGINX_TRUSTED_PROXIES=10.213.77.3 nginx/start.sh >>"$work/nginx.log" 2>&1 &
     nginx_pid=$!
     until_true 90 at "$inner" curl -sf http://127.0.0.1:8080/ready
 }
 twistd() { # LOG ARGUMENTS...
-    at "$inner" "$PYTHON" -c 'import sys; from twisted.scripts.twistd import run; sys.argv[0] = "twistd"; run()' \
+    become "$inner" "$PYTHON" -c 'import sys; from twisted.scripts.twistd import run; sys.argv[0] = "twistd"; run()' \
         --nodaemon --pidfile= "${@:2}" >"$work/$1.log" 2>&1 &
 }
 twistd archive coverart-archive
@@ -243,7 +245,7 @@ else
 fi
 start_caddy() { # CADDYFILE OPTIONS
     # No rights at all, as in its container.
-    at "$front" env COVER_ART_DOMAIN=$NAME CADDY_OPTIONS="$2" XDG_DATA_HOME="$work/tls" XDG_CONFIG_HOME="$work/tls" \
+    become "$front" env COVER_ART_DOMAIN=$NAME CADDY_OPTIONS="$2" XDG_DATA_HOME="$work/tls" XDG_CONFIG_HOME="$work/tls" \
         setpriv --no-new-privs --bounding-set=-all --inh-caps=-all \
         "$CADDY" run --config "$1" --adapter caddyfile >>"$work/caddy.log" 2>&1 &
     front_pid=$!
@@ -318,7 +320,7 @@ snippet() { # LANGUAGE: the block, with the places of this network
         s|/etc/ssl/covers.key|$work/covers.key|; s|/etc/ssl/covers.pem|$work/${2:-covers.pem}|"
 }
 begin() { # COMMAND...: a front
-    at "$front" "$@" >>"$work/front.log" 2>&1 &
+    become "$front" "$@" >>"$work/front.log" 2>&1 &
     front_pid=$!
     until_true 20 curl -sf "$BASE/health"
 }
