@@ -136,7 +136,8 @@ def assemble(
         connections_per_host=settings.upstream_concurrency,
         connect_timeout_s=limits.connect_s,
     )
-    turns = Turns(reactor)
+    # Apart, so that a crowd of new misses keeps no request of a fetch under way waiting.
+    asking, misses = Turns(reactor), Turns(reactor)
     upstream = Upstream(
         ArchiveClient(
             http=http,
@@ -146,7 +147,7 @@ def assemble(
             user_agent=settings.user_agent,
             metrics=kept.metrics,
             now=now,
-            turn=turns.next,
+            turn=asking.next,
         ),
         rules=rules,
         bases={
@@ -173,6 +174,7 @@ def assemble(
         fetches=kept.fetches,
         lifetimes=settings.lifetimes,
         most_fetches=settings.max_waiting,
+        turn=misses.next,
         now=now,
         metrics=kept.metrics,
     )
@@ -199,9 +201,14 @@ def assemble(
         public_url=settings.public_url,
         redirect_names=settings.image_mode == "redirect",
     )
+
+    def hit() -> None:
+        asking.hit()
+        misses.hit()
+
     reception = Reception(bound(settings.max_connections), kept.metrics, reactor)
     site = make_site(
-        CoverRoutes(cache, ways, threads, turns.hit),
+        CoverRoutes(cache, ways, threads, hit),
         OperatorRoutes(cache, kept.metrics, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token).app.resource(),
         kept.metrics,

@@ -42,6 +42,7 @@ from coverart.model import (
 from coverart.packing import pack_alias_key, pack_file_key, pack_size
 from coverart.request_path import spell
 from coverart.store import ImageStore
+from coverart.turns import at_once
 
 REFRESH_PAUSE_S = 60.0
 """After a refresh failed, the old answer is served so long before the archive is asked again."""
@@ -72,9 +73,13 @@ class CoverCache:
         lifetimes: Lifetimes,
         now: Callable[[], float],
         most_fetches: int = MOST_FETCHES,
+        turn: Callable[[], Deferred[None]] = at_once,
         metrics: Metrics | None = None,
     ) -> None:
-        """:param most_fetches: different things fetched for clients, or waiting to be, at once."""
+        """
+        :param most_fetches: different things fetched for clients, or waiting to be, at once.
+        :param turn: awaited before each miss that joins none.
+        """
         self.index = index
         self.store = store
         self.lifetimes = lifetimes
@@ -83,6 +88,7 @@ class CoverCache:
         self._fetches = fetches
         self._now = now
         self._most_fetches = most_fetches
+        self._turn = turn
         self._refreshing = DeferredSemaphore(REFRESHES_AT_ONCE)
         self._counts_uses = index.eviction != "oldest"
         self._uses: Counter[FileKey] = Counter()
@@ -119,6 +125,8 @@ class CoverCache:
         elif verdict is Verdict.ABSENT_STALE:
             self._refresh(thing)
             return Absent(status=Status.ABSENT)
+        if not self._requests.running(thing):
+            await self._turn()
         joined = self._requests.running(thing)
         answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
         return answer.as_joined() if joined else answer

@@ -37,7 +37,7 @@ IDLE_S = 10.0
 """A connection used more recently is not closed to make room: its next request may be on its way."""
 LOOK_S = 0.5
 MOST_LOOKED_AT = 100
-MOST_ACCEPTS = 4
+MOST_ACCEPTS = 2
 """Connections accepted in one turn of the reactor, so that those that are there get in between."""
 MOST_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 1024
