@@ -42,8 +42,10 @@ async def play(row: Row, log: Log, seed: int) -> Outcome:
         broken = str(error)
     except Exception as error:
         broken = f"{type(error).__name__}: {error}"
-    finally:
+    try:
         await stage.close()
+    except Exception as error:
+        broken = broken or f"it does not end: {type(error).__name__}: {error}"
     return Outcome(row=row, claims=stage.claims, broken=broken, not_here=not_here)
 
 

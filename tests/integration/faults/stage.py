@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -169,17 +170,19 @@ class Stage:
         return self
 
     async def close(self) -> None:
+        """End all of it, whatever part of it does not end well; that part's error is raised last."""
         self.sim.faults.clear()
-        for proxy in self._proxies:
-            await proxy.stop()
-        for victim in self._victims:
-            victim.kill()
-        for server in self._servers:
-            server.kill()
-        await self.sim.stop()
-        for call in reversed(self._last):
-            call()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        async with contextlib.AsyncExitStack() as ends:
+            ends.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            for call in self._last:
+                ends.callback(call)
+            ends.push_async_callback(self.sim.stop)
+            for server in self._servers:
+                ends.callback(server.kill)
+            for victim in self._victims:
+                ends.callback(victim.kill)
+            for proxy in self._proxies:
+                ends.push_async_callback(proxy.stop)
 
     def at_the_end(self, call: Callable[[], object]) -> None:
         """Have something undone when the row is over."""
