@@ -81,7 +81,7 @@ class Fault:
 
 UNHARMED = End(status=200)
 UNREACHED = End(
-    status=502,
+    status=503,
     said="the archive can't be reached",
     log=r"127\.0\.0\.1:\d+: .*refused.*left alone for \d+ s",
     pause_s=LONGEST_PAUSE_S,

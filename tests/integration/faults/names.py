@@ -76,7 +76,7 @@ async def unknown(stage: Stage, *, hop: str, code: int) -> None:
     names.answer = names.fails(code)
     thing = stage.thumbnail()
     seen = await stage.ask(proxy.port, thing.path)
-    stage.refused(seen, 502, "the archive can't be reached", of="cold")
+    stage.refused(seen, 503, "the archive can't be reached", of="cold")
     stage.at_once(seen)
     stage.whole(await stage.ask(proxy.port, held.path), held, "HIT", of="held")
     again = await stage.ask(proxy.port, thing.path)
@@ -152,13 +152,12 @@ async def private(stage: Stage) -> None:
     proxy = await stage.proxy(COVER_ART_UPSTREAM=f"https://{NAME}")
     thing = stage.thumbnail()
     seen = await stage.ask(proxy.port, thing.path)
-    stage.refused(seen, 502, "the archive can't be reached", of="")
+    stage.refused(seen, 502, "the archive gave no usable answer", of="")
     stage.at_once(seen)
     await stage.nothing_kept(proxy)
     await stage.exact(proxy)
-    stage.logged(
-        rf"{NAME} .*10\.0\.0\.1.*not public", NAME, text="HOST leads to ADDRESS, not public"
-    )
+    text = "HOST has no public address (ADDRESS)"
+    stage.logged(rf"{NAME} has no public address \(10\.0\.0\.1\)", thing.path, text=text)
     total = sum(stage.sim.counts.connections(hop).total for hop in ("release", "archive"))
     stage.claim("after", "nobody was connected to", total == 0, total)
 
