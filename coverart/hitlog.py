@@ -7,8 +7,9 @@ checksum of what stands before it, so that a log that was replaced or cut off by
 also once it has grown past the old place. A reader holds a lock on `{log}.lock`, so a process that
 was stopped in the middle can't cut off what its successor has not read.
 
-A batch is told to the index first, then its end is written down: a process that is killed in
-between leads to this one batch, of at most BATCH_BYTES, being counted twice, and none being lost.
+The hits of a batch are told to the index first, then its end is written down: a process that is
+killed in between leads to this one batch, of at most BATCH_BYTES, being counted twice, and none
+being lost.
 A log that was read to its end is cut off once it is large; what nginx writes between the look at
 its size and the cut, two system calls, is the only thing that can be lost.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -12,10 +14,13 @@ from coverart.incoming import InThread
 from coverart.index import Index, IndexAway
 from coverart.leases import Leadership
 from coverart.metrics import DIRECT_HITS, Metrics
+from coverart.model import FileKey
 
 USES_AT_ONCE = 250
 """So many uses are told to an index in memory in a millisecond."""
 
+MOST_USES_KEPT = 20_000
+"""Files whose uses are gathered before they are told."""
 SHORT_TRIES = 20
 """
 So many short batches end a take-in: under load there are always some new lines, and the log can
@@ -58,6 +63,7 @@ class Intake:
         """
         await self._one_by_one.acquire()
         rubbish = 0
+        uses: Counter[FileKey] = Counter()
         try:
             if self._may_go_on() and await self._in_thread(self._hit_log.begin):
                 tries = SHORT_TRIES
@@ -69,6 +75,11 @@ class Intake:
                     rubbish += batch.counted.rubbish
                     await self._in_thread(self._hit_log.done, batch)
                     tries -= not batch.full
+                    for key, times in batch.counted.uses:
+                        uses[key] += times
+                    if len(uses) > MOST_USES_KEPT:
+                        await self._tell_uses(uses)
+                await self._tell_uses(uses)
                 self._complained = ""
         except IndexAway:
             pass
@@ -90,15 +101,24 @@ class Intake:
 
     async def _tell(self, batch: Batch) -> None:
         """:raises IndexAway: it could not be told."""
-        counted = batch.counted
+        hits = batch.counted.hits
+        if hits:
+            await self._index.tally({DIRECT_HITS: hits})
+            self._metrics.direct_hits.inc(hits)
+
+    async def _tell_uses(self, uses: Counter[FileKey]) -> None:
+        """
+        Tell which files were used, and begin anew.
+
+        Not with each batch, which would tell most files of a busy cache again and again. Those of
+        a process that is killed are lost: they order what is evicted, nobody adds them up.
+        """
+        told = tuple(uses.items())
+        uses.clear()
         if self._index.eviction != "oldest":
-            for start in range(0, len(counted.uses), USES_AT_ONCE):
-                await self._index.use(counted.uses[start : start + USES_AT_ONCE])
+            for start in range(0, len(told), USES_AT_ONCE):
+                await self._index.use(told[start : start + USES_AT_ONCE])
                 await deferLater(self._clock, 0)
-        if counted.hits:
-            # If the uses did not arrive, neither does this, and the batch is told again.
-            await self._index.tally({DIRECT_HITS: counted.hits})
-            self._metrics.direct_hits.inc(counted.hits)
 
     def _complain(self, error: OSError) -> None:
         """Once for each trouble: this is tried every few seconds."""

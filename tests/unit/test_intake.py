@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -10,6 +11,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
+from coverart import intake
 from coverart.eviction import Eviction
 from coverart.hitlog import BATCH_BYTES, CUT_BYTES, HitLog
 from coverart.index import IndexAway
@@ -240,6 +242,28 @@ class UseTests(IntakeCase):
 
         self.finish(look())
         self.assertEqual(order, [OTHER.at(500), REF.at(250)])
+
+    def test_told_together(self) -> None:
+        """A file that is in every batch is told once, with all its uses; many files at times."""
+        self.index = Index("least-useful")
+        told: list[tuple[Any, int]] = []
+
+        async def use(uses: Sequence[tuple[Any, int]]) -> None:
+            told.extend(uses)
+
+        self.patch(self.index, "use", use)
+        count = 3 * BATCH_BYTES // len(LINE)
+        self.log.append(LINE * count)
+        self.finish(self.make().take_in())
+        self.assertEqual(told, [(REF.at(250), count)])
+        self.patch(intake, "MOST_USES_KEPT", 1)
+        self.log.append((LINE + OTHER_LINE) * count)
+        self.finish(self.make().take_in())
+        self.assertGreater(len(told), 5)
+        total: Counter[Any] = Counter()
+        for key, times in told:
+            total[key] += times
+        self.assertEqual(total, {REF.at(250): 2 * count, OTHER.at(500): count})
 
 
 class TalliesTests(IntakeCase):
