@@ -88,8 +88,10 @@ class _Response:
 
 def retry_after(data: bytes) -> None:
     """Whatever pause an archive asks for, it is one that ends."""
-    asked_s = _retry_after_s(cast("IResponse", _Response(data)))
-    pause_s = Breaker().overloaded("host:443", 1000.0, asked_s)
+    now = 1000.0
+    asked_s = _retry_after_s(cast("IResponse", _Response(data)), now)
+    breaker = Breaker()
+    pause_s = breaker.overloaded(breaker.admit("host:443", now), now, asked_s)
     assert 1 <= pause_s <= LONGEST_RETRY_AFTER_S
 
 
