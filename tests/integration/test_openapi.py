@@ -190,7 +190,7 @@ async def test_every_status_is_described(sim, run) -> None:
         sim.faults.remove(rule)
 
     await broken(Html(), 502, "GET", "HEAD")
-    await broken(Refuse(), 502, "GET")
+    await broken(Refuse(), 503, "GET", "HEAD")
     await proxy.restart()
     await broken(Stall(), 504, "GET", "HEAD")
     await proxy.restart()
