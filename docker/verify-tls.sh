@@ -9,8 +9,8 @@
 #
 # Needs Linux with user namespaces, iproute2, util-linux, openssl, curl with HTTP/2, caddy, an
 # environment with '.[test]' (PYTHON), and for the certificate pebble and pebble-challtestsrv; without
-# these Caddy's own authority gives it. nginx, haproxy, apache2 and traefik are tried if they are
-# there, a front before 1.25.1 excepted. All is in a network of its own, and ends with the script:
+# these Caddy's own authority gives it. haproxy, apache2 and traefik are tried if they are there.
+# All is in a network of its own, and ends with the script:
 #
 #   the world 203.0.113.7 ── 203.0.113.1 the front 10.213.77.3 ── 10.213.77.2 nginx, app, archive
 #   a LAN    192.168.77.7 ── 192.168.77.1
@@ -155,7 +155,7 @@ said=0
 client_is() { # ADDRESS CURL-ARGUMENTS...: nginx' log has that client for a request
     said=$((said + 1))
     curl -s -o /dev/null "${@:2}?said=$said"
-    until_true 10 grep -q "said=$said\"" "$work/access.log"
+    until_true 10 grep -q "said=$said\"" "$work/access.log" || { echo "nginx was not asked"; return 1; }
     is "$1" "$(grep "said=$said\"" "$work/access.log" | json 'd["client"]')"
 }
 shut() { # CURL-ARGUMENTS...: no spelling of these gets through
@@ -166,7 +166,9 @@ shut() { # CURL-ARGUMENTS...: no spelling of these gets through
     done
     is 403 "$(code "$@" "$BASE/metrics")" && is 403 "$(code "$@" "$BASE/cache-status")"
 }
-listing_names_us() { is "True" "$(curl -s "$BASE/release/$RELEASE/" | json 'all(i["image"].startswith("'"$BASE"'/") for i in d["images"])')"; }
+listing_names_us() {
+    is True "$(curl -s "$BASE/release/$RELEASE/" | json 'all(i["image"].startswith("'"$BASE"'/") for i in d["images"])')"
+}
 versions() {
     is "2 200" "$(curl -s -o /dev/null -w '%{http_version} %{http_code}' "$BASE/health")" &&
         is "1.1 200" "$(curl -s -o /dev/null -w '%{http_version} %{http_code}' --http1.1 "$BASE/health")"
@@ -335,7 +337,12 @@ mkdir "$work/front"
 {
     echo "user root; pid $work/front/pid; error_log stderr; events { } http { access_log off;"
     for kind in client_body proxy fastcgi uwsgi scgi; do echo "${kind}_temp_path $work/front/$kind;"; done
-    snippet nginx | sed '$d'
+    # `http2 on` came with 1.25.1; before, the page says what to write.
+    if printf '1.25.1\n%s\n' "$("$NGINX" -v 2>&1 | sed 's|.*nginx/||; s|[^0-9.].*||')" | sort -V -C; then
+        snippet nginx
+    else
+        snippet nginx | sed 's/ ssl;/ ssl http2;/; /http2 on;/d'
+    fi | sed '$d'
     snippet nginx-path
     echo "} }"
 } >"$work/front/nginx.conf"
@@ -370,7 +377,7 @@ if command -v "$APACHE" >/dev/null; then
         echo "PidFile $work/front/apache.pid"
         echo "ErrorLog /dev/stderr"
         echo "Listen 443"
-        for module in mpm_event authz_core socache_shmcb ssl http2 proxy proxy_http headers; do
+        for module in mpm_event authz_core env socache_shmcb ssl http2 proxy proxy_http headers; do
             echo "LoadModule ${module}_module $APACHE_MODULES/mod_$module.so"
         done
         snippet apache
