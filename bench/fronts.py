@@ -110,16 +110,21 @@ def find_nginx() -> str:
 
 
 @contextlib.contextmanager
-def shipped(bench: Bench, cache_dir: Path, app_port: int | None = None) -> Iterator[Served]:
+def shipped(
+    bench: Bench, cache_dir: Path, *app_ports: int, hit_log: Path | None = None
+) -> Iterator[Served]:
     """nginx/start.sh with the hit log on. Without an app only what is held can be had."""
     folder, port = bench.folder("shipped"), free_port()
+    # More than one are lines of their own in nginx's list of servers.
+    apps = "; server ".join(f"{LOCAL}:{each}" for each in app_ports or [free_port()])
     env = {
         "NGINX_BIN": find_nginx(),
-        "NGINX_APP": f"{LOCAL}:{app_port or free_port()}",
+        "NGINX_APP": apps,
         "NGINX_CACHE_DIR": str(cache_dir),
         "NGINX_LISTEN": f"{LOCAL}:{port}",
         "NGINX_RUN_DIR": str(folder),
         "NGINX_ACCESS_LOG": str(folder / "access.log"),
+        "NGINX_HIT_LOG": str(hit_log or folder / "hits.log"),
         "NGINX_WORKERS": str(bench.workers),
         "NGINX_USER": _user(),
     }
