@@ -54,16 +54,18 @@ class InheritedSocket:
 
 
 @implementer(IListeningPort)
-@attrs.frozen
+@attrs.define(eq=False)
 class _UnixPort:
     """Twisted's own removes the socket's path when it stops, which others still need."""
 
     port: Any
+    disconnecting: bool = False
 
     def startListening(self) -> None:
         """It does already."""
 
     def stopListening(self) -> None:
+        self.disconnecting = True
         self.port.stopReading()
 
     def stopReading(self) -> None:
@@ -71,6 +73,16 @@ class _UnixPort:
 
     def startReading(self) -> None:
         self.port.startReading()
+
+    @property
+    def numberAccepts(self) -> int:
+        """How many connections are accepted in one turn; the reception sets it."""
+        count: int = self.port.numberAccepts
+        return count
+
+    @numberAccepts.setter
+    def numberAccepts(self, count: int) -> None:
+        self.port.numberAccepts = count
 
     def getHost(self) -> IAddress:
         host: IAddress = self.port.getHost()
@@ -129,6 +141,9 @@ def main(number: int, sockets: int, reactor_module: str, *, relayed: bool) -> No
     """Serve until the parent says no more."""
     # Ctrl-C reaches every process of the terminal; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Told to end before it runs, it ends in order all the same.
+    early: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: early.append(number))
     importlib.import_module(reactor_module).install()
     # Not before: something in there takes the reactor, and would have chosen one.
     from twisted.internet import reactor as reactor_
@@ -148,9 +163,13 @@ def main(number: int, sockets: int, reactor_module: str, *, relayed: bool) -> No
         raise SystemExit(f"coverart: {error}") from error
     reactor.addReader(Lifeline(reactor))
     reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    reactor.callWhenRunning(
-        signal.signal, signal.SIGTERM, lambda *_: reactor.callFromThread(stop, reactor)
-    )
+
+    def runs() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(stop, reactor))
+        if early:
+            stop(reactor)
+
+    reactor.callWhenRunning(runs)
     service.startService()
     reactor.run()
     if os.getppid() != parent:
