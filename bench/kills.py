@@ -23,7 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
+
+import attrs
 
 from bench.million import start_redis
 from bench.processes import LOCAL, VARIANTS, Bench, Child
@@ -117,6 +120,37 @@ def on_disk(root: Path) -> tuple[int, int, int, int]:
     return files, size, dangling, unfinished
 
 
+@attrs.frozen(kw_only=True)
+class Settled:
+    """What is there when all is quiet: on the disk, and as one of the proxies tells it."""
+
+    files: int
+    size_bytes: int
+    dangling: int
+    unfinished: int
+    status: dict[str, Any]
+
+    @property
+    def exact(self) -> bool:
+        told = self.status["cached_files"], self.status["cache_size_bytes"]
+        return told == (self.files, self.size_bytes) and not self.unfinished
+
+
+def settled(root: Path, port: int, seconds: float) -> Settled:
+    """What is there once disk and index agree, or after so many seconds."""
+    # A killed leader's term (15 s) and the leases of what it fetched run out, then one sweep.
+    deadline = time.monotonic() + seconds
+    while True:
+        time.sleep(SWEEP_S)
+        files, size, dangling, unfinished = on_disk(root)
+        status = json.load(urlopen(f"http://{LOCAL}:{port}/cache-status", timeout=30))
+        found = Settled(
+            files=files, size_bytes=size, dangling=dangling, unfinished=unfinished, status=status
+        )
+        if found.exact or time.monotonic() > deadline:
+            return found
+
+
 def run(bench: Bench, folder: Path, options: argparse.Namespace) -> bool:
     mbids = bench.archive().releases(options.covers)
     hashes = expected(bench, mbids)
@@ -147,19 +181,15 @@ def run(bench: Bench, folder: Path, options: argparse.Namespace) -> bool:
             if any(client.is_alive() for client in clients):
                 pair.kill(pair.kills % 2)
         elapsed_s = time.monotonic() - began
-        # A killed leader's term (15 s) and the leases of what it fetched run out, then one sweep.
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            time.sleep(SWEEP_S)
-            files, size, dangling, unfinished = on_disk(root)
-            status = json.load(urlopen(f"http://{LOCAL}:{pair.ports[0]}/cache-status"))
-            exact = (status["cached_files"], status["cache_size_bytes"]) == (files, size)
-            if exact and not unfinished:
-                break
+        found = settled(root, pair.ports[0], 60)
+    files, status = found.files, found.status
     print(f"{pair.kills} kills in {elapsed_s:.0f} s; {dict(seen)}")
-    print(f"on disk: {files} files, {size} bytes, {dangling} dangling, {unfinished} unfinished")
+    print(
+        f"on disk: {files} files, {found.size_bytes} bytes, {found.dangling} dangling, "
+        f"{found.unfinished} unfinished"
+    )
     print(f"in the index: {status['cached_files']} files, {status['cache_size_bytes']} bytes")
-    good = exact and not unfinished and not seen["WRONG BODIES"] and not seen["GIVEN UP"]
+    good = found.exact and not seen["WRONG BODIES"] and not seen["GIVEN UP"]
     print("every promise held" if good else "NOT as promised")
     return good
 

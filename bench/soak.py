@@ -27,12 +27,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import attrs
 
 from bench.fronts import shipped
-from bench.kills import on_disk
+from bench.kills import settled
 from bench.million import start_redis
 from bench.processes import LOCAL, VARIANTS, Bench, Child, free_port
 from coverart.layout import identify
@@ -237,11 +236,6 @@ def wrong_files(root: Path, expected: dict[str, Expected]) -> Iterator[str]:
                 yield str(path)
 
 
-def told(port: int) -> dict[str, Any]:
-    status: dict[str, Any] = json.load(urlopen(f"http://{LOCAL}:{port}/cache-status", timeout=30))
-    return status
-
-
 def run(bench: Bench, folder: Path, options: argparse.Namespace) -> bool:
     expected = expect(bench, bench.archive().releases(options.covers))
     root = folder / "shared"
@@ -283,20 +277,13 @@ def run(bench: Bench, folder: Path, options: argparse.Namespace) -> bool:
         for client in clients:
             client.join(120)
         bench.archive().rules()
-        # A killed leader's term (15 s) and the leases of what it fetched run out, then one sweep.
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            time.sleep(SWEEP_S)
-            files, size, _, unfinished = on_disk(root)
-            status = told(stack.ports[0])
-            exact = (status["cached_files"], status["cache_size_bytes"]) == (files, size)
-            if exact and not unfinished:
-                break
+        found = settled(root, stack.ports[0], 90)
         wrong = list(wrong_files(root, expected))
         last = rss_bytes(stack.apps[0])
     warm = next((bytes_ for at, bytes_ in watched if at >= 60), watched[-1][1])
-    good = exact and not unfinished and not wrong and not seen["WRONG BODIES"]
+    good = found.exact and not wrong and not seen["WRONG BODIES"]
     good = good and not seen["STATUS NOT ALLOWED"] and seen["right bodies"] > 0
+    files, status = found.files, found.status
     for name, count in sorted(seen.items()):
         print(f"{name:40} {count:>10,}")
     for name, count in sorted(stack.did.items()):
@@ -307,7 +294,7 @@ def run(bench: Bench, folder: Path, options: argparse.Namespace) -> bool:
         f"{'files that the index does not know':40} {max(0, files - status['cached_files']):>10,}"
     )
     print(f"{'entries without a file':40} {max(0, status['cached_files'] - files):>10,}")
-    print(f"{'unfinished files left':40} {unfinished:>10,}")
+    print(f"{'unfinished files left':40} {found.unfinished:>10,}")
     print(f"{'evicted (as counted since Redis last lost it)':40} {status['evicted']:>10,}")
     print(
         f"memory of the app that was never killed: {watched[0][1] >> 20} MB at the start, "

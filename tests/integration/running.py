@@ -73,7 +73,29 @@ class Files:
         return sorted(found)
 
 
-class Proxy(Files):
+class Served:
+    """Something that serves HTTP on a local port."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOCAL}:{self.port}"
+
+    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Ask for a path; if_none_match= becomes If-None-Match."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await ask(self.url + path, method, sent)
+
+    async def wire(self, path: str = "", *headers: str) -> Wire:
+        """Open a connection and ask for a path."""
+        wire = await connect(self.port)
+        if path:
+            wire.get(path, *headers)
+        return wire
+
+
+class Proxy(Files, Served):
     """The proxy as tap.py assembles it, on a free local port of the test's own process."""
 
     def __init__(self, root: Path, settings: dict[str, str], machine: Any = reactor) -> None:
@@ -129,22 +151,6 @@ class Proxy(Files):
     @property
     def leadership(self) -> Leadership:
         return self._part()._leadership
-
-    @property
-    def url(self) -> str:
-        return f"http://{LOCAL}:{self.port}"
-
-    async def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
-        """Ask for a path; if_none_match= becomes If-None-Match."""
-        sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await ask(self.url + path, method, sent)
-
-    async def wire(self, path: str = "", *headers: str) -> Wire:
-        """Open a connection and ask for a path."""
-        wire = await connect(self.port)
-        if path:
-            wire.get(path, *headers)
-        return wire
 
     async def forget_connections(self) -> None:
         """Close the idle connections to the archive, as it does itself after a while."""
@@ -226,7 +232,7 @@ class Child:
                 return
 
 
-class ProxyChild(Child, Files):
+class ProxyChild(Child, Files, Served):
     """`twistd -n coverart` on a cache directory."""
 
     def __init__(self, root: Path, folder: Path, **settings: str) -> None:
@@ -239,10 +245,6 @@ class ProxyChild(Child, Files):
             COVER_ART_LISTEN=f"tcp:{self.port}:interface={LOCAL}",
             **settings,
         )
-
-    @property
-    def url(self) -> str:
-        return f"http://{LOCAL}:{self.port}"
 
     async def ready(self) -> ProxyChild:
         """Wait until it serves and knows what is on its disk."""
