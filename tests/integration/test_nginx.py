@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -229,6 +230,23 @@ async def test_another_app_takes_over(sim, run, nginx) -> None:
     answers = [await front.get(path) for path in paths]
     assert {answer.status for answer in answers} == {200}
     await two.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_app_out_of_reach(run, nginx) -> None:
+    """An app that takes no connection is told like one that refuses: 503, come back."""
+    proxy = await run(**ACCEL)
+    with socket.socket() as full, socket.socket() as one, socket.socket() as two:
+        full.bind((LOCAL, 0))
+        full.listen(0)
+        # The queue holds one more than it was told; nothing answers who comes after that.
+        for each in (one, two):
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        front = await nginx(proxy, NGINX_APP=f"{LOCAL}:{full.getsockname()[1]}")
+        answer = await front.get("/health")
+    assert (answer.status, answer["Retry-After"]) == (503, "5")
+    assert answer.json == {"error": "busy, try again"}
 
 
 @pytest_twisted.ensureDeferred
