@@ -32,7 +32,7 @@ def access(nginx: NginxServer) -> list[dict[str, object]]:
     """The lines of the access log."""
     if not nginx.access_log.exists():
         return []
-    return [json.loads(line) for line in nginx.access_log.read_text().splitlines()]
+    return [json.loads(line) for line in nginx.access_log.read_text(errors="replace").splitlines()]
 
 
 @pytest_twisted.ensureDeferred
