@@ -20,6 +20,10 @@ from twisted.web.http import HTTPChannel
 
 from coverart.responses import RUNS_NOTHING
 
+LARGEST_HEAD_BYTES = 16 * 1024
+"""The request line and all headers; more is a 400."""
+PIPELINED_BYTES = 16 * 1024
+"""Requests sent before the last one was answered wait, so many bytes of them; then none is read."""
 REQUEST_S = 30.0
 """So long a request may take to arrive, from its first byte to its last."""
 UNREAD_S = 60.0
@@ -34,6 +38,8 @@ class ClientChannel(HTTPChannel):
 
     transport: Any
     site: Any
+    totalHeadersSize = LARGEST_HEAD_BYTES
+    _optimisticEagerReadSize = PIPELINED_BYTES
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,6 +51,11 @@ class ClientChannel(HTTPChannel):
         self._late: IDelayedCall | None = None
         self._unread: IDelayedCall | None = None
         self._body_bytes = 0
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        # The reception knows a connection from its first moment to its last.
+        self.site.reception.came(self)
 
     def dataReceived(self, data: bytes) -> None:
         if not self._answering:
@@ -146,6 +157,7 @@ class ClientChannel(HTTPChannel):
         self._cancel_late()
         self._cancel_unread()
         super().connectionLost(reason)
+        self.site.reception.gone(self)
 
     def _too_late(self) -> None:
         self._late = None

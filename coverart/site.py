@@ -8,9 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.protocol import connectionDone
 from twisted.internet.task import deferLater
-from twisted.python.failure import Failure
 from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
@@ -30,10 +28,6 @@ OPERATOR_PATHS = frozenset(
 )
 IDLE_CLIENT_S = 60
 DRAIN_LOOK_S = 0.02
-LARGEST_HEAD_BYTES = 16 * 1024
-"""The request line and all headers; more is a 400."""
-PIPELINED_BYTES = 16 * 1024
-"""Requests sent before the last one was answered wait, so many bytes of them; then none is read."""
 
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
 
@@ -102,27 +96,11 @@ class Front(Resource):
         return rendered
 
 
-class Channel(ClientChannel):
-    """One connection, known to the reception from its first moment to its last."""
-
-    site: QuietSite
-    totalHeadersSize = LARGEST_HEAD_BYTES
-    _optimisticEagerReadSize = PIPELINED_BYTES
-
-    def connectionMade(self) -> None:
-        super().connectionMade()
-        self.site.reception.came(self)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self.site.reception.gone(self)
-
-
 class QuietSite(Site):
     """Leaves the line a request in the log, and its counting, to the request (access.py)."""
 
     # Plain HTTP/1.1: what is promised of hostile requests is promised of it alone.
-    protocol = Channel  # type: ignore[assignment]
+    protocol = ClientChannel  # type: ignore[assignment]
     metrics: Metrics
     access_log: AccessLog
     reception: Reception

@@ -69,7 +69,6 @@ fill() { # WORD VALUE: one sed command
     fill LISTEN "$NGINX_LISTEN"
     fill HIT_LOG "$NGINX_HIT_LOG"
     fill ACCESS_LOG "$NGINX_ACCESS_LOG"
-    fill LOG_HITS NGINX_LOG_HITS
     fill ACCESS_LOG_OF_HITS "$ACCESS_LOG_OF_HITS"
     fill DIRECT_NAMES "$DIRECT_NAMES"
     fill ALIAS_TTL "${ALIAS_TTL%.*}"
