@@ -18,7 +18,8 @@ Imports go one way; no module imports one further down:
         redis_address, config
     flight, turns, index, index_memory, store,      what is held, and what is on its way
         rebuild, incoming, hitlog, tallies, status
-    redis_link, redis_scripts, index_redis, leases  what several processes share
+    gathered, redis_link, redis_scripts,            what several processes share
+        index_redis, leases
     transfer, connect, client, upstream             asking the archive
     fetch, answers, cache                           the cache itself
     reconcile, cleanup, scan, intake                keeping it small and true

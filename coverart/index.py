@@ -62,7 +62,7 @@ class Totals:
     What is held, exact at any moment.
 
     `size_bytes` and `files` count regular files (images and listings); `by_entity` counts files
-    by the entity in whose folder they lie; `aliases` names by entity; `oldest` is the download
+    by the entity in whose folder they lie; `aliases` names by entity; `oldest` is the
     download time of the oldest file, seconds since the epoch, None when nothing is held or files
     are evicted in another order;
     `absences` is None where an index can't tell; `leader` is the process that cleans, if one is elected;

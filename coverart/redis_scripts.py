@@ -91,31 +91,35 @@ local function put_alias(k, v, minute)
 end
 """
 
-FIND_IMAGE = Script(
+FIND_IMAGES = Script(
     _COMMON
     + """
-local key, size, own = ARGV[2], ARGV[3], ARGV[4]
-local base = string.char(entity(key)) .. key:sub(2)
-if own == '1' then
-  local held = redis.call('HMGET', bucket(base), base .. '\\0', base .. '\\1', base .. '\\2', base .. '\\3')
-  if held[1] or held[2] or held[3] or held[4] then
-    local entry = held[size:byte() + 1]
-    local no = false
-    if not entry then no = redis.call('GET', p .. 'no:' .. base .. size) end
-    return {false, entry, held[1], no}
+local function find(key, size, own)
+  local base = string.char(entity(key)) .. key:sub(2)
+  if own == '1' then
+    local held = redis.call('HMGET', bucket(base), base .. '\\0', base .. '\\1', base .. '\\2', base .. '\\3')
+    if held[1] or held[2] or held[3] or held[4] then
+      local entry = held[size:byte() + 1]
+      local no = false
+      if not entry then no = redis.call('GET', p .. 'no:' .. base .. size) end
+      return {false, entry, held[1], no}
+    end
   end
+  local alias = redis.call('HGET', bucket(key), key)
+  if not alias then
+    local no = redis.call('GET', p .. 'no:' .. key)
+    if not no and own == '1' then no = redis.call('GET', p .. 'no:' .. base .. size) end
+    return {false, false, false, no, 'unknown'}
+  end
+  local image = alias:sub(1, 1) .. alias:sub(3, 26) .. size
+  local entry = redis.call('HGET', bucket(image), image)
+  local no = false
+  if not entry then no = redis.call('GET', p .. 'no:' .. image) end
+  return {alias, entry, false, no}
 end
-local alias = redis.call('HGET', bucket(key), key)
-if not alias then
-  local no = redis.call('GET', p .. 'no:' .. key)
-  if not no and own == '1' then no = redis.call('GET', p .. 'no:' .. base .. size) end
-  return {false, false, false, no, 'unknown'}
-end
-local image = alias:sub(1, 1) .. alias:sub(3, 26) .. size
-local entry = redis.call('HGET', bucket(image), image)
-local no = false
-if not entry then no = redis.call('GET', p .. 'no:' .. image) end
-return {alias, entry, false, no}
+local found = {}
+for i = 2, #ARGV, 3 do found[#found + 1] = find(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+return found
 """,
     writes=False,
 )

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import attrs
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, gatherResults
 
 from coverart.index import Index, Seen
 from coverart.model import (
@@ -104,6 +105,22 @@ async def original_tells_the_extension(index: Index) -> None:
     )
     found = await index.find_image(request(OWN, 1200))
     equal(found, Found(target=Target(ref=REF, extension="png")))
+
+
+@promise
+async def many_at_once(index: Index) -> None:
+    """Of many who ask at the same moment, each learns about its own thing."""
+    refs = [attrs.evolve(REF, image_id=number) for number in range(250)]
+    held = refs[::2]
+    for ref in held:
+        await index.put_file(ref.at(250), entry(10 + ref.image_id))
+    await index.put_absence(refs[1].own_name, GONE)
+    found = await gatherResults(
+        Deferred.fromCoroutine(index.find_image(request(ref.own_name))) for ref in refs
+    )
+    equal([each.entry and each.entry.size_bytes for each in found[::2]], list(range(10, 260, 2)))
+    equal(found[1], Found(absence=GONE))
+    equal(found[3::2], [Found()] * 124)
 
 
 @promise

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
 
 from coverart.index import Index
 from coverart.index_memory import MemoryIndex
 from coverart.index_redis import RedisIndex
+from coverart.model import ImageRequest
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
-from tests.index_promises import PROMISES, Promise
+from tests.index_promises import FRONT, PROMISES, Promise
 from tests.integration.redis_server import RedisServer
 
 
@@ -33,6 +35,22 @@ async def index(request, shared_redis):
     link = RedisLink(parse_address(shared_redis.url), reactor, reactor)
     link.connect()
     yield RedisIndex(link, "test")
+    await link.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_way_for_many(shared_redis) -> None:
+    """Of a hundred look-ups at the same moment, one goes at once and the others together."""
+    link = RedisLink(parse_address(shared_redis.url), reactor, reactor)
+    link.connect()
+    index = RedisIndex(link, "test")
+    requests = [ImageRequest(alias=FRONT, size=250)] * 101
+    # Teaches the server the script.
+    await index.find_image(requests[0])
+    client = shared_redis.client()
+    client.config_resetstat()
+    await gatherResults(Deferred.fromCoroutine(index.find_image(each)) for each in requests)
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 2
     await link.close()
 
 
