@@ -15,7 +15,7 @@ Imports go one way; no module imports one further down:
     request_path, layout, content, listing,         pure rules
         freshness, packing, names, redirects,
         breaker, conditions, eviction,
-        redis_address, config
+        redis_address, setting_values, config
     flight, turns, index, index_memory, store,      what is held, and what is on its way
         rebuild, incoming, hitlog, tallies, status
     gathered, redis_link, redis_scripts,            what several processes share
@@ -27,7 +27,7 @@ Imports go one way; no module imports one further down:
         operations, admin, reception, site
     service, assembly                               the running process
     processes, worker, tap                          one of them, or several behind one port
-    cli                                             the command line beside it
+    tables, command, cli                            the command line beside it
 
 `coverart.simulator` is an archive to try it against; it imports nothing from above.
 """

@@ -2,68 +2,47 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import sys
-import traceback
-from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
 import click
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError  # noqa: A004
+from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
 from twisted.internet.error import ConnectError, DNSLookupError
-from twisted.internet.task import LoopingCall, deferLater, react
-from twisted.logger import (
-    FilteringLogObserver,
-    LogLevel,
-    LogLevelFilterPredicate,
-    globalLogBeginner,
-    textFileLogObserver,
-)
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.web.client import Agent, ResponseFailed, readBody
 
 from coverart import __version__
-from coverart.assembly import Keeping, index_for, keep
+from coverart.assembly import Keeping, index_for
 from coverart.cleanup import SLICES_A_SWEEP, Bounds
-from coverart.config import (
-    MEGABYTE,
-    PREFIX,
-    ConfigError,
-    Settings,
-    load,
-    read_environment,
-    variables,
+from coverart.command import (
+    DIFFERENT,
+    FINE,
+    WRONG_USE,
+    NotNow,
+    fail,
+    opened,
+    run,
+    settings_of,
 )
-from coverart.index import SLICES, Index, IndexAway
+from coverart.config import MEGABYTE, PREFIX, Settings, variables
+from coverart.index import SLICES, Index
 from coverart.leases import LEADER_LIFE_S
 from coverart.reconcile import Reconciler
-from coverart.scan import Scan, Scanner
+from coverart.scan import Scanner
 from coverart.status import describe
+from coverart.tables import progress, scan_table, show, status_table, table
 from coverart.tallies import tell_counts
 
-FINE, DIFFERENT, WRONG_USE, NOT_NOW, INTERRUPTED, BROKEN = 0, 1, 2, 3, 130, 70
 ANSWER_S = 10.0
 ASK_FOR_LEAD_S = 1.0
 MOST_COUNTED = 5_000
 """A dry run looks at so many files at the front of the queue, and reckons the rest from them."""
 
 _OFTEN = ("CACHE_DIR", "CACHE_MAX_SIZE", "CACHE_CLEAN_TO", "REDIS_URL", "CACHE_NAME")
-
-Work = Callable[[Any], Coroutine[Deferred[Any], Any, int]]
-
-
-class NotNow(Exception):
-    """What was asked for can't be done at present; the message is fit for the operator."""
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -107,10 +86,10 @@ def scan(*, dry_run: bool, verify: bool, as_json: bool, **given: str | None) -> 
     With --verify, images that do not begin as their name says, and empty files, are removed.
     With --dry-run or --verify the exit code is 1 if something differed.
     """
-    settings = _settings(given)
+    settings = settings_of(given)
 
     async def work(reactor: Any) -> int:
-        async with _opened(settings, reactor) as kept:
+        async with opened(settings, reactor) as kept:
             index = None if kept.shared is None else kept.index
             await _reach(index)
             scanner = Scanner(
@@ -121,12 +100,12 @@ def scan(*, dry_run: bool, verify: bool, as_json: bool, **given: str | None) -> 
                 dry_run=dry_run,
                 verify=verify,
             )
-            with _progress(scanner):
+            with progress(scanner):
                 seen = await scanner.run()
-        _show(attrs.asdict(seen), None if as_json else _scan_table(seen))
+        show(attrs.asdict(seen), None if as_json else scan_table(seen))
         return DIFFERENT if seen.differences and (dry_run or verify) else FINE
 
-    _run(work)
+    run(work)
 
 
 @main.command()
@@ -135,19 +114,19 @@ def scan(*, dry_run: bool, verify: bool, as_json: bool, **given: str | None) -> 
 @_with_settings
 def stats(*, url: str | None, as_json: bool, **given: str | None) -> None:
     """Tell what the cache holds: from Redis if it is set, else from the running service."""
-    settings = _settings(given)
+    settings = settings_of(given)
     if url is not None and urlsplit(url).scheme not in ("http", "https"):
-        _fail(WRONG_USE, f"--url={url!r}: must be an http or https URL")
+        fail(WRONG_USE, f"--url={url!r}: must be an http or https URL")
 
     async def work(reactor: Any) -> int:
         if url is None and settings.redis_url is not None:
             status = await _status_in_redis(settings, reactor)
         else:
             status = await _status_of_service(url or _own_url(settings), reactor)
-        _show(status, None if as_json else _status_table(status))
+        show(status, None if as_json else status_table(status))
         return FINE
 
-    _run(work)
+    run(work)
 
 
 @main.command()
@@ -173,9 +152,9 @@ def clean(
     Without Redis a running service has its own index, and would not learn what was evicted: the
     command refuses unless forced.
     """
-    settings = _settings(given)
+    settings = settings_of(given)
     if to_mb is not None and not (math.isfinite(to_mb) and to_mb >= 0):
-        _fail(WRONG_USE, f"--to={to_mb}: must be a number of MB from 0 up")
+        fail(WRONG_USE, f"--to={to_mb}: must be a number of MB from 0 up")
     bounds = Bounds(
         max_bytes=settings.max_bytes,
         clean_to_bytes=settings.clean_to_bytes,
@@ -186,7 +165,7 @@ def clean(
         bounds = attrs.evolve(bounds, max_bytes=to_bytes, clean_to_bytes=to_bytes)
 
     async def work(reactor: Any) -> int:
-        async with _opened(settings, reactor, bounds) as kept:
+        async with opened(settings, reactor, bounds) as kept:
             await _reach(None if kept.shared is None else kept.index)
             if dry_run:
                 told = await _would_evict(kept, bounds)
@@ -199,10 +178,10 @@ def clean(
                     )
                 await _lead(kept, reactor, wait=wait)
                 told = await _sweep(kept)
-        _show(told, None if as_json else _table("cleanup", told))
+        show(told, None if as_json else table("cleanup", told))
         return FINE
 
-    _run(work)
+    run(work)
 
 
 # What the commands do
@@ -342,184 +321,6 @@ def _own_url(settings: Settings) -> str:
                     port = name
             return f"http://{host}:{port}"
     raise NotNow("COVER_ART_LISTEN names no TCP port: say --url")
-
-
-# What they print
-
-
-def _show(told: dict[str, Any], table: Table | None) -> None:
-    if table is None:
-        click.echo(json.dumps(told))
-    else:
-        Console().print(table)
-
-
-def _scan_table(seen: Scan) -> Table:
-    would = "would be " if seen.dry_run else ""
-    rows: dict[str, object] = {
-        "directory": seen.cache_dir,
-        "files": f"{seen.files:,}",
-        **{f"  {entity}": f"{count:,}" for entity, count in seen.by_entity.items()},
-        "size": _size(seen.size_bytes),
-        "aliases": f"{seen.aliases:,}",
-        "links, dangling": f"{seen.links:,}, {seen.dangling:,}",
-        "unfinished files": f"{seen.unfinished:,}",
-        "foreign": _named(seen.foreign, seen.foreign_names),
-        "damaged" if seen.verified else "empty": _named(seen.damaged, seen.damaged_names),
-    }
-    if seen.index == "none":
-        rows["index"] = (
-            "no Redis: a running service has its own,\nin its memory; only the disk was looked at"
-        )
-    else:
-        rows[f"{would}learnt by the index"] = f"{seen.learnt:,}"
-        rows[f"{would}forgotten by it"] = f"{seen.forgotten:,}"
-    rows["took"] = f"{seen.elapsed_s:.1f} s"
-    return _table("scan, nothing changed" if seen.dry_run else "scan", rows)
-
-
-def _status_table(status: dict[str, Any]) -> Table:
-    rows = {name.replace("_", " "): value for name, value in status.items() if value is not None}
-    if isinstance(status.get("oldest"), int | float):
-        rows["oldest"] = datetime.fromtimestamp(status["oldest"], UTC).strftime(
-            "%Y-%m-%d %H:%M UTC"
-        )
-    return _table("cache", rows)
-
-
-def _table(title: str, rows: dict[str, Any]) -> Table:
-    table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        said = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        if isinstance(value, float):
-            said = f"{value:,.2f}"
-        # Text of the disk and of the service is no markup.
-        table.add_row(name.replace("_", " "), str(said).replace("[", "\\["))
-    return table
-
-
-def _named(count: int, names: list[str]) -> str:
-    more = count - len(names)
-    lines = [f"{count:,}", *names, *([f"… and {more:,} more"] if more else [])]
-    # A name on disk need not be text that a terminal can be sent.
-    return "\n".join(repr(line)[1:-1] if not line.isprintable() else line for line in lines)
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes:,} bytes ({decimal(size_bytes)})"
-
-
-@contextlib.contextmanager
-def _progress(scanner: Scanner) -> Any:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    columns = (
-        TextColumn("scanning"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[files]:,} files"),
-        TextColumn("{task.fields[rate]:,.0f}/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task: TaskID = progress.add_task("", total=None, files=0, rate=0.0)
-        began = progress.get_time()
-
-        def told(done: int, of: int, scan: Scan) -> None:
-            rate = scan.files / max(1e-6, progress.get_time() - began)
-            progress.update(task, completed=done, total=of, files=scan.files, rate=rate)
-
-        scanner.told = told
-        yield
-
-
-# Settings, reactor, exit
-
-
-def _settings(given: dict[str, str | None]) -> Settings:
-    options = {name: text for name, text in given.items() if text is not None}
-    try:
-        return load(read_environment(Path.cwd(), os.environ), options=options)
-    except ConfigError as error:
-        _fail(WRONG_USE, str(error))
-
-
-@contextlib.asynccontextmanager
-async def _opened(
-    settings: Settings, reactor: Any, bounds: Bounds | None = None
-) -> AsyncIterator[Keeping]:
-    """The parts of the service that hold the cache together, at work until the end."""
-    directory = settings.directory()
-    if not directory.is_dir():
-        # The service makes it; who looks at a cache has mistaken the name.
-        raise ConfigError(f"{PREFIX}CACHE_DIR={str(directory)!r}: there is no such directory")
-    kept = keep(settings, reactor, bounds=bounds)
-    kept.threads.start()
-    if kept.shared is not None:
-        kept.shared.link.connect()
-    try:
-        yield kept
-    finally:
-        await kept.leadership.resign()
-        if kept.shared is not None:
-            await kept.shared.link.close()
-        kept.threads.stop()
-
-
-def _run(work: Work) -> NoReturn:
-    """Do it with the reactor running, and end the process with what it returns."""
-    warnings = FilteringLogObserver(
-        textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)]
-    )
-    globalLogBeginner.beginLoggingTo([warnings], redirectStandardIO=False)
-    code = INTERRUPTED
-
-    async def to_the_end(reactor: Any) -> None:
-        nonlocal code
-        try:
-            # Once the reactor runs, an interrupt ends it in good order.
-            await deferLater(reactor, 0)
-            code = await work(reactor)
-        except ConfigError as error:
-            code = _say(WRONG_USE, str(error))
-        except NotNow as error:
-            code = _say(NOT_NOW, str(error))
-        except IndexAway as error:
-            code = _say(NOT_NOW, f"Redis can't be asked now ({error})")
-        except CancelledError:
-            code = INTERRUPTED
-        except Exception:
-            traceback.print_exc()
-            code = BROKEN
-
-    def start(reactor: Any) -> Deferred[None]:
-        working = Deferred.fromCoroutine(to_the_end(reactor))
-
-        def interrupt() -> Deferred[None]:
-            # The lead is given up, threads and progress bar are ended.
-            working.cancel()
-            return working
-
-        reactor.addSystemEventTrigger("before", "shutdown", interrupt)
-        return working
-
-    try:
-        react(start)
-    except (SystemExit, KeyboardInterrupt):
-        sys.exit(code)
-    raise AssertionError("react() ends with SystemExit")
-
-
-def _fail(code: int, why: str) -> NoReturn:
-    sys.exit(_say(code, why))
-
-
-def _say(code: int, why: str) -> int:
-    click.echo(f"coverart: {why}", err=True)
-    return code
 
 
 if __name__ == "__main__":

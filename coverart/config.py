@@ -9,17 +9,16 @@ compose files pass on what a user left out.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import environ
 from dotenv import dotenv_values
 from platformdirs import user_cache_path
 
 from coverart import __version__
+from coverart import setting_values as values
 from coverart.eviction import Eviction
 from coverart.freshness import Lifetimes
 from coverart.packing import LARGEST_FILE_BYTES
@@ -57,100 +56,6 @@ def _setting(
     return environ.var(default=default, converter=convert, name=PREFIX + name, help=help_)
 
 
-def _number(least: float, most: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text, re.ASCII):
-            raise ValueError(text)
-        number = float(text)
-        if not least <= number <= most:
-            raise ValueError(text)
-        return number
-
-    return parse
-
-
-def _whole(least: int, most: int) -> Callable[[str], int]:
-    number = _number(least, most)
-
-    def parse(text: str) -> int:
-        if "." in text:
-            raise ValueError(text)
-        return int(number(text))
-
-    return parse
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError(text)
-        return text
-
-    return parse
-
-
-def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-        raise ValueError(text)
-    if parts.query or parts.fragment or not re.fullmatch("[!-~]+", text):
-        raise ValueError(text)
-    _ = parts.port  # ValueError if it is no port
-    return text.rstrip("/")
-
-
-def _hosts(text: str) -> tuple[str, ...]:
-    entries = tuple(entry.lower() for entry in re.split(r"[,\s]+", text) if entry)
-    label = "[a-z0-9_-]+"
-    entry = (
-        rf"(\*\.)?{label}(\.{label})*|({label}(\.{label})*|\[[0-9a-f:.]+\]):(?P<port>[0-9]{{1,5}})"
-    )
-    if not text.isascii() or not entries:
-        raise ValueError(text)
-    for each in entries:
-        match = re.fullmatch(entry, each)
-        if match is None or not 1 <= int(match["port"] or 1) <= 65535:
-            raise ValueError(text)
-    return entries
-
-
-def _endpoints(text: str) -> tuple[str, ...]:
-    strings = tuple(text.split())
-    if not strings or not all(re.match("[a-z0-9]+:", each) for each in strings):
-        raise ValueError(text)
-    return strings
-
-
-def _prefix(text: str) -> str:
-    if not re.fullmatch(r"/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*/", text):
-        raise ValueError(text)
-    return text
-
-
-def _one_line(text: str) -> str:
-    if not text.isprintable() or not text.isascii() or "(" in text or ")" in text:
-        raise ValueError(text)
-    return text
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", text):
-        raise ValueError(text)
-    return text
-
-
-def _processes(text: str) -> int:
-    if text == "auto":
-        # The cores this process may use, where the system tells: a container may have fewer.
-        usable = getattr(os, "sched_getaffinity", None)
-        return (len(usable(0)) if usable else os.cpu_count()) or 1
-    return _whole(1, 256)(text)
-
-
-def _secret(text: str) -> str:
-    return text
-
-
 _FOREVER = 10 * 365 * 86400
 _SECONDS = "a number of seconds"
 
@@ -168,34 +73,34 @@ class Settings:
     )
     cache_max_size: int = _setting(
         "CACHE_MAX_SIZE",
-        _whole(1, 1 << 40),
+        values.whole(1, 1 << 40),
         "a whole number of MB from 1 up",
         default="100",
         means="MB (2^20 bytes) that trigger a cleanup",
     )
     cache_clean_to: float | None = _setting(
         "CACHE_CLEAN_TO",
-        _number(0, 1 << 40),
+        values.number(0, 1 << 40),
         "a number of MB, at most COVER_ART_CACHE_MAX_SIZE",
         means="MB that a cleanup leaves; default 90 % of the maximum",
     )
     cache_cleanup_interval: float = _setting(
         "CACHE_CLEANUP_INTERVAL",
-        _number(0.1, _FOREVER),
+        values.number(0.1, _FOREVER),
         "a number of seconds from 0.1 up",
         default="300",
         means="seconds between cleanups",
     )
     cache_eviction: Eviction = _setting(
         "CACHE_EVICTION",
-        _one_of("oldest", "least-useful"),
+        values.one_of("oldest", "least-useful"),
         "oldest or least-useful",
         default="oldest",
         means="what a cleanup removes first: by download time, or by uses and size",
     )
     listen: tuple[str, ...] = _setting(
         "LISTEN",
-        _endpoints,
+        values.endpoints,
         "Twisted endpoint strings with spaces between them, such as tcp:8080",
         default="tcp:8080",
         means="where to listen",
@@ -209,7 +114,7 @@ class Settings:
     )
     cache_name: str = _setting(
         "CACHE_NAME",
-        _name,
+        values.name,
         "up to 64 letters, digits, dots, dashes and underscores",
         default="default",
         means="part of every Redis key, so that machines with disks of their own can share one "
@@ -217,35 +122,35 @@ class Settings:
     )
     processes: int = _setting(
         "PROCESSES",
-        _processes,
+        values.processes,
         "a whole number from 1 to 256, or auto for one on each core",
         default="1",
         means="processes that share the sockets; more than one needs COVER_ART_REDIS_URL",
     )
     upstream: str = _setting(
         "UPSTREAM",
-        _base_url,
+        values.base_url,
         "an http or https URL",
         default="https://coverartarchive.org",
         means="hop 1 for releases",
     )
     event_upstream: str = _setting(
         "EVENT_UPSTREAM",
-        _base_url,
+        values.base_url,
         "an http or https URL",
         default="https://eventartarchive.org",
         means="hop 1 for events",
     )
     allowed_hosts: tuple[str, ...] = _setting(
         "ALLOWED_HOSTS",
-        _hosts,
+        values.hosts,
         "names, *.names or host:port entries with commas between them",
         default="archive.org,*.archive.org",
         means="hosts a redirect may lead to; host:port lifts the https and public-address rules",
     )
     accel: str | None = _setting(
         "ACCEL",
-        _prefix,
+        values.prefix,
         "a path that starts and ends with /",
         means="internal prefix for X-Accel-Redirect; unset, the app sends files itself",
     )
@@ -257,69 +162,69 @@ class Settings:
     )
     public_url: str | None = _setting(
         "PUBLIC_URL",
-        _base_url,
+        values.base_url,
         "an http or https URL",
         means="base URL written into listings; unset, they pass unchanged",
     )
     image_mode: Literal["serve", "redirect"] = _setting(
         "IMAGE_MODE",
-        _one_of("serve", "redirect"),
+        values.one_of("serve", "redirect"),
         "serve or redirect",
         default="serve",
         means="redirect answers a front or back with 307 to its image's own URL here",
     )
     alias_ttl: float = _setting(
         "ALIAS_TTL",
-        _number(0, _FOREVER),
+        values.number(0, _FOREVER),
         _SECONDS,
         default="86400",
         means="how long what a front or back points at counts as fresh",
     )
     listing_ttl: float = _setting(
         "LISTING_TTL",
-        _number(0, _FOREVER),
+        values.number(0, _FOREVER),
         _SECONDS,
         default="86400",
         means="how long a listing counts as fresh",
     )
     absent_ttl: float = _setting(
         "ABSENT_TTL",
-        _number(0, _FOREVER),
+        values.number(0, _FOREVER),
         _SECONDS,
         default="3600",
         means="how long a 404 is remembered",
     )
     absent_thumb_ttl: float = _setting(
         "ABSENT_THUMB_TTL",
-        _number(0, _FOREVER),
+        values.number(0, _FOREVER),
         _SECONDS,
         default="300",
         means="the same for one size of an image that is there",
     )
     max_image_size: int = _setting(
         "MAX_IMAGE_SIZE",
-        _whole(1, LARGEST_FILE_BYTES // MEGABYTE),
+        values.whole(1, LARGEST_FILE_BYTES // MEGABYTE),
         "a whole number of MB from 1 to 4095",
         default="128",
         means="MB a single file may have",
     )
     upstream_concurrency: int = _setting(
         "UPSTREAM_CONCURRENCY",
-        _whole(1, 1000),
+        values.whole(1, 1000),
         "a whole number from 1 to 1000",
         default="16",
         means="requests to the archive at once",
     )
     max_waiting: int = _setting(
         "MAX_WAITING",
-        _whole(1, 1_000_000),
+        values.whole(1, 1_000_000),
         "a whole number from 1 to 1000000",
         default="1000",
         means="different things that are fetched for clients, or wait to be, at once",
     )
     max_connections: int = _setting(
         "MAX_CONNECTIONS",
-        _whole(1, 1_000_000),
+        values.whole(1, 1_000_000),
         "a whole number from 1 to 1000000",
         default="10000",
         means="connections of clients at once, in each process; the system's limit of open "
@@ -327,21 +232,21 @@ class Settings:
     )
     upstream_timeout: float = _setting(
         "UPSTREAM_TIMEOUT",
-        _number(0.1, 3600),
+        values.number(0.1, 3600),
         "a number of seconds from 0.1 to 3600",
         default="60",
         means="seconds for one whole fetch",
     )
     contact: str = _setting(
         "CONTACT",
-        _one_line,
+        values.contact,
         "one line of ASCII without parentheses",
         default=PROJECT_PAGE,
         means="put in the User-Agent, so that the archive's people can reach you",
     )
     admin_token: str | None = _setting(
         "ADMIN_TOKEN",
-        _secret,
+        values.secret,
         "any text",
         means="bearer token for purge and refresh; unset, those answer 403",
     )
