@@ -39,7 +39,7 @@ unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY all_proxy
 
 work=$(mktemp -d)
 mkdir "$work/cache" "$work/tls"
-failed=0
+. docker/steps.sh
 finish() { ((failed)) && echo "what the programs said is in $work" || rm -rf "$work"; }
 trap finish EXIT
 cannot() { echo "can't be tried: $*" >&2; exit 2; }
@@ -88,26 +88,6 @@ mount --bind "$work/hosts" /etc/hosts
 
 # --- Telling --------------------------------------------------------------------------------------
 
-step() { # WHAT COMMAND...: says pass or FAIL
-    local what=$1 began=$SECONDS
-    shift
-    if "$@" >"$work/step" 2>&1; then
-        printf 'pass  %-64s %3d s\n' "$what" $((SECONDS - began))
-    else
-        printf 'FAIL  %-64s %3d s\n' "$what" $((SECONDS - began))
-        tail -n 15 "$work/step" | sed 's/^/      /'
-        failed=$((failed + 1))
-    fi
-}
-until_true() { # SECONDS COMMAND...
-    local deadline=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        ((SECONDS < deadline)) || return 1
-        sleep 0.1
-    done
-}
-json() { "$PYTHON" -c 'import json, sys; d = json.load(sys.stdin); print(eval(sys.argv[1], {"d": d}))' "$1"; }
 is() { # EXPECTED FOUND
     echo "expected $1, got $2"
     [[ $2 == $1 ]] # the expected may be a pattern

@@ -21,10 +21,10 @@ ARCHIVE=http://127.0.0.1:$ARCHIVE_CONTROL_PORT
 as_root=
 ((EUID == 0)) || as_root=sudo
 work=$(mktemp -d)
+. docker/steps.sh
 export COVER_ART_CACHE_DIR=$work/cache
 $as_root install -d -o 101 -g 101 "$COVER_ART_CACHE_DIR"
 log=$work/log
-failed=0
 
 compose() { $COMPOSE "$@" >>"$log" 2>&1; }
 finish() {
@@ -34,27 +34,7 @@ finish() {
 }
 trap finish EXIT
 
-step() { # WHAT COMMAND...: says pass or FAIL
-    local what=$1 began=$SECONDS
-    shift
-    if "$@" >"$work/step" 2>&1; then
-        printf 'pass  %-64s %3d s\n' "$what" $((SECONDS - began))
-    else
-        printf 'FAIL  %-64s %3d s\n' "$what" $((SECONDS - began))
-        tail -n 15 "$work/step" | sed 's/^/      /'
-        failed=$((failed + 1))
-        compose logs
-    fi
-}
-until_true() { # SECONDS COMMAND...
-    local deadline=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        ((SECONDS < deadline)) || return 1
-        sleep 0.5
-    done
-}
-json() { python3 -c 'import json, sys; d = json.load(sys.stdin); print(eval(sys.argv[1], {"d": d}))' "$1"; }
+after_failure() { compose logs; }
 status_says() { [[ $(curl -fsS "$BASE/cache-status" | json "$1") == True ]]; }
 answer() { curl -s -o "$work/body" -w '%{http_code} %header{x-cache-status}' --max-time 30 "$BASE$1"; }
 asked() { curl -fsS "$ARCHIVE/counts" | json 'sum(d["requests"].values())'; }
