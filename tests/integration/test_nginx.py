@@ -19,9 +19,10 @@ from twisted.names.common import ResolverBase
 from twisted.names.server import DNSServerFactory
 
 from coverart.simulator.faults import Cut, Rule, Stall
-from tests.integration.nginx_server import NginxServer, find_nginx
+from tests.integration.nginx_server import NginxServer
 from tests.integration.running import reached
 from tests.integration.talk import LOCAL, SAFETY_S, until
+from tests.programs import find_nginx
 
 reactor: Any = _reactor
 

@@ -16,9 +16,9 @@ from coverart.index_redis import RedisIndex
 from coverart.model import Entity, FileEntry, ListingKey
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
-from tests.integration.redis_server import find_server
 from tests.integration.running import free_port
 from tests.integration.talk import SAFETY_S, until
+from tests.programs import find_redis
 
 LISTING = ListingKey(entity=Entity.RELEASE, mbid="353710ec-1509-4df9-8ce2-9bd5011e3b80")
 PASSWORD = "a secret"  # noqa: S105 - of this test's own servers
@@ -30,7 +30,7 @@ class Server:
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         folder.mkdir()
-        words = [find_server(), "--port", str(self.port), "--dir", str(folder), "--save", ""]
+        words = [find_redis(), "--port", str(self.port), "--dir", str(folder), "--save", ""]
         secret = ["--requirepass", PASSWORD, "--masterauth", PASSWORD]
         self.process = subprocess.Popen(
             [*words, *secret, *options], stdout=subprocess.DEVNULL, cwd=folder
@@ -62,7 +62,7 @@ async def test_follows_the_master(tmp_path: Path) -> None:
     )
     try:
         await until(lambda: first.answers() and second.answers(), "both servers answer")
-        command = [find_server(), str(folder / "sentinel.conf"), "--sentinel"]
+        command = [find_redis(), str(folder / "sentinel.conf"), "--sentinel"]
         started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=folder))
         sentinel = valkey.Valkey(port=sentinel_port, socket_timeout=5)
         await until(lambda: _knows_replica(sentinel), "Sentinel knows both")
