@@ -25,6 +25,7 @@ from coverart.connect import make_client
 from coverart.errors import StoreFailed
 from coverart.fetch import Fetcher
 from coverart.hitlog import HitLog
+from coverart.hits import HitsFirst
 from coverart.index import Index
 from coverart.index_memory import MemoryIndex
 from coverart.index_redis import RedisIndex
@@ -208,7 +209,7 @@ def assemble(
 
     reception = Reception(bound(settings.max_connections), kept.metrics, reactor)
     site = make_site(
-        CoverRoutes(cache, ways, threads, hit),
+        HitsFirst(cache, CoverRoutes(cache, ways, threads, hit)),
         OperatorRoutes(cache, kept.metrics, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token).app.resource(),
         kept.metrics,

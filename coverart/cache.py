@@ -131,15 +131,21 @@ class CoverCache:
         answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
         return answer.as_joined() if joined else answer
 
-    def hit_now(self, request: ImageRequest) -> Held | None:
+    def hit(self, request: ImageRequest) -> Held | Deferred[Held | None] | None:
         """
-        A hit that takes no waiting; None where only get() can say.
+        A hit; None where only get() can say; a Deferred of that where the index is asked elsewhere.
 
         :raises Overloaded: it is none, and get() would say this, with more effort.
         """
         found = self.index.find_now(request)
         if found is None:
-            return None
+            return Deferred.fromCoroutine(self._hit_found(request))
+        return self._hit(request, found)
+
+    async def _hit_found(self, request: ImageRequest) -> Held | None:
+        return self._hit(request, await self.index.find_image(request))
+
+    def _hit(self, request: ImageRequest, found: Found) -> Held | None:
         if found.entry is None and found.absence is None:
             full = len(self._requests) >= self._most_fetches
             if full and not self._requests.running(request) and not self._fetcher.named(request):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +20,6 @@ from coverart.model import ImageRequest, ListingKey
 from coverart.reception import Reception
 from coverart.request_path import parse, spell
 from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
-from coverart.web import CoverRoutes
 
 OPERATOR_PATHS = frozenset(
     {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json"}
@@ -49,17 +47,9 @@ class Front(Resource):
 
     isLeaf = True
 
-    def __init__(
-        self,
-        art: IResource,
-        at_once: Callable[[LoggedRequest], bytes | int | None],
-        operators: IResource,
-        admin: IResource,
-    ) -> None:
-        """:param at_once: answers what it can without waiting; None sends the request on to `art`."""
+    def __init__(self, art: IResource, operators: IResource, admin: IResource) -> None:
         super().__init__()
         self._art = art
-        self._at_once = at_once
         self._operators = operators
         self._admin = admin
 
@@ -84,10 +74,6 @@ class Front(Resource):
                 raise MethodNotAllowed
         except CoverError as error:
             return refuse(request, error)
-        if inner is self._art and isinstance(request.thing, ImageRequest):
-            answer = self._at_once(request)
-            if answer is not None:
-                return answer
         return self._rendered(inner, request)
 
     @staticmethod
@@ -152,7 +138,7 @@ class QuietSite(Site):
 
 
 def make_site(
-    art: CoverRoutes,
+    art: IResource,
     operators: IResource,
     admin: IResource,
     metrics: Metrics,
@@ -161,7 +147,7 @@ def make_site(
 ) -> QuietSite:
     """The server of all applications, to be listened on."""
     site = QuietSite(
-        Front(art.app.resource(), art.at_once, operators, admin),
+        Front(art, operators, admin),
         requestFactory=LoggedRequest,
         timeout=IDLE_CLIENT_S,
         reactor=clock,

@@ -65,6 +65,10 @@ class CoverRoutes:
         self._ways = ways
         self._hit = hit
 
+    def redirects(self, thing: ImageRequest) -> bool:
+        """Say whether a name is answered with the URL of its image."""
+        return self._ways.redirect_names and not isinstance(thing.alias.name, int)
+
     @app.route("/release/<path:_>")
     @app.route("/release-group/<path:_>")
     @app.route("/event/<path:_>")
@@ -72,11 +76,7 @@ class CoverRoutes:
     async def art(self, request: LoggedRequest, _: str) -> Any:
         """Answer with the image or listing that the path names."""
         thing: ImageRequest | ListingKey = request.thing
-        if (
-            self._ways.redirect_names
-            and isinstance(thing, ImageRequest)
-            and not isinstance(thing.alias.name, int)
-        ):
+        if isinstance(thing, ImageRequest) and self.redirects(thing):
             pointed = await self._cache.point(thing.alias)
             self._say(request, thing, pointed)
             return self._pointed(request, thing, pointed)
@@ -98,23 +98,16 @@ class CoverRoutes:
             return await self._sent(request, answer)
         raise NotInArchive
 
-    def at_once(self, request: LoggedRequest) -> bytes | int | None:
+    def send_hit(self, request: LoggedRequest, held: Held) -> bytes | int | None:
         """
-        The answer to a hit that takes no waiting; None where art() has to.
-
-        Finding a route and chaining Deferreds cost as much as all the rest of such an answer
-        (`python -m bench --rows hit-accel`), and most requests to a cache are hits.
+        Answer with a hit that is an image. :returns: as IResource.render(), but None for a file
+        that can't be sent: art() repairs it.
         """
-        if self._ways.redirect_names:
-            return None
         try:
-            held = self._cache.hit_now(request.thing)
-            if held is None:
-                return None
             self._say(request, request.thing, held)
             answer = self._held(request, held)
         except (OSError, BadUpstream):
-            # Gone or spoilt between the look and the opening: art() repairs it.
+            # Gone or spoilt between the look and the opening.
             unsay(request)
             return None
         except CoverError as error:

@@ -413,7 +413,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(thing=things, at_end=st.booleans())
     def ask(self, thing: ImageRequest | ListingKey, at_end: bool) -> None:
-        if isinstance(thing, ImageRequest) and (held := self.cache.hit_now(thing)) is not None:
+        if (
+            not self.far
+            and isinstance(thing, ImageRequest)
+            and isinstance(held := self.cache.hit(thing), Held)
+        ):
             self._right(thing, held, self._bytes(held))
         self._run(self._serve(thing))
         if at_end:

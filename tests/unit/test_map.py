@@ -18,7 +18,7 @@ def levels() -> dict[str, int]:
     found: dict[str, int] = {}
     level = -1
     for line in (coverart.__doc__ or "").splitlines():
-        match = re.fullmatch(r"( {4}| {8})(?! )((?:[a-z_]+,? ?)+?)(?: {2,}\S.*)?", line)
+        match = re.fullmatch(r"( {4}| {8})([a-z_]+(?:, [a-z_]+)*),?(?: {2,}\S.*)?", line)
         if match is None:
             continue
         level += match[1] == "    "

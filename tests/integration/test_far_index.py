@@ -1,0 +1,91 @@
+"""What clients see of an index that has to be asked elsewhere: nothing."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from coverart.simulator.faults import Gate, Rule
+from tests.integration.redis_server import RedisServer
+from tests.integration.talk import Answer, start, until, within
+
+HELD_REQUESTS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("GET", {}),
+    ("HEAD", {}),
+    ("GET", {"Range": "bytes=10-99"}),
+    ("GET", {"Range": "bytes=0-4,20-29"}),
+    ("GET", {"Range": "bytes=99999999-"}),
+    ("GET", {"If-None-Match": "*"}),
+    ("GET", {"If-Match": '"other"'}),
+    ("HEAD", {"Range": "bytes=10-99"}),
+)
+
+
+@pytest.mark.parametrize("accel", ["", "/cache-files/"])
+@pytest_twisted.ensureDeferred
+async def test_same_answers_with_either_index(sim, run, redis: RedisServer, accel) -> None:
+    """Where the index lies makes no difference to a client: statuses, headers and bodies."""
+    examples = sim.catalogue.examples()
+    far = await run(COVER_ART_REDIS_URL=redis.url, COVER_ART_ACCEL=accel)
+    for path in (examples["thumbnail"], examples["jpeg"], examples["no_front"]):
+        await far.get(path)
+    near = await run(COVER_ART_ACCEL=accel)
+    await near.get(examples["no_front"])
+    for path in (examples["thumbnail"], examples["jpeg"], examples["no_front"]):
+        for method, headers in HELD_REQUESTS:
+            answers = [await proxy.get(path, method, **headers) for proxy in (far, near)]
+            told = [
+                (answer.status, _without_chance(answer.named), _without_boundary(answer))
+                for answer in answers
+            ]
+            assert told[0] == told[1], (path, method, headers)
+            assert answers[0]["x-cache-status"] in ("HIT", "ABSENT") or answers[0].status >= 412
+
+
+def _without_chance(headers: dict[str, str]) -> dict[str, str]:
+    """Without what differs from answer to answer."""
+    kept = {name: text for name, text in headers.items() if name not in ("date", "connection")}
+    if kept.get("content-type", "").startswith("multipart/"):
+        kept["content-type"] = "multipart/byteranges"
+    return kept
+
+
+def _without_boundary(answer: Answer) -> bytes:
+    kind = answer["content-type"]
+    boundary = kind.partition("boundary=")[2] if kind.startswith("multipart/") else ""
+    return answer.body.replace(boundary.encode(), b"") if boundary else answer.body
+
+
+@pytest_twisted.ensureDeferred
+async def test_client_leaves_while_redis_is_silent(sim, run, redis: RedisServer, lines) -> None:
+    """Who does not wait for the index takes nothing with them, and is no error."""
+    path = sim.catalogue.examples()["thumbnail"]
+    proxy = await run(COVER_ART_REDIS_URL=redis.url)
+    held = await proxy.get(path)
+    redis.pause()
+    wire = await proxy.wire(path)
+    stays = start(proxy.get(path))
+    await until(lambda: len(proxy.site.reception.open) == 2, "both were heard")
+    wire.leave()
+    await until(lambda: len(proxy.site.reception.open) == 1, "one left")
+    redis.resume()
+    assert (await within(stays)).body == held.body
+    assert (await proxy.get(path))["x-cache-status"] == "HIT"
+    assert [text for text in lines if "Traceback" in text or "Unhandled" in text] == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_refused_early_with_either_index(sim, run, redis: RedisServer) -> None:
+    """With no room to wait in, a cover that is not held is refused and one that is is served."""
+    examples = sim.catalogue.examples()
+    proxy = await run(COVER_ART_REDIS_URL=redis.url, COVER_ART_MAX_WAITING="1")
+    await proxy.get(examples["thumbnail"])
+    sim.faults.add(Rule(hop="release", does=Gate(name="hold")))
+    waits = start(proxy.get(examples["png"]))
+    await sim.faults.gates.reached("hold", 1)
+    refused = await proxy.get(examples["gif"])
+    assert (refused.status, refused["x-cache-status"]) == (503, "")
+    assert int(refused["retry-after"]) > 0
+    assert (await proxy.get(examples["thumbnail"]))["x-cache-status"] == "HIT"
+    sim.faults.gates.open("hold")
+    assert (await within(waits)).status == 200
