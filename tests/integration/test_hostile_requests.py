@@ -223,6 +223,47 @@ def _undated(head: bytes) -> list[bytes]:
     return sorted(line for line in head.split(b"\r\n") if not line.startswith(b"Date"))
 
 
+HOSTS: dict[str, bytes] = {
+    "not UTF-8": b"\xff\xfe",
+    "two dots": b"a..b",
+    "a dot": b".",
+    "a label of 64": b"a" * 64,
+    "5,000 letters": b"a" * 5_000,
+    "a path": b"x/../y",
+    "a bracket": b"[::1",
+    "a port of many digits": b"x:" + b"9" * 5_000,
+    "nothing": b"",
+    "spaces": b"x y",
+    "percent": b"%00%0d%0a",
+    "right to left": "\u202e".encode(),
+    "other digits": "\u0661".encode(),
+    "braces": b"{lines}{0.__class__}",
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_odd_hosts(sim, run, lines) -> None:
+    """Host decides nothing: whatever it says, misses and operators' pages are answered as ever."""
+    proxy = await run(COVER_ART_ADMIN_TOKEN="t")  # noqa: S106
+    for number, (name, host) in enumerate(HOSTS.items()):
+        mbid = sim.catalogue.release(number).mbid
+        for method, path, expected in (
+            (b"GET", f"/release/{mbid}/front-250", {200, 404}),
+            (b"GET", f"/release/{mbid}/", {200, 404}),
+            (b"HEAD", f"/release/{mbid}/front-500", {200, 404}),
+            (b"GET", "/health", {200}),
+            (b"GET", "/metrics", {200}),
+            (b"GET", "/", {200}),
+            (b"POST", f"/admin/purge/release/{mbid}/front", {401}),
+        ):
+            first = method + b" " + path.encode() + b" HTTP/1.1\r\nConnection: close\r\nHost: "
+            wire = await exchange(proxy, first + host + END)
+            assert wire.status in expected, (name, path)
+            assert wire.header("X-Content-Type-Options") == "nosniff"
+            assert "text/html" not in wire.header("Content-Type") or path == "/"
+        assert not [line for line in lines if "Traceback" in line], name
+
+
 TOO_MUCH: dict[str, bytes] = {
     "501 headers": b"\r\n".join(b"X-%d: y" % n for n in range(501)),
     "5,000 headers": b"\r\n".join(b"X: y" for _ in range(5_000)),
