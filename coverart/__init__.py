@@ -20,7 +20,7 @@ Imports go one way; no module imports one further down:
         rebuild, incoming, hitlog, tallies, status
     gathered, redis_link, redis_scripts,            what several processes share
         index_redis, leases
-    transfer, connect, client, upstream             asking the archive
+    transfer, wire, connect, client, upstream       asking the archive
     fetch, answers, cache                           the cache itself
     reconcile, cleanup, scan, intake                keeping it small and true
     access, sending, responses, channel, web,       HTTP

@@ -202,6 +202,9 @@ class ArchiveClient:
                 self.breaker.released(leave)
                 if (why := _untrusted(error.reasons)) is not None:
                     return BadUpstream(f"{hop.origin} is not trusted: {why}")
+                for reason in error.reasons:
+                    if isinstance(reason.value, CoverError):
+                        return BadUpstream(f"{hop.origin}: {reason.value}")
                 reasons = "; ".join(map(_reason, error.reasons))
                 return PassingTrouble(f"{hop.origin} broke off: {reasons}")
             case _:

@@ -16,7 +16,7 @@ import attrs
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import (
     IAddress,
@@ -41,6 +41,7 @@ from zope.interface import implementer
 
 from coverart.errors import BadUpstream
 from coverart.redirects import Rules, is_public
+from coverart.wire import ConnectionFactory, TLSEndpoint
 
 IDLE_CONNECTION_S = 30.0
 MOST_ENDPOINTS = 500
@@ -161,7 +162,8 @@ class CheckedEndpoints:
         else:
             endpoint = _PublicEndpoint(self.reactor, host, uri.port, timeout_s)
         if scheme == "https":
-            endpoint = wrapClientTLS(self.tls.creatorForNetloc(uri.host, uri.port), endpoint)
+            creator = self.tls.creatorForNetloc(uri.host, uri.port)
+            endpoint = TLSEndpoint(creator, endpoint, self.reactor)
         if len(self._made) >= MOST_ENDPOINTS:
             self._made.clear()
         self._made[scheme, host, uri.port] = endpoint
@@ -213,6 +215,7 @@ def make_client(
     pool = HTTPConnectionPool(reactor, persistent=True)
     pool.maxPersistentPerHost = connections_per_host
     pool.cachedConnectionTimeout = int(IDLE_CONNECTION_S)
+    pool._factory = ConnectionFactory  # noqa: SLF001 - documented, and the only way to its bounds
     endpoints = CheckedEndpoints(
         reactor=reactor,
         rules=rules,
