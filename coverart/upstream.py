@@ -121,7 +121,7 @@ class Upstream:
         node = self._nodes.get(mbid)
         if node is not None:
             try:
-                await self._follow(self._rules.check(node + name), name, sink, trip, "node")
+                await self._follow(self._rules.check(node + name), mbid, name, sink, trip, "node")
             except CoverError as error:
                 # The item may have moved to another node; archive.org knows.
                 self._nodes.pop(mbid, None)
@@ -136,26 +136,30 @@ class Upstream:
         if base is None:
             raise ValueError(f"no way known to {name}")
         first = self._rules.check(f"{base}mbid-{mbid}/{name}")
-        await self._again_once(lambda: self._follow(first, name, sink, trip, "2"))
+        await self._again_once(lambda: self._follow(first, mbid, name, sink, trip, "2"))
 
-    async def _follow(self, hop: Hop, name: str, sink: Sink, trip: Trip, label: str) -> None:
+    async def _follow(
+        self, hop: Hop, mbid: str, name: str, sink: Sink, trip: Trip, label: str
+    ) -> None:
         for _ in range(MOST_REDIRECTS):
             try:
                 location = await self.client.get(hop, label, trip, sink)
             except NotInArchive as error:
                 raise NotInArchive(error.detail, derived=True) from error
             if location is None:
-                self._learn(hop, name)
+                self._learn(hop, mbid, name)
                 return
             hop, label = self._rules.follow(hop, location or None), "node"
         raise BadUpstream("the archive redirects without end")
 
-    def _learn(self, hop: Hop, name: str) -> None:
-        """Remember the folder of the node that had the file, for other files of its item."""
-        folder, _, last = hop.url.rpartition("/")
-        if last == name and "/items/" in folder:
-            mbid = folder.rpartition("/mbid-")[2]
-            self._nodes[mbid] = f"{folder}/"
+    def _learn(self, hop: Hop, mbid: str, name: str) -> None:
+        """
+        Remember the folder of the node that had the file, for other files of its item.
+
+        Of that item alone: whoever answers for one must not draw in what is asked of another.
+        """
+        if hop.url.endswith(f"/mbid-{mbid}/{name}") and "/items/" in hop.url:
+            self._nodes[mbid] = hop.url.removesuffix(name)
             self._nodes.move_to_end(mbid)
             if len(self._nodes) > MOST_NODES:
                 self._nodes.popitem(last=False)

@@ -293,6 +293,33 @@ class ImageTests(UpstreamTests):
             self.result(self.image())
             self.assertEqual(self.asked(), [f"{IA}/{THUMB}", odd])
 
+    def test_node_of_another_item(self) -> None:
+        """What answered for one item teaches nothing about another: a bad node can't draw it in."""
+        for number, theirs in enumerate(
+            (OTHER_MBID, f"{OTHER_MBID}/?/mbid-{OTHER_MBID}", "x" * 900)
+        ):
+            for file, fetch in (
+                (THUMB, self.image),
+                (
+                    INDEX,
+                    lambda: self.upstream.listing(
+                        ListingKey(entity=Entity.RELEASE, mbid=MBID), self.trip()
+                    ),
+                ),
+            ):
+                last = file.rpartition("/")[2]
+                bad = f"https://ia{number}.us.archive.org/bad/items/mbid-{theirs}/{last}"
+                self.archive.on(f"{CAA}/release/{MBID}", redirect(f"{IA}/{INDEX}"))
+                self.archive.on(f"{IA}/{file}", redirect(bad, 302))
+                self.archive.on(bad, reply(200, b"whatever"))
+                self.result(fetch())
+                self.asked()
+                ref = ImageRef(owner=Entity.RELEASE, mbid=OTHER_MBID, image_id=7)
+                right = f"mbid-{OTHER_MBID}/mbid-{OTHER_MBID}-7_thumb250.jpg"
+                self.archive.on(f"{IA}/{right}", reply(200, b"right"))
+                self.assertEqual(self.result(self.image(target=Target(ref=ref))), b"right")
+                self.assertEqual(self.asked(), [f"{IA}/{right}"])
+
     def test_nodes_bounded(self) -> None:
         """So many nodes are remembered; the one used longest ago is forgotten first."""
         self.patch(module, "MOST_NODES", 2)
