@@ -17,6 +17,8 @@ TIMEOUTS_IN_A_ROW = 3
 """One slow answer says little; so many in a row say that the host is not answering."""
 FULL_PLACES = 16
 """With so many allowed at once, a host has recovered and is asked as ever."""
+MOST_HOSTS = 1000
+"""Hosts in trouble that are remembered; past that the one to be asked again soonest is forgotten."""
 CROWDED_S = 1.0
 """Told to those who find all places of a recovering host taken: it answers, so soon."""
 
@@ -87,6 +89,11 @@ class Breaker:
             f"{host} is left alone for {wait:.0f} s more", retry_after_s=max(1.0, wait)
         )
 
+    @property
+    def hosts(self) -> int:
+        """How many hosts had trouble that is not over."""
+        return len(self._circuits)
+
     def succeeded(self, leave: Leave) -> None:
         """The host answered: let one more at once, until it has recovered."""
         circuit = self._circuits.get(leave.host)
@@ -109,7 +116,7 @@ class Breaker:
         :param retry_after_s: as the host wished; taken in place of our own pause, within limits.
         :returns: the pause in seconds.
         """
-        circuit = self._circuits.setdefault(leave.host, _Circuit())
+        circuit = self._circuit(leave.host)
         circuit.out.discard(leave)
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**circuit.failures)
         pause *= 1 + self.jitter() / 4
@@ -130,7 +137,7 @@ class Breaker:
 
     def timed_out(self, leave: Leave, now: float) -> None:
         """No answer in time: open after TIMEOUTS_IN_A_ROW of these."""
-        circuit = self._circuits.setdefault(leave.host, _Circuit())
+        circuit = self._circuit(leave.host)
         circuit.timeouts += 1
         if circuit.timeouts >= TIMEOUTS_IN_A_ROW or circuit.opened:
             self.overloaded(leave, now)
@@ -144,6 +151,18 @@ class Breaker:
     def open_hosts(self, now: float) -> tuple[str, ...]:
         """The hosts that are being left alone now."""
         return tuple(sorted(h for h, c in self._circuits.items() if c.open_until > now))
+
+    def _circuit(self, host: str) -> _Circuit:
+        circuit = self._circuits.get(host)
+        if circuit is None:
+            # A redirect can name any number of hosts that are not there.
+            while len(self._circuits) >= MOST_HOSTS:
+                del self._circuits[min(self._circuits, key=self._until)]
+            circuit = self._circuits[host] = _Circuit()
+        return circuit
+
+    def _until(self, host: str) -> float:
+        return self._circuits[host].open_until
 
     @staticmethod
     def _is_late(leave: Leave, circuit: _Circuit) -> bool:

@@ -54,6 +54,7 @@ DRAIN_S = 1.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SLOW_DOWN = frozenset({429, 503})
 _PASSING = frozenset({500, 502, 504})
+_SMALLEST_STATUS, _LARGEST_STATUS = 100, 599
 
 
 @attrs.frozen(kw_only=True)
@@ -182,7 +183,9 @@ class ArchiveClient:
             told = self._told(error, hop, leave)
             self.metrics.asked(label, type(error).__name__)
             raise told from error
-        self.metrics.asked(label, str(response.code))
+        # Whoever answers chooses the number, and each is a counter of its own for good.
+        known = _SMALLEST_STATUS <= response.code <= _LARGEST_STATUS
+        self.metrics.asked(label, str(response.code) if known else "no-status")
         return response
 
     def _told(self, error: Exception, hop: Hop, leave: Leave) -> CoverError:

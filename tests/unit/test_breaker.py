@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from coverart import breaker as module
 from coverart.breaker import (
     FIRST_PAUSE_S,
     FULL_PLACES,
@@ -65,6 +66,16 @@ class BreakerTests(SynchronousTestCase):
         self.assertEqual(self.refused(104.9), 1)
         self.assertEqual(self.breaker.open_hosts(104), (HOST,))
         self.breaker.admit(HOST, 105)
+
+    def test_hosts_bounded(self) -> None:
+        """Whoever makes up hosts fills no memory; the one to be asked soonest is forgotten first."""
+        self.patch(module, "MOST_HOSTS", 3)
+        self.fails(100, 500)
+        for number in range(50):
+            self.fails(101 + number / 100, host=f"made-up-{number}.archive.org:443")
+            self.breaker.timed_out(self.breaker.admit(f"slow-{number}", 101), 101)
+            self.assertLessEqual(self.breaker.hosts, 3)
+        self.assertEqual(self.refused(101), 499)
 
     def test_other_hosts(self) -> None:
         """The trouble of one host is not that of another."""

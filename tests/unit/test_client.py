@@ -109,6 +109,15 @@ class AnswerTests(ClientTests):
         self.assertEqual(self.successResultOf(self.get()), b"")
         self.assertEqual(set(self.archive.asked), {ASKED})
 
+    def test_statuses_made_up(self) -> None:
+        """Numbers that are no statuses are counted as one, so that no archive fills our memory."""
+        for code in (0, 99, 600, 999, *range(10_000, 10_050), 10**40):
+            self.ends(BadUpstream, reply(code, b""))
+        value = self.client.metrics.value
+        name = "coverart_upstream_requests_total"
+        self.assertEqual(value(name, hop="1", status="no-status"), 55)
+        self.assertLess(self.client.metrics.expose().count(name.encode()), 5)
+
     def test_body_where_none_makes_sense(self) -> None:
         """A page with 200 in place of a redirect is the archive's mistake."""
         self.archive.on(ASKED, reply(200, b"<html>"))
