@@ -20,7 +20,7 @@ from coverart.access import LoggedRequest
 from coverart.cache import CoverCache
 from coverart.index import Totals
 from coverart.metrics import Metrics
-from coverart.responses import explain, json_body, sized
+from coverart.responses import explain, hidden_from_pages, json_body, sized
 from coverart.status import MEGABYTE, describe
 
 
@@ -90,6 +90,7 @@ class OperatorRoutes:
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
         """What the cache holds and did, as JSON, by all processes that share it."""
+        hidden_from_pages(request)
         totals = await self._cache.index.totals()
         told = describe(
             totals,
@@ -105,6 +106,7 @@ class OperatorRoutes:
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
         """The same for Prometheus."""
+        hidden_from_pages(request)
         totals = await self._cache.index.totals()
         request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
         request.setHeader(b"cache-control", b"no-store")

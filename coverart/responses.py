@@ -77,6 +77,15 @@ def open_to_all(request: Request) -> None:
     set_header(b"x-served-by", b"coverart")
 
 
+def hidden_from_pages(request: Request) -> None:
+    """
+    Take back that any web page may read the answer.
+
+    For what is told to operators alone: a page in an operator's browser asks from inside.
+    """
+    request.responseHeaders.removeHeader(b"access-control-allow-origin")
+
+
 def options(request: Request) -> bytes:
     """The answer to OPTIONS: a CORS preflight, or curiosity."""
     request.setHeader(b"allow", METHODS)

@@ -773,6 +773,23 @@ async def test_cache_status(sim, proxy) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_operators_browser(sim, proxy) -> None:
+    """A web page in an operator's browser reads covers, but not what is for operators alone."""
+    for path in (sim.catalogue.examples()["thumbnail"], "/openapi.json", "/health"):
+        answer = await proxy.get(path, origin="https://evil.example")
+        assert answer["Access-Control-Allow-Origin"] == "*", path
+    for path in ("/metrics", "/cache-status"):
+        answer = await proxy.get(path, origin="https://evil.example")
+        assert (answer.status, answer["Access-Control-Allow-Origin"]) == (200, ""), path
+    for path in ("/admin/purge/release/x", f"/admin/purge/release/{MBID}/front"):
+        # What carries a token is asked for leave first.
+        assert (await proxy.get(path, "OPTIONS", origin="https://evil.example")).status in (
+            400,
+            405,
+        )
+
+
+@pytest_twisted.ensureDeferred
 async def test_metrics(sim, proxy) -> None:
     """/metrics counts answers by outcome and requests by hop, for Prometheus."""
     path = sim.catalogue.examples()["thumbnail"]
