@@ -71,6 +71,9 @@ LAYOUT = 1
 """The version in every key; a new one starts with an empty index, filled from the disk."""
 
 _ABSENCE = struct.Struct(">dd")
+_UNKNOWN_REPLY = 5
+_NOT_OURS = (struct.error, LookupError, ValueError)
+"""What unpacking something raises that another program, or another version, wrote."""
 _BATCH = 500
 _FINDS = 100
 """Looked up by one script: a millisecond of Redis' time at most."""
@@ -113,27 +116,11 @@ class RedisIndex:
         reply = await self._finds.ask(
             (pack_alias_key(key), pack_size(request.size), b"0" if own is None else b"1")
         )
-        if reply is None:
+        try:
+            return _image(request, reply)
+        except _NOT_OURS as error:
+            self.log.warn("not understood in Redis: {error}", error=error)
             return Found()
-        packed_alias, packed_entry, packed_original, absent = reply[:4]
-        absence = _absence(absent)
-        if len(reply) == 5:
-            return Found(absence=absence)
-        alias = None if packed_alias is None else unpack_alias(packed_alias)
-        if alias is not None:
-            target = alias.target
-        elif own is not None:
-            target = Target(ref=own, extension=_extension(packed_original))
-        else:
-            return Found(absence=absence)
-        if packed_entry is None:
-            return Found(alias=alias, target=target, absence=absence)
-        return Found(
-            key=target.ref.at(request.size),
-            entry=unpack_entry(packed_entry),
-            alias=alias,
-            target=target,
-        )
 
     async def _find_all(self, asked: Sequence[tuple[bytes, bytes, bytes]]) -> Sequence[Any]:
         words = [word for words in asked for word in words]
@@ -142,12 +129,11 @@ class RedisIndex:
 
     async def find_listing(self, key: ListingKey) -> Found:
         reply = await self._ask(FIND_LISTING, None, pack_file_key(key))
-        if reply is None:
+        try:
+            return _listing(key, reply)
+        except _NOT_OURS as error:
+            self.log.warn("not understood in Redis: {error}", error=error)
             return Found()
-        packed, absent = reply
-        if packed is None:
-            return Found(absence=_absence(absent))
-        return Found(key=key, entry=unpack_entry(packed))
 
     async def put_file(self, key: FileKey, entry: FileEntry) -> None:
         await self._tell(PUT_FILE, pack_file_key(key), pack_entry(entry), self._rank(entry))
@@ -339,6 +325,42 @@ class RedisIndex:
 
 def _still_away(failure: Failure) -> None:
     failure.trap(RedisAway)
+
+
+def _image(request: ImageRequest, reply: list[Any] | None) -> Found:
+    """What FIND_IMAGE says. :raises struct.error, LookupError: it holds what is not of this index."""
+    if reply is None:
+        return Found()
+    own = request.alias.own_ref
+    packed_alias, packed_entry, packed_original, absent = reply[:4]
+    absence = _absence(absent)
+    if len(reply) == _UNKNOWN_REPLY:
+        return Found(absence=absence)
+    alias = None if packed_alias is None else unpack_alias(packed_alias)
+    if alias is not None:
+        target = alias.target
+    elif own is not None:
+        target = Target(ref=own, extension=_extension(packed_original))
+    else:
+        return Found(absence=absence)
+    if packed_entry is None:
+        return Found(alias=alias, target=target, absence=absence)
+    return Found(
+        key=target.ref.at(request.size),
+        entry=unpack_entry(packed_entry),
+        alias=alias,
+        target=target,
+    )
+
+
+def _listing(key: ListingKey, reply: list[Any] | None) -> Found:
+    """The same for FIND_LISTING."""
+    if reply is None:
+        return Found()
+    packed, absent = reply
+    if packed is None:
+        return Found(absence=_absence(absent))
+    return Found(key=key, entry=unpack_entry(packed))
 
 
 def _absence(packed: bytes | None) -> Absence | None:

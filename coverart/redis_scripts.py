@@ -65,7 +65,9 @@ local function put_file(k, v, rank)
   if rank == '' then rank = score(v, 1) end
   redis.call('ZADD', p .. 'age', rank, k)
   if old then
-    redis.call('HINCRBY', p .. 'sum', 'bytes', size_of(v) - size_of(old))
+    -- What is no entry of ours was never counted.
+    local counted = #old == #v and size_of(old) or 0
+    redis.call('HINCRBY', p .. 'sum', 'bytes', size_of(v) - counted)
   else
     redis.call('HINCRBY', p .. 'sum', 'bytes', size_of(v))
     redis.call('HINCRBY', p .. 'sum', 'files', 1)

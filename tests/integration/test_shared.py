@@ -19,6 +19,7 @@ from tests.integration.running import Proxy
 from tests.integration.talk import start, until, within
 
 KEY = b"coverart:1:default:"
+KINDS = ("thumbnail", "listing", "png")
 
 
 @pytest_twisted.async_yield_fixture
@@ -265,3 +266,22 @@ async def eventually(attempt: Any, done: Any) -> None:
         assert time.monotonic() < deadline
         await attempt()
         await deferLater(reactor, 0.02)
+
+
+@pytest_twisted.ensureDeferred
+async def test_written_over(sim, run, redis) -> None:
+    """What another program wrote in place of entries costs no answer: the disk tells, Redis learns."""
+    proxy = await run(COVER_ART_REDIS_URL=redis.url)
+    examples = sim.catalogue.examples()
+    bodies = {path: (await proxy.get(path)).body for path in (examples[kind] for kind in KINDS)}
+    await proxy.settled()
+    client = redis.client()
+    for junk in (b"\xff" * 13, b"\xff" * 34, b"\0" * 40, b"\xff" * 4000, b"x", b""):
+        for bucket in client.keys(KEY + b"b:*"):
+            for key in client.hkeys(bucket):
+                client.hset(bucket, key, junk)
+        for path, body in bodies.items():
+            for _ in range(2):
+                answer = await proxy.get(path)
+                assert (answer.status, answer.body) == (200, body), (junk[:1], path)
+    assert sim.counts.requests("release") == len(KINDS)
