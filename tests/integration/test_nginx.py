@@ -21,7 +21,7 @@ from twisted.names.server import DNSServerFactory
 from coverart.simulator.faults import Cut, Rule, Stall
 from tests.integration.nginx_server import NginxServer
 from tests.integration.running import reached
-from tests.integration.talk import LOCAL, SAFETY_S, until
+from tests.integration.talk import LOCAL, SAFETY_S, connect, until
 from tests.programs import find_nginx
 
 reactor: Any = _reactor
@@ -295,6 +295,41 @@ async def test_limits(sim, run, nginx) -> None:
     await wire.end()
     assert wire.status == 400
     assert sim.counts.requests() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_access_log_is_json(sim, run, nginx) -> None:
+    """Whatever a client writes, each request is one line of JSON, in UTF-8, that says just that."""
+    front = await nginx(await run(**ACCEL), NGINX_LOG_HITS="on")
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    odd = (
+        b"\xff\xfe",
+        b'"}\\',
+        b'", "status": 999, "x": "',
+        b"\x7f",
+        "caf\u00e9".encode(),
+        b"\xed\xa0\x80",
+    )
+    for each in odd:
+        target = each.replace(b" ", b"%20")
+        for asked in (b"/" + target, path + b"?" + target):
+            wire = await connect(front.port)
+            wire.transport.write(
+                b"GET " + asked + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+                b"User-Agent: " + each + b"\r\nReferer: " + each + b"\r\n\r\n"
+            )
+            await wire.end()
+    await front.get("/release/last")
+
+    def lines() -> list[bytes]:
+        return front.access_log.read_bytes().splitlines() if front.access_log.exists() else []
+
+    await until(lambda: any(b"/release/last" in line for line in lines()), "the last")
+    told = [json.loads(line.decode("utf-8")) for line in lines()]
+    assert len(told) == 2 * len(odd) + 1
+    assert {line["status"] for line in told} <= {200, 400}
+    assert [line["agent"] for line in told[2:4]] == [odd[1].decode()] * 2
+    assert told[0]["agent"] == "(not ASCII)"
 
 
 @pytest_twisted.ensureDeferred
