@@ -55,6 +55,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SLOW_DOWN = frozenset({429, 503})
 _PASSING = frozenset({500, 502, 504})
 _SMALLEST_STATUS, _LARGEST_STATUS = 100, 599
+_MOST_SAID = 200
 
 
 @attrs.frozen(kw_only=True)
@@ -290,13 +291,18 @@ def _untrusted(reasons: Sequence[Failure]) -> str | None:
 
 
 def _reason(reason: Failure) -> str:
-    """An error in words: OpenSSL's are lists of (library, function, words)."""
+    """
+    An error in words: OpenSSL's are lists of (library, function, words).
+
+    Twisted's quote what they are about, which can be a line of 16 kB.
+    """
     if reason.check(SSL.Error):
         error: Any = reason.value
         rows = error.args[0] if error.args else ()
         words = [row[-1] for row in rows] if isinstance(rows, list) else []
         return f"TLS: {'; '.join(words) or type(error).__name__}"
-    return str(reason.value)
+    text = str(reason.value)
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}…"
 
 
 def _retry_after_s(response: IResponse, now: float) -> float | None:

@@ -13,7 +13,7 @@ from twisted.internet.tcp import Client
 
 from coverart import wire
 from tests.integration.faults.tls import TRUSTED, authority, signed
-from tests.integration.raw_archive import ALIAS, HOPS, JPEG, MBID, ok
+from tests.integration.raw_archive import ALIAS, HOPS, JPEG, KINDS, ok
 from tests.integration.talk import LOCAL, until
 from tests.integration.test_hostile_content import nothing_kept
 
@@ -69,11 +69,42 @@ async def test_large_head(raw, run) -> None:
     ]
     answer = hints + ok(body, *cookies)
     assert MOST - 1000 < answer.index(b"\r\n\r\n\xff") < MOST
-    for number, sent in enumerate((answer, hints + ok(body), answer)):
+    for kind, sent in (
+        (ALIAS, answer),
+        (KINDS["original"], hints + ok(body)),
+        (KINDS["id"], answer),
+    ):
         # The bound is of one answer, not of all on a connection.
         raw.does = {"node": sent}
-        got = await proxy.get(f"/release/{MBID}/{7 + number}-250")
-        assert (got.status, got.body) == (200, body), number
+        got = await proxy.get(kind)
+        assert (got.status, got.body, got["X-Cache-Status"]) == (200, body, "MISS"), kind
+
+
+LONG = b"\xff\x1b[31m" * 2_000
+QUOTED: dict[str, bytes] = {
+    "a status": b"HTTP/1.1 " + LONG + b" OK\r\n\r\n",
+    "a version": LONG + b" 200 OK\r\n\r\n",
+    "a length": b"HTTP/1.1 200 OK\r\nContent-Length: " + LONG + b"\r\n\r\n",
+    "a coding": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: " + LONG + b"\r\n\r\n",
+    "a header": b"HTTP/1.1 200 OK\r\n" + LONG + b"\r\n\r\n",
+    "a place to go": b"HTTP/1.1 302 Found\r\nLocation: https://" + b"a" * 15_000 + b"\r\n\r\n",
+    "a reason": b"HTTP/1.1 500 " + LONG + b"\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_quoted_in_the_log(raw, run, lines) -> None:
+    """What is wrong with an answer is told in a short line that a terminal can show."""
+    for number, (name, sent) in enumerate(QUOTED.items()):
+        for hop in HOPS:
+            proxy = await run(f"cache-{number}-{hop}", **raw.environment())
+            raw.does = {hop: sent}
+            lines.clear()
+            assert (await proxy.get(ALIAS)).status == 502, name
+            (told,) = [line for line in lines if "could not be fetched" in line]
+            assert len(told) < 500, (name, len(told))
+            assert told.isprintable(), (name, told)
+            await proxy.stop()
 
 
 class Clinging(Factory):
