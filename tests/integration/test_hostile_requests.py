@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from coverart import channel
 from coverart.simulator.faults import Gate, Rule, Status
 from tests.integration.running import Proxy, reached
-from tests.integration.talk import Wire, connect, until, within
+from tests.integration.talk import SAFETY_S, Wire, connect, until, within
 
 MBID = "76df3287-6cda-33eb-8e9a-044b5e15ffdd"
 HEADERS = {
@@ -583,7 +583,9 @@ async def test_slow_requests(sim, proxy, monkeypatch) -> None:
         wires[name].transport.write(data)
     served = await connect(proxy.port)
     served.transport.write(b"GET " + path + b" HTTP/1.1\r\n\r\nGET " + path)
+    patience = reactor.seconds() + SAFETY_S
     while not all(wire.ended.called for wire in [*wires.values(), served]):
+        assert reactor.seconds() < patience, "never refused"
         for name, wire in wires.items():
             if not wire.received:
                 wire.transport.write(trickles.get(name, b"X: y\r\n"))
