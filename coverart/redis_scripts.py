@@ -108,7 +108,8 @@ local function find(key, size, own)
     end
   end
   local alias = redis.call('HGET', bucket(key), key)
-  if not alias then
+  -- One that is none of ours must not keep those beside it from their answers.
+  if not alias or #alias ~= 34 then
     local no = redis.call('GET', p .. 'no:' .. key)
     if not no and own == '1' then no = redis.call('GET', p .. 'no:' .. base .. size) end
     return {false, false, false, no, 'unknown'}

@@ -269,7 +269,7 @@ async def eventually(attempt: Any, done: Any) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_written_over(sim, run, redis) -> None:
+async def test_written_over(sim, run, redis, lines) -> None:
     """What another program wrote in place of entries costs no answer: the disk tells, Redis learns."""
     proxy = await run(COVER_ART_REDIS_URL=redis.url)
     examples = sim.catalogue.examples()
@@ -284,4 +284,6 @@ async def test_written_over(sim, run, redis) -> None:
             for _ in range(2):
                 answer = await proxy.get(path)
                 assert (answer.status, answer.body) == (200, body), (junk[:1], path)
+        # Nor does it keep other look-ups from their answers.
+        assert not [line for line in lines if "is away" in line], junk[:1]
     assert sim.counts.requests("release") == len(KINDS)
