@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import pytest_twisted
@@ -10,6 +11,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
+from coverart.simulator.faults import Gate, Rule
 from tests.integration.nginx_server import NginxServer
 from tests.integration.talk import connect, start, until
 from tests.integration.test_hostile_requests import (
@@ -88,3 +90,45 @@ async def test_one_request_for_both(sim, run, nginx, lines) -> None:
     assert sum("/health" in line for line in of_the_app()) == sum(
         line["uri"] == "/health" for line in passed_on()
     )
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_through_nginx(sim, run, nginx) -> None:
+    """A head or a body that does not come is nginx's to end, in ten seconds; the app never sees it."""
+    front = await nginx(await run(**ACCEL))
+    path = sim.catalogue.examples()["thumbnail"].encode()
+    begins = {
+        "nothing": b"",
+        "a first line": b"GET " + path + b" HTTP/1.1\r\n",
+        "headers without end": b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nX: y\r\n",
+        "a body": b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx",
+    }
+    wires = {name: await connect(front.port) for name in begins}
+    for name, data in begins.items():
+        wires[name].transport.write(data)
+    for name, wire in wires.items():
+        await wire.end()
+        # A connection without a request just ends.
+        assert not wire.received or wire.status in (400, 408), name
+        assert b"200 OK" not in wire.received, name
+    assert sim.counts.requests() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_client_of_many(sim, run, nginx) -> None:
+    """One client has 512 requests at the app at most: past that 503, while hits go on."""
+    front = await nginx(await run(**ACCEL))
+    held = sim.catalogue.examples()["thumbnail"]
+    assert (await front.get(held)).status == 200
+    sim.faults.add(Rule(hop="*", does=Gate(name="hold")))
+    cold = f"/release/{sim.catalogue.release(1).mbid}/front-250"
+    wires = [await front.wire(cold, "Connection: close") for _ in range(520)]
+    await until(lambda: sum(bool(wire.received) for wire in wires) >= 8, "the ones too many")
+    assert (await front.get(held))["X-Cache-Status"] == "HIT"
+    sim.faults.gates.open("hold")
+    for wire in wires:
+        await wire.end()
+    found = Counter(wire.status for wire in wires)
+    assert found == {200: 512, 503: 8}
+    refused = next(wire for wire in wires if wire.status == 503)
+    assert refused.header("Retry-After") == "5"
