@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,8 @@ async def test_hits_in_the_access_log(sim, run, nginx) -> None:
     await front.get(path)
     await front.get(path)
     await until(lambda: len(access(front)) == 2, "both in the access log")
-    assert [line["cache"] for line in access(front)] == ["MISS", "HIT"]
+    # Each worker writes its lines when it likes.
+    assert {line["cache"] for line in access(front)} == {"MISS", "HIT"}
     assert len(await front.hits(1)) == 1
 
 
@@ -324,12 +326,12 @@ async def test_access_log_is_json(sim, run, nginx) -> None:
     def lines() -> list[bytes]:
         return front.access_log.read_bytes().splitlines() if front.access_log.exists() else []
 
-    await until(lambda: any(b"/release/last" in line for line in lines()), "the last")
+    await until(lambda: len(lines()) == 2 * len(odd) + 1, "a line for each")
     told = [json.loads(line.decode("utf-8")) for line in lines()]
-    assert len(told) == 2 * len(odd) + 1
     assert {line["status"] for line in told} <= {200, 400}
-    assert [line["agent"] for line in told[2:4]] == [odd[1].decode()] * 2
-    assert told[0]["agent"] == "(not ASCII)"
+    agents = Counter(line["agent"] for line in told)
+    assert set(agents) == {"", "(not ASCII)", odd[1].decode(), odd[2].decode()}
+    assert agents[odd[1].decode()] == agents[odd[2].decode()] == 2
 
 
 @pytest_twisted.ensureDeferred
