@@ -65,26 +65,32 @@ class _Body(TwistedProtocol):
         self._idle_s = idle_s
         self._idle: IDelayedCall = clock.callLater(idle_s, self._silent)
         self._error: CoverError | None = None
+        self._waiting = False
+        """The sink is full."""
         self.done: Deferred[None] = Deferred(lambda _: self._abort())
 
     def dataReceived(self, data: bytes) -> None:
         if self._error is not None:
             return
-        self._idle.reset(self._idle_s)
+        if not self._waiting:
+            self._idle.reset(self._idle_s)
         try:
             self._sink.write(data)
         except CoverError as error:
             self._fail(error)
             return
-        room = self._sink.room()
+        # One read can hold several chunks: those behind the one that filled the sink come all the same.
+        room = None if self._waiting else self._sink.room()
         if room is not None:
             # Waiting for our own disk is no silence of the archive's.
+            self._waiting = True
             self._idle.cancel()
             transport: Any = self.transport
             transport.pauseProducing()
             room.addCallback(self._resume)
 
     def _resume(self, _: None) -> None:
+        self._waiting = False
         if self._error is None and not self.done.called:
             self._idle = self._clock.callLater(self._idle_s, self._silent)
             transport: Any = self.transport

@@ -198,7 +198,7 @@ async def test_only_jpeg_thumbnails(raw, run) -> None:
     ["declared", "declared less", "chunked", "one endless chunk"],
 )
 @pytest_twisted.ensureDeferred
-async def test_too_large(raw, run, framing) -> None:
+async def test_too_large(raw, run, lines, framing) -> None:
     """An image over COVER_ART_MAX_IMAGE_SIZE is not read to its end, however it is framed."""
     proxy = await run(COVER_ART_MAX_IMAGE_SIZE="1", **raw.environment())
     body = JPEG + bytes(3 * MB)
@@ -215,7 +215,25 @@ async def test_too_large(raw, run, framing) -> None:
     answer = await proxy.get(ORIGINAL)
     assert answer.status == 502
     check_inert(answer, framing)
+    (told,) = [line for line in lines if "could not be fetched" in line]
+    assert f"larger than {MB} bytes" in told
     await nothing_kept(proxy)
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_large_in_chunks(raw, run, hangs_up) -> None:
+    """A large image in chunks is whole, though the disk is slower than the archive."""
+    raw.hangs_up = hangs_up
+    proxy = await run(COVER_ART_MAX_IMAGE_SIZE="16", **raw.environment())
+    size = 0x400
+    body = JPEG[:10] + bytes(10 * MB - 10)
+    chunks = b"".join(b"400\r\n" + body[n : n + size] + b"\r\n" for n in range(0, len(body), size))
+    raw.does = {"node": ok(chunks + b"0\r\n\r\n", "Transfer-Encoding: chunked")}
+    answer = await proxy.get(ORIGINAL)
+    assert (answer.status, answer.body) == (200, body)
+    await proxy.settled()
+    assert (await proxy.get(ORIGINAL))["X-Cache-Status"] == "HIT"
 
 
 @pytest_twisted.ensureDeferred
