@@ -579,3 +579,18 @@ async def test_accel_of_bad_files(raw, run, tmp_path) -> None:
         assert answer["X-Accel-Redirect"] == f"/cache-files/{IMAGE_FILE}"
         assert answer["X-Cache-Status"] == "MISS", bad
         assert (proxy.root / IMAGE_FILE).read_bytes() == JPEG
+
+
+@pytest.mark.parametrize("bad", ["HTML", "a symlink out of the cache", "an empty file"])
+@pytest_twisted.ensureDeferred
+async def test_accel_of_unknown_files(raw, run, tmp_path, bad) -> None:
+    """Nor to what the index does not know and is no cover: nginx looks at no first bytes."""
+    proxy = await run(COVER_ART_ACCEL="/cache-files/", **raw.environment())
+    outside = tmp_path / "outside"
+    outside.write_bytes(JPEG)
+    (proxy.root / IMAGE_FILE).parent.mkdir(parents=True)
+    BAD[bad](proxy.root / IMAGE_FILE, outside)
+    answer = await proxy.get(BY_ID)
+    assert (answer.status, answer["X-Cache-Status"]) == (200, "MISS")
+    assert not (proxy.root / IMAGE_FILE).is_symlink()
+    assert (proxy.root / IMAGE_FILE).read_bytes() == JPEG
