@@ -836,3 +836,20 @@ async def test_one_connection(sim, proxy) -> None:
     statuses = re.findall(rb"HTTP/1\.1 (\d+)", stream)
     assert statuses == [b"200", b"400", b"304", b"206", b"200"]
     assert stream.endswith(whole)
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_other_token(sim, run) -> None:
+    """Only the whole token opens the admin routes: no part of it, nothing around it, nothing else."""
+    proxy = await run(COVER_ART_ADMIN_TOKEN="secret")  # noqa: S106
+    path = sim.catalogue.examples()["thumbnail"]
+    assert (await proxy.get(path)).status == 200
+    wrong = ("", "Bearer", "Bearer ", "Bearer s", "Bearer secre", "Bearer secrets", "bearer secret")
+    for given in (*wrong, "secret", "Basic secret", "Bearer  secret", "Bearer secret, Bearer x"):
+        for verb in ("purge", "refresh"):
+            answer = await proxy.get(f"/admin/{verb}{path}", "POST", authorization=given)
+            assert answer.status == 401, given
+    assert (await proxy.get(f"/admin/purge{path}", "POST")).status == 401
+    assert (await proxy.get(path))["X-Cache-Status"] == "HIT"
+    answer = await proxy.get(f"/admin/purge{path}", "POST", authorization="Bearer secret")
+    assert answer.json == {"purged": True}
