@@ -131,10 +131,19 @@ class Fetcher:
         found: OnDisk | None = await self._in_thread(self._store.find, thing)
         if found is None:
             return None
+        alias = found.alias
+        if alias is not None and isinstance(thing, ImageRequest):
+            known = (await self._index.find_image(thing)).alias
+            if known is None or known.checked_at <= alias.checked_at:
+                await self._index.put_alias(thing.alias, alias)
+            elif known.target.ref != alias.target.ref:
+                # An index that was flushed learnt since, by another size, that the name moved.
+                await self._in_thread(self._store.unlink_outdated, thing.alias, known)
+                return None
+            else:
+                alias = known
         await self._index.put_file(found.key, found.entry)
-        if found.alias is not None and isinstance(thing, ImageRequest):
-            await self._index.put_alias(thing.alias, found.alias)
-        return Fetched(key=found.key, entry=found.entry, alias=found.alias, from_disk=True)
+        return Fetched(key=found.key, entry=found.entry, alias=alias, from_disk=True)
 
     async def image(
         self,
@@ -238,8 +247,8 @@ class Fetcher:
         return alias
 
     async def unlink(self, key: AliasKey) -> None:
-        """Make a name point nowhere."""
-        if await self._index.forget_alias(key):
+        """Make a name point nowhere, whether the index knew of it or only the disk."""
+        if await self._index.forget_alias(key) or self._store.has_alias(key):
             await self._in_thread(self._store.unlink_alias, key)
 
     def _point_on_disk(
@@ -249,7 +258,9 @@ class Fetcher:
         if known is not None and known.target.ref != alias.target.ref:
             self._store.unlink_alias(request.alias)
         elif known is not None and known.checked_at != alias.checked_at:
-            self._store.touch_links(request.alias, alias.checked_at)
+            self._store.touch_links(request.alias, alias)
+        else:
+            self._store.unlink_outdated(request.alias, alias)
         if entry.media is not None:
             key = alias.target.ref.at(request.size)
             self._store.link(request, key, entry.media, alias.checked_at)

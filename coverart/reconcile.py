@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 from twisted.logger import Logger
@@ -11,7 +11,7 @@ from coverart.incoming import InThread
 from coverart.index import LEARN_AT_ONCE, Index, Packed, Seen, Slice
 from coverart.model import Alias, AliasKey, FileEntry, FileKey, ImageRequest, ListingKey
 from coverart.rebuild import DiskSlice, Link, read_slice, walk_packed
-from coverart.store import ImageStore, OnDisk
+from coverart.store import MTIME_SLACK_S, ImageStore, OnDisk
 
 Check = Callable[[], object]
 """Called before something is destroyed; raises LostLease if it must not be."""
@@ -71,7 +71,7 @@ class Reconciler:
         known = await self._index.slice(number)
         aliases = on_disk.aliases
         news: list[Seen] = [(k, e) for k, e in on_disk.files.items() if k not in known.files]
-        news += [(k, a) for k, a in aliases.items() if k not in known.aliases]
+        news += [(k, a) for k, a in aliases.items() if _tells_more(a, known.aliases.get(k))]
         check()
         for start in range(0, len(news), LEARN_AT_ONCE):
             await self._index.learn(news[start : start + LEARN_AT_ONCE])
@@ -83,7 +83,7 @@ class Reconciler:
         ]
         mended.forgotten = await self.forget_lost(lost, check)
         mended.dangling = await self._in_thread(
-            self._tidy_links, on_disk.links, expired_before, check
+            self._tidy_links, on_disk.links, known.aliases, expired_before, check
         )
         await self._forget_aliases(known, aliases, expired_before, check)
         return mended
@@ -113,13 +113,25 @@ class Reconciler:
 
         return [(key, entry) for key, entry in lost if not held(key, entry)]
 
-    def _tidy_links(self, links: list[Link], expired_before: float, check: Check) -> int:
-        """In a thread."""
+    def _tidy_links(
+        self,
+        links: list[Link],
+        known: Mapping[AliasKey, Alias],
+        expired_before: float,
+        check: Check,
+    ) -> int:
+        """
+        In a thread. What leads to no file goes, and what a flushed index did not see when the name
+        moved: the index was read after the disk, so it was told later than the link was made.
+        """
         dangling = 0
         for link in links:
             check()
+            alias = known.get(link.key)
             if self._store.remove_dangling(link.path):
                 dangling += 1
+            elif alias is not None and self._store.unlink_if_outdated(link.path, alias):
+                continue
             elif link.key.ages and not link.retired:
                 self._store.retire(link.path, expired_before)
         return dangling
@@ -145,6 +157,11 @@ class Reconciler:
             return (await self._index.find_listing(name)).entry
         found = await self._index.find_image(name)
         return found.entry if found.key == key else None
+
+
+def _tells_more(alias: Alias, known: Alias | None) -> bool:
+    """Say whether a symlink was confirmed after what the index knows of its name was."""
+    return known is None or alias.checked_at > known.checked_at + MTIME_SLACK_S
 
 
 def _own_name(key: FileKey) -> ImageRequest | ListingKey:

@@ -256,8 +256,14 @@ class ImageStore:
             if stat.S_ISLNK(status.st_mode) and status.st_mtime < before:
                 os.replace(link, link + layout.RETIRED)
 
-    def touch_links(self, key: AliasKey, at: float) -> None:
-        """Mark every symlink of an alias as confirmed at `at`; retired ones serve again."""
+    def touch_links(self, key: AliasKey, alias: Alias) -> None:
+        """
+        Mark every symlink of an alias as confirmed; retired ones serve again.
+
+        One that leads to another image was out of the index's sight when the alias moved: it goes.
+        """
+        self.unlink_outdated(key, alias)
+        at = alias.checked_at
         for path in layout.alias_paths(key):
             link = self.absolute(path)
             with contextlib.suppress(FileNotFoundError):
@@ -265,6 +271,32 @@ class ImageStore:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.islink(link):
                     os.utime(link, (at, at), follow_symlinks=False)
+
+    def unlink_outdated(self, key: AliasKey, alias: Alias) -> None:
+        """Remove the symlinks of an alias that lead elsewhere, if they are older than it."""
+        for path in layout.alias_paths(key):
+            for link in (path, path + layout.RETIRED):
+                self.unlink_if_outdated(link, alias)
+
+    def unlink_if_outdated(self, path: str, alias: Alias) -> bool:
+        """The same for one symlink. :returns: whether it was one."""
+        link = self.absolute(path)
+        try:
+            leads_to = layout.read_link(layout.unretired(path), os.readlink(link))
+            if leads_to is None or leads_to[0].ref == alias.target.ref:
+                return False
+            if os.lstat(link).st_mtime >= alias.checked_at:
+                return False
+            os.unlink(link)
+        except OSError:
+            # There is none, or a file, or somebody else was first.
+            return False
+        return True
+
+    def has_alias(self, key: AliasKey) -> bool:
+        """Say whether unlink_alias() would find any; quick enough for the reactor thread."""
+        paths = [self.absolute(path) for path in layout.alias_paths(key)]
+        return any(os.path.islink(p) or os.path.islink(p + layout.RETIRED) for p in paths)
 
     def unlink_alias(self, key: AliasKey) -> None:
         """Remove every symlink of an alias; never a regular file."""

@@ -25,6 +25,7 @@ from coverart import layout
 from coverart.errors import StoreFailed
 from coverart.model import (
     ORIGINAL,
+    Alias,
     AliasKey,
     Entity,
     FileEntry,
@@ -309,10 +310,31 @@ class LinkTests(StoreTests):
         self.put()
         self.link()
         self.link(size=500)
-        self.store.touch_links(FRONT, 2000)
+        self.store.touch_links(FRONT, Alias(target=Target(ref=REF), checked_at=2000))
         times = {os.lstat(path).st_mtime for path in (self.root / LINK).parent.glob("*_front_*")}
         self.assertEqual(times, {2000})
         self.assertEqual(os.stat(self.root / THUMB).st_mtime, 1000)
+
+    def test_not_touched(self) -> None:
+        """Confirming an alias removes older links to another image, in sight and retired."""
+        self.put()
+        self.link()
+        self.link(size=500)
+        self.store.retire(LINK, 2000)
+        self.store.touch_links(
+            FRONT, Alias(target=Target(ref=attrs.evolve(REF, image_id=8)), checked_at=2000)
+        )
+        self.assertEqual(list((self.root / LINK).parent.glob("*_front_*")), [])
+        self.assertFalse(self.store.has_alias(FRONT))
+
+    def test_not_outdated(self) -> None:
+        """A link that was made since the alias was looked at stays, wherever it leads."""
+        self.put()
+        self.link(at=3000)
+        alias = Alias(target=Target(ref=attrs.evolve(REF, image_id=8)), checked_at=2000)
+        self.store.unlink_outdated(FRONT, alias)
+        self.assertEqual((self.root / LINK).read_bytes(), JPEG)
+        self.assertTrue(self.store.has_alias(FRONT))
 
     def test_unlinked(self) -> None:
         """Removing an alias removes its links alone; where its name is an image's own, nothing."""
@@ -337,7 +359,7 @@ class LinkTests(StoreTests):
         assert found is not None
         assert found.alias is not None
         self.assertEqual((found.key, found.alias.checked_at), (REF.at(250), 1000))
-        self.store.touch_links(FRONT, 2000)
+        self.store.touch_links(FRONT, Alias(target=Target(ref=REF), checked_at=2000))
         self.assertEqual((self.root / LINK).read_bytes(), JPEG)
 
     def test_retired_files(self) -> None:
