@@ -198,6 +198,9 @@ class CoverCache:
     async def purge(self, thing: ImageRequest | ListingKey) -> bool:
         """Forget a thing and remove its file. :returns: whether anything was known of it."""
         found, _ = await self._look(thing)
+        if found.entry is None and (on_disk := await self._fetcher.find(thing)) is not None:
+            # An index that was flushed, or is away, knows nothing of what the next would be served.
+            found = on_disk.as_found()
         known = await self.index.forget_absence(
             thing if isinstance(thing, ListingKey) else thing.alias
         )

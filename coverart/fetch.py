@@ -61,6 +61,11 @@ class Fetched:
     from_disk: bool = False
     """It was there all the time, and the index did not know."""
 
+    def as_found(self) -> Found:
+        """The same as an index says it."""
+        target = None if self.alias is None else self.alias.target
+        return Found(key=self.key, entry=self.entry, alias=self.alias, target=target)
+
 
 @attrs.frozen(kw_only=True)
 class Arriving:
