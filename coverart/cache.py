@@ -129,6 +129,10 @@ class CoverCache:
             await self._turn()
         joined = self._requests.running(thing)
         answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
+        if isinstance(answer, Flowing) and answer.arriving.incoming.over:
+            # All of it came, and the index is still being told: the answer after that is a file.
+            landing = self._requests.landing(thing)
+            answer = await (self.get(thing) if landing is None else landing)
         return answer.as_joined() if joined else answer
 
     def hit(self, request: ImageRequest) -> Held | Deferred[Held | None] | None:

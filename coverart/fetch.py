@@ -301,7 +301,8 @@ class Fetcher:
         if isinstance(answer, FileEntry):
             return answer
         landing = self._images.landing(key)
-        announce(Arriving(incoming=answer, trip=trip))
+        if not answer.over:
+            announce(Arriving(incoming=answer, trip=trip))
         if landing is None:
             raise StoreFailed("an image arrived and can't be found")
         landed = await landing

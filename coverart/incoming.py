@@ -206,6 +206,11 @@ class Incoming:
 
     # The readers' side
 
+    @property
+    def over(self) -> bool:
+        """Whether a reader who comes now is too late: the image has its place, or there is none."""
+        return self._ended and self._temporary is None
+
     def attach(self) -> None:
         """A reader comes: what was received stays readable until it has called detach()."""
         self._readers += 1
