@@ -160,10 +160,12 @@ class CoverCache:
         return self._held(found, Status.HIT)
 
     async def spoilt(self, held: Held) -> None:
-        """The file of an answer is not what it was, though its size is: it is held no more."""
-        self.log.warn("{path} is not what it was; fetching it again", path=held.path)
-        await self.index.suspect(held.key)
-        await self._drop(held.key, held.entry)
+        """
+        The file of an answer is not what it was, though its size is: it is held no more.
+
+        :raises StoreFailed: it can't be removed.
+        """
+        await self._fetcher.lost(held.key, held.entry)
 
     async def tell_uses(self) -> None:
         """Pass on which files were served since the last time, for the order of eviction."""

@@ -384,12 +384,15 @@ class Fetcher:
 
         It goes from the disk first. The other way round, somebody who finds the index empty
         could take in what is left of the file, or store it anew and lose that.
+
+        :raises StoreFailed: it can't be removed, so nothing could take its place either.
         """
-        self.log.warn(
-            "{path} is gone or was changed; fetching it again",
-            path=self._store.path_of(key, entry.media),
-        )
-        await self._in_thread(self._store.remove_spoilt, key, entry)
+        path = self._store.path_of(key, entry.media)
+        self.log.warn("{path} is gone or was changed; fetching it again", path=path)
+        try:
+            await self._in_thread(self._store.remove_spoilt, key, entry)
+        except OSError as error:
+            raise StoreFailed(f"can't remove {path}: {error.strerror}") from error
         await self._index.suspect(key)
         if await self._index.forget_file(key, entry):
             await self._index.settle([key])

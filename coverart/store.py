@@ -344,22 +344,17 @@ class ImageStore:
 
     def remove_spoilt(self, key: FileKey, entry: FileEntry) -> None:
         """
-        Remove the file of an entry if it was cut short or written over since it was stored.
-
-        A listing of another length that parses is no such: it was stored anew.
+        Remove what lies in the place of an entry's file if it was cut short, written over or is
+        none, but not what was stored anew: the same image whole, or any listing that parses.
         """
         path = self.path_of(key, entry.media)
-        status = self.stat(path)
-        if status is None or status.st_size == entry.size_bytes:
-            return
         if isinstance(key, ListingKey):
-            try:
-                listing.check(self.read(path))
-            except (BadUpstream, OSError):
-                pass
-            else:
-                return
-        self.remove(path)
+            stored = self.find(key) is not None
+        else:
+            found = self.examine(path)
+            stored = found is not None and found.entry.size_bytes == entry.size_bytes
+        if not stored:
+            self.remove(path)
 
     def _temporary_name(self) -> str:
         return f"{self._root}/{INCOMING}/{secrets.token_hex(12)}"
