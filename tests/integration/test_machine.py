@@ -55,6 +55,7 @@ class RedisMachine(CacheMachine):
         self.redis.flushall()
 
     def new_process(self) -> None:
+        self.eviction = "oldest"
         self.link = MortalLink(parse_address(self.server.url), reactor, reactor)
         self.link.connect()
         index = RedisIndex(self.link, NAME)
@@ -91,7 +92,7 @@ async def test_every_promise_holds_with_redis(tmp_path) -> None:
 
     def stories() -> None:
         bounded = settings(
-            max_examples=12,
+            max_examples=90,
             stateful_step_count=25,
             derandomize=True,
             database=None,

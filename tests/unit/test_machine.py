@@ -1,13 +1,39 @@
 """The cache with the index in memory, at hand or far away, whatever happens in whatever order."""
 
-import os
-
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.model import Entity, ImageRequest
-from tests.machine import LISTINGS, A, CacheMachine, name
+from coverart.answers import Held, Status
+from coverart.index_memory import MemoryIndex
+from coverart.model import (
+    ORIGINAL,
+    AliasKey,
+    Entity,
+    FileEntry,
+    FileKey,
+    Found,
+    ImageRequest,
+    ListingKey,
+)
+from tests.machine import FRONT, CacheMachine
+from tests.played import LISTINGS, RELEASE_REFS, A, name
+
+
+class _Away(MemoryIndex):
+    """What a RedisIndex finds while Redis is away."""
+
+    def find_now(self, request: ImageRequest) -> Found:
+        return Found()
+
+    async def find_listing(self, key: ListingKey) -> Found:
+        return Found()
+
+    async def forget_alias(self, key: AliasKey) -> bool:
+        return False
+
+    async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
+        return True
 
 
 class MachineTests(SynchronousTestCase):
@@ -18,8 +44,8 @@ class MachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             CacheMachine,
             settings=settings(
-                max_examples=30,
-                stateful_step_count=40,
+                max_examples=450,
+                stateful_step_count=25,
                 # The same stories each time; `python -m bench.machine` tells new ones.
                 derandomize=True,
                 database=None,
@@ -38,33 +64,111 @@ class FoundByTheMachineTests(SynchronousTestCase):
         """One that has begun."""
         machine = CacheMachine()
         self.addCleanup(machine.teardown)
-        machine.begin(far)
+        machine.begin(far=far)
         return machine
 
     def test_a_shrunken_image_is_not_served_by_a_new_name(self) -> None:
         """An image known by its id was cut short on the disk; its front, never asked for, is whole."""
         machine = self.machine()
-        machine.ask(image(1), at_end=True)
-        os.truncate(machine.root / machine._names()[0], 100)
-        machine.ask(image("front"), at_end=True)
+        machine.ask(image(1))
+        machine._spoil(machine._names()[0], 100)
+        machine.ask(image("front"))
 
     def test_a_file_found_short_is_not_lost_again_once_it_is_whole(self) -> None:
         """Two who find a listing cut short at once: the slower one leaves the other's new file."""
         machine = self.machine(far=True)
         listing = LISTINGS[0]
-        machine.ask(listing, at_end=True)
-        os.truncate(machine.root / machine._names()[0], 0)
+        machine.ask(listing)
+        machine._spoil(machine._names()[0], 0)
         machine.refresh(listing)
-        machine.ask(listing, at_end=True)
+        machine.ask(listing)
+
+    def test_a_page_found_by_two_is_removed_once(self) -> None:
+        """The slower of two who find a page in an image's place leaves the image stored since."""
+        machine = self.machine(far=True)
+        machine.ask(image(1))
+        (path,) = machine._names()
+        ((key, entry),) = machine._entries().items()
+        machine._spoil(path, None)
+        page = Held(status=Status.HIT, key=key, entry=entry, path=path)
+        machine._run(machine.cache.spoilt(page))
+        slower = machine.threads.waiting.pop()
+        machine._run(machine._serve(image(1)))
+        machine.threads.let_all_go()
+        machine.threads.waiting.append(slower)
+        machine._drain()
+        self.assertEqual(machine._names(), [path])
+        machine.nothing_wrong_in_sight()
+        self.assertEqual(machine._spoilt, set())
+
+    def test_whoever_comes_while_an_image_lands_gets_it(self) -> None:
+        """The last byte was there, the file is closed, and the index is still being told."""
+        for name_ in (1, "front"):
+            for steps in range(40):
+                machine = self.machine(far=True)
+                machine._run(machine._serve(image(1, ORIGINAL)))
+                for _ in range(steps):
+                    if machine.threads.waiting:
+                        machine.threads.let_one_go()
+                machine.ask(image(name_, ORIGINAL), alone=False)
+                machine._drain()
 
     def test_an_evicted_file_that_was_cut_short_is_not_found_again(self) -> None:
         """Eviction leaves what was stored since, not what is left of a file that shrank."""
         machine = self.machine()
-        machine.ask(image(1), at_end=True)
-        os.truncate(machine.root / machine._names()[0], 100)
-        machine.sweep(0)
+        machine.ask(image(1))
+        machine._spoil(machine._names()[0], 100)
+        machine.sweep(0.0)
         machine._drain()
-        machine.ask(image(1), at_end=True)
+        machine.ask(image(1))
+
+    def test_a_flushed_index_purges_what_the_disk_holds(self) -> None:
+        """What the next client would be served from the disk goes too; the machine looks."""
+        machine = self.machine()
+        for thing in (image("front"), image(1), LISTINGS[0]):
+            machine.ask(thing)
+            machine.wipe(drained=True)
+            machine.purge(thing)
+
+    def test_an_index_that_is_away_purges_what_the_disk_holds(self) -> None:
+        """As a Redis that is down: it finds nothing, and the disk decides what is served."""
+        machine = self.machine()
+        for thing in (image("front"), image(1), LISTINGS[0]):
+            machine.ask(thing)
+            machine.memory = machine.reach.inner = _Away()
+            machine.purge(thing)
+
+    def test_a_link_older_than_the_index_is_not_believed(self) -> None:
+        """A flushed index learns by one size that a name moved: the others' links are over."""
+        for later in (0, 1100):
+            machine = self.machine()
+            machine.ask(image("front", 250))
+            machine._sends(FRONT, RELEASE_REFS[1], later)
+            machine.sweep(1.0, alone=True)
+            machine.wipe(drained=True)
+            machine.ask(image("front", 0))
+            machine.ask(image("front", 250))
+
+    def test_a_retired_link_is_not_revived_to_another_image(self) -> None:
+        """What was out of the index's sight when the name moved is not confirmed with the rest."""
+        machine = self.machine()
+        machine.ask(image("front", 250))
+        machine._sends(FRONT, RELEASE_REFS[1], 1100)
+        machine.sweep(1.0, alone=True)
+        machine.wipe(drained=True)
+        machine.ask(image("front", 0))
+        machine.wait(1100)
+        machine.ask(image("front", 0))
+        machine.nothing_wrong_in_sight()
+
+    def test_nothing_of_a_name_that_leads_nowhere_stays_in_sight(self) -> None:
+        """A flushed index learns by one size that a name is no more: so it is in all sizes."""
+        machine = self.machine()
+        machine.ask(image("front", 250))
+        machine._sends(FRONT, None, 0)
+        machine.wipe(drained=True)
+        machine.ask(image("front", 0))
+        machine.ask(image("front", 250))
 
 
 def image(of: int | str, size: int = 250) -> ImageRequest:
