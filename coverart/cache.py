@@ -358,10 +358,8 @@ class CoverCache:
     ) -> Absent:
         """The archive said 404: remember it, and what of the request it was about."""
         subject: Subject = thing if isinstance(thing, ListingKey) else thing.alias
-        if error.derived and isinstance(thing, ImageRequest):
-            target = (await self.index.find_image(thing)).target
-            ref = thing.alias.own_ref if target is None else target.ref
-            subject = thing.alias if ref is None else ref.at(thing.size)
+        if error.image is not None:
+            subject = error.image
         elif isinstance(thing, ImageRequest):
             await self._fetcher.unlink(thing.alias)
         await self.index.put_absence(subject, self.lifetimes.absence(subject, self._now()))
@@ -379,9 +377,7 @@ class CoverCache:
         self._pauses.pop(key, None)
 
         def failed(failure: Failure) -> None:
-            self._pauses[key] = self._now() + REFRESH_PAUSE_S
-            if len(self._pauses) > MOST_PAUSES:
-                self._pauses.popitem(last=False)
+            self._pause(key)
             if failure.check(CoverError):
                 detail = getattr(failure.value, "detail", "")
                 self.log.warn("{key} stays as it was: {detail}", key=spell(thing), detail=detail)
@@ -389,6 +385,11 @@ class CoverCache:
                 self.log.failure("refresh of {key}", failure, key=spell(thing))
 
         self._refreshes.run(key, lambda _: self._refresh_once(thing)).addErrback(failed)
+
+    def _pause(self, key: AliasKey | ListingKey) -> None:
+        self._pauses[key] = self._now() + REFRESH_PAUSE_S
+        if len(self._pauses) > MOST_PAUSES:
+            self._pauses.popitem(last=False)
 
     async def _refresh_once(self, thing: ImageRequest | ListingKey) -> None:
         async def here() -> bytes:
@@ -412,6 +413,10 @@ class CoverCache:
                 await self._fetcher.repoint(thing, target, trip)
         except NotInArchive as error:
             await self._missing(thing, error, trip.hops)
+            if isinstance(thing, ImageRequest) and error.derived:
+                # The name leads to an image of which this size was not made yet: the old one
+                # stays, and is as stale as before.
+                self._pause(thing.alias)
             if isinstance(thing, ListingKey) and found.entry is not None:
                 await self._drop(thing, found.entry)
         self._metrics.refreshes.inc()

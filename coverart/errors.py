@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from coverart.model import ImageKey
+
 
 class CoverError(Exception):
     """A request can't be answered with a cover. `detail` is for the log, never for the client."""
@@ -45,6 +47,8 @@ class NotInArchive(CoverError):
     def __init__(self, detail: str = "", *, derived: bool = False) -> None:
         super().__init__(detail)
         self.derived = derived
+        self.image: ImageKey | None = None
+        """The file that is not there, where that is known: a name may lead elsewhere by now."""
 
 
 class BadUpstream(CoverError):

@@ -328,9 +328,13 @@ class Fetcher:
             entries.append(known or await self._download_here(key, target, trip, say))
             return b""
 
-        await self._fetches.once(pack_file_key(key), here, doubt=True)
-        entry = entries[0] if entries else await self._held(key)
-        return entry or await self._download_here(key, target, trip, say)
+        try:
+            await self._fetches.once(pack_file_key(key), here, doubt=True)
+            entry = entries[0] if entries else await self._held(key)
+            return entry or await self._download_here(key, target, trip, say)
+        except NotInArchive as error:
+            error.image = key
+            raise
 
     async def _download_here(
         self,
