@@ -52,7 +52,7 @@ class Reconciler:
         for key in keys:
             on_disk: OnDisk | None = await self._in_thread(self._store.find, _own_name(key))
             entry = await self._known(key)
-            if on_disk is not None and on_disk.key == key and entry is None:
+            if on_disk is not None and on_disk.key == key and _stored_anew(on_disk.entry, entry):
                 await self._index.put_file(key, on_disk.entry)
                 mended += 1
             elif on_disk is None and entry is not None:
@@ -75,7 +75,11 @@ class Reconciler:
         check()
         for start in range(0, len(news), LEARN_AT_ONCE):
             await self._index.learn(news[start : start + LEARN_AT_ONCE])
-        mended.learnt = len(news)
+        anew = [(k, e) for k, e in on_disk.files.items() if _stored_anew(e, known.files.get(k, e))]
+        for key, entry in anew:
+            # By a process that was killed before it could tell.
+            await self._index.put_file(key, entry)
+        mended.learnt = len(news) + len(anew)
         lost = [
             (key, entry)
             for key, entry in known.files.items()
@@ -157,6 +161,15 @@ class Reconciler:
             return (await self._index.find_listing(name)).entry
         found = await self._index.find_image(name)
         return found.entry if found.key == key else None
+
+
+def _stored_anew(entry: FileEntry, known: FileEntry | None) -> bool:
+    """Say whether a file came after what the index knows of it, if that was no other file."""
+    if known is None:
+        return True
+    return (
+        entry.size_bytes == known.size_bytes and entry.stored_at > known.stored_at + MTIME_SLACK_S
+    )
 
 
 def _tells_more(alias: Alias, known: Alias | None) -> bool:
