@@ -249,8 +249,9 @@ class CacheMachine(Promises):
             self._complain()
         assert not self.running, "something never ended"
         assert not self.store.left_open(), "a temporary file was never closed"
-        if self._troubles != self.archive.troubles + self.store.refused:
-            self._troubles = self.archive.troubles + self.store.refused
+        troubles = self.archive.troubles + self.archive.missed + self.store.refused
+        if self._troubles != troubles:
+            self._troubles = troubles
             self._last_trouble = self.now()
         self._complain()
 

@@ -110,7 +110,7 @@ class PlayedArchive:
 
     `true_at` is when a name last led to an image, a listing last said something, or something
     last was missing: what an answer of the cache is measured against. `asked` counts requests,
-    `downloaded` tells the images that were begun to be sent.
+    `missed` those for files that are not there, `downloaded` tells the images that were begun to be sent.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -118,6 +118,7 @@ class PlayedArchive:
         self.gate: Callable[..., Deferred[Any]] = at_once
         self.mood = "up"
         self.troubles = 0
+        self.missed = 0
         self.asked = 0
         self.downloaded: list[ImageKey] = []
         self.merged = False
@@ -185,6 +186,7 @@ class PlayedArchive:
         await self._answer(trip)
         there = any(self.moved(each) == target.ref for each in REFS)
         if not there or (target.ref.image_id, size) in self.lost:
+            self.missed += 1
             raise NotInArchive("no such file", derived=True)
         self.downloaded.append(target.ref.at(size))
         body = body_of(target.ref.image_id, size)

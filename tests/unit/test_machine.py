@@ -1,5 +1,7 @@
 """The cache with the index in memory, at hand or far away, whatever happens in whatever order."""
 
+import os
+
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
@@ -100,6 +102,42 @@ class FoundByTheMachineTests(SynchronousTestCase):
         self.assertEqual(machine._names(), [path])
         machine.nothing_wrong_in_sight()
         self.assertEqual(machine._spoilt, set())
+
+    def test_a_size_not_made_yet_is_missing_of_the_new_image(self) -> None:
+        """Not of the old one, which whoever asks for it by its id still gets after an eviction."""
+        machine = self.machine()
+        machine.ask(image("front"))
+        machine.archive.lost.add((2, 250))
+        machine._sends(FRONT, RELEASE_REFS[1], 1100)
+        machine.ask(image("front"))
+        machine.sweep(0.0, alone=True)
+        machine.ask(image(1))
+
+    def test_a_size_not_made_yet_is_not_asked_for_with_each_request(self) -> None:
+        """The old image is served, and the archive left alone for a minute."""
+        machine = self.machine()
+        machine.ask(image("front"))
+        machine.archive.lost.add((2, 250))
+        machine._sends(FRONT, RELEASE_REFS[1], 1100)
+        machine.ask(image("front"))
+        asked = machine.archive.asked
+        for _ in range(5):
+            machine.ask(image("front"))
+        self.assertEqual(machine.archive.asked, asked)
+        machine.archive.lost.clear()
+        machine.wait(150)
+        machine.ask(image("front"))
+        self.assertEqual(machine.archive.asked, asked + 2)
+
+    def test_a_file_stored_anew_by_a_killed_process_is_evicted_at_once(self) -> None:
+        """Of the same length as before: only its time tells, and the sweep tells the index."""
+        machine = self.machine()
+        machine.ask(LISTINGS[0])
+        (path,) = machine._names()
+        machine.wait(150)
+        os.utime(machine.root / path, (machine.now(), machine.now()))
+        machine.sweep(0.0, alone=True)
+        self.assertEqual(machine._names(), [])
 
     def test_whoever_comes_while_an_image_lands_gets_it(self) -> None:
         """The last byte was there, the file is closed, and the index is still being told."""
