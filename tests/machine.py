@@ -458,6 +458,23 @@ class CacheMachine(Promises):
         yield
         self.archive.note()
 
+    @rule(
+        data=st.data(),
+        between=st.sampled_from(("nothing", "sweep", "flush", "restart")),
+        first=st.integers(0, 9),
+    )
+    def move(self, data: st.DataObject, between: str, first: int) -> None:
+        """A name that is held leads elsewhere, and is asked for when its time is over."""
+        self.ask_for_all(first)
+        self.retarget(data, 1100)
+        if between == "sweep":
+            self._settle()
+        elif between == "flush":
+            self.wipe(drained=True)
+        elif between == "restart":
+            self.restart()
+        self.ask_for_all(first)
+
     @rule(data=st.data(), later=st.sampled_from((0, 0, 400, 1100)))
     def retarget(self, data: st.DataObject, later: int) -> None:
         """A name leads elsewhere, which nobody notices for a while."""

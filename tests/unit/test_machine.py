@@ -46,7 +46,7 @@ class MachineTests(SynchronousTestCase):
         run_state_machine_as_test(
             CacheMachine,
             settings=settings(
-                max_examples=450,
+                max_examples=350,
                 stateful_step_count=25,
                 # The same stories each time; `python -m bench.machine` tells new ones.
                 derandomize=True,
