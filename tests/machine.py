@@ -27,7 +27,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from coverart import incoming
-from coverart.answers import Status
+from coverart.answers import Held, Status
 from coverart.cache import CoverCache
 from coverart.cleanup import Bounds, Cleanup
 from coverart.client import Limits
@@ -270,7 +270,11 @@ class CacheMachine(Promises):
     @rule(thing=things, alone=mostly)
     def ask(self, thing: Thing, alone: bool = True) -> None:
         """Somebody asks, if alone, then while nothing else goes on, and waits for the answer."""
-        if isinstance(thing, ImageRequest) and (held := self.cache.hit_now(thing)) is not None:
+        if (
+            not self.far
+            and isinstance(thing, ImageRequest)
+            and isinstance(held := self.cache.hit(thing), Held)
+        ):
             with contextlib.suppress(BadUpstream):
                 self._right(thing, held, self._bytes(held))
         if alone:

@@ -55,7 +55,7 @@ class RedisMachine(CacheMachine):
         self.redis.flushall()
 
     def new_process(self) -> None:
-        self.eviction = "oldest"
+        self.far, self.eviction = True, "oldest"
         self.link = MortalLink(parse_address(self.server.url), reactor, reactor)
         self.link.connect()
         index = RedisIndex(self.link, NAME)
