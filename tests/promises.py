@@ -76,19 +76,26 @@ class Promises(RuleBasedStateMachine):
         self, thing: Thing, get: Callable[..., Coroutine[Any, Any, Answer]] | None = None
     ) -> tuple[Answer, bytes] | None:
         troubles = self.archive.troubles + self.store.refused
+        failed: CoverError | None = None
         try:
             answer = await (get or self.cache.get)(thing)
             try:
                 body = await self._received(answer)
             except (FileNotFoundError, BadUpstream) as error:
                 # As web.py does: evicted, or found to be a page, between the look and the opening.
-                if isinstance(error, BadUpstream) and isinstance(answer, Held):
+                if isinstance(error, BadUpstream):
+                    if not isinstance(answer, Held):
+                        raise
                     await self.cache.spoilt(answer)
                 answer = await self.cache.get(thing)
                 body = await self._received(answer)
-        except CoverError:
-            ill = self.archive.mood != "up" or self.store.full
-            assert ill or self.archive.troubles + self.store.refused > troubles
+        except CoverError as error:
+            failed = error
+        if failed is not None:
+            # Or two files were pages: a look too many for web.py.
+            ill = self.archive.mood != "up" or self.store.full or len(self._spoilt) > 1
+            troubled = self.archive.troubles + self.store.refused > troubles
+            assert ill or troubled, f"{thing}: {failed!r}"
             return None
         self._right(thing, answer, body)
         return answer, body
