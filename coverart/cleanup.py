@@ -170,7 +170,7 @@ class Cleanup:
         before = self._now() - self._bounds.alias_ttl_s
         while due := await self._index.due_aliases(before, BATCH, self._token()):
             keys = [key for key, _ in due]
-            await self._in_thread(self._store.retire_aliases, keys, before)
+            await self._in_thread(self._store.links.retire_all, keys, before)
             done.retired += len(keys)
 
     async def _evict(self, done: Sweep) -> None:

@@ -143,7 +143,7 @@ class Fetcher:
                 await self._index.put_alias(thing.alias, alias)
             elif known.target.ref != alias.target.ref:
                 # An index that was flushed learnt since, by another size, that the name moved.
-                await self._in_thread(self._store.unlink_outdated, thing.alias, known)
+                await self._in_thread(self._store.links.remove_outdated, thing.alias, known)
                 return None
             else:
                 alias = known
@@ -253,22 +253,22 @@ class Fetcher:
 
     async def unlink(self, key: AliasKey) -> None:
         """Make a name point nowhere, whether the index knew of it or only the disk."""
-        if await self._index.forget_alias(key) or self._store.has_alias(key):
-            await self._in_thread(self._store.unlink_alias, key)
+        if await self._index.forget_alias(key) or self._store.links.exist(key):
+            await self._in_thread(self._store.links.remove, key)
 
     def _point_on_disk(
         self, request: ImageRequest, alias: Alias, entry: FileEntry, known: Alias | None
     ) -> None:
         """Link what was asked for; where the alias moved or was renewed, see to its other sizes."""
         if known is not None and known.target.ref != alias.target.ref:
-            self._store.unlink_alias(request.alias)
+            self._store.links.remove(request.alias)
         elif known is not None and known.checked_at != alias.checked_at:
-            self._store.touch_links(request.alias, alias)
+            self._store.links.confirm(request.alias, alias)
         else:
-            self._store.unlink_outdated(request.alias, alias)
+            self._store.links.remove_outdated(request.alias, alias)
         if entry.media is not None:
             key = alias.target.ref.at(request.size)
-            self._store.link(request, key, entry.media, alias.checked_at)
+            self._store.links.make(request, key, entry.media, alias.checked_at)
 
     async def listing(self, key: ListingKey, trip: Trip) -> Fetched:
         """

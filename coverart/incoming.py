@@ -17,9 +17,10 @@ from twisted.python.failure import Failure
 
 from coverart import layout
 from coverart.content import ENOUGH, accept
+from coverart.directory import Temporary
 from coverart.errors import BadUpstream, CoverError, StoreFailed
 from coverart.model import FileEntry, ImageKey, MediaType
-from coverart.store import ImageStore, Temporary
+from coverart.store import ImageStore
 
 SMALL_BYTES = 256 * 1024
 """Up to this declared length an image is answered when it is whole (design section 2)."""

@@ -132,12 +132,12 @@ class Reconciler:
         for link in links:
             check()
             alias = known.get(link.key)
-            if self._store.remove_dangling(link.path):
+            if self._store.links.remove_dangling(link.path):
                 dangling += 1
-            elif alias is not None and self._store.unlink_if_outdated(link.path, alias):
+            elif alias is not None and self._store.links.remove_if_outdated(link.path, alias):
                 continue
             elif link.key.ages and not link.retired:
-                self._store.retire(link.path, expired_before)
+                self._store.links.retire(link.path, expired_before)
         return dangling
 
     async def _forget_aliases(

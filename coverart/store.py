@@ -1,32 +1,22 @@
-"""
-The files of the cache: where they lie, how they come and go without ever being seen half.
-
-A file is written under a temporary name on the same file system, checked, fsynced and renamed,
-so whatever is killed when, a reader sees the whole file or none. Methods named here do disk work
-in the calling thread; the parts above call the slow ones through `in_thread`.
-"""
+"""What lies where in the cache directory: images, listings, and what a name alone says of them."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
-import secrets
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 
 import attrs
 
 from coverart import layout, listing
 from coverart.content import ENOUGH, sniff
-from coverart.errors import BadUpstream, StoreFailed
-from coverart.layout import INCOMING
+from coverart.directory import Directory
+from coverart.errors import BadUpstream
+from coverart.links import Links
 from coverart.model import (
     ORIGINAL,
     Alias,
-    AliasKey,
     FileEntry,
     FileKey,
     ImageKey,
@@ -36,10 +26,7 @@ from coverart.model import (
     Target,
 )
 
-SYMLINK_AGE_S = 60
 MTIME_SLACK_S = 1.0
-
-_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @attrs.frozen(kw_only=True)
@@ -51,32 +38,13 @@ class OnDisk:
     alias: Alias | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Temporary:
-    """A file being written. Its writer holds a lock on it for as long as the writer lives."""
-
-    path: str
-    fd: int
-
-
-class ImageStore:
-    """The cache directory."""
+class ImageStore(Directory):
+    """The cache directory, and what its files are."""
 
     def __init__(self, root: Path) -> None:
-        """
-        Use a directory, making it if need be.
-
-        :raises StoreFailed: it can't be made or does not take files.
-        """
-        self.root = root
-        self._root = os.fspath(root)
-        self._held: int | None = None
-        try:
-            (root / INCOMING).mkdir(parents=True, exist_ok=True)
-            temporary = self.begin()
-        except OSError as error:
-            raise StoreFailed(f"{root}: {error.strerror}") from error
-        self.abandon(temporary)
+        """:raises StoreFailed: as Directory does."""
+        super().__init__(root)
+        self.links = Links(self)
 
     def path_of(self, key: FileKey, media: MediaType | None) -> str:
         """Where the file of a key lies, relative to the root."""
@@ -85,247 +53,6 @@ class ImageStore:
         if media is None:
             raise ValueError("an image has a media type")
         return layout.image_path(key, media)
-
-    def absolute(self, path: str) -> str:
-        return f"{self._root}/{path}"
-
-    def hold(self) -> None:
-        """
-        Let other processes see, for as long as this one lives, that the directory is served.
-
-        A file system without locks shows nothing.
-        """
-        if self._held is None:
-            with contextlib.suppress(OSError):
-                self._held = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                fcntl.flock(self._held, fcntl.LOCK_SH)
-
-    def release(self) -> None:
-        """No longer."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
-
-    def served(self) -> bool:
-        """Say whether a process holds the directory."""
-        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return False
-
-    def usable(self) -> bool:
-        """Say whether the directory is there and takes files."""
-        return os.access(f"{self._root}/{INCOMING}", os.W_OK | os.X_OK)
-
-    def identity(self) -> tuple[int, int] | None:
-        """
-        Which directory lies at the root now: device and inode; None if none that takes files.
-
-        It changes when a file system is mounted or unmounted there, or the directory replaced.
-        """
-        try:
-            found = os.stat(self._root)
-        except OSError:
-            return None
-        return (found.st_dev, found.st_ino) if self.usable() else None
-
-    def stat(self, path: str) -> os.stat_result | None:
-        """
-        The regular file at `path`, None if there is none (or the directory is gone).
-
-        Quick enough for the reactor thread: an entry that was served before is in the kernel's
-        cache, and serving the file from here costs the same look-up again.
-        """
-        try:
-            found = os.lstat(self.absolute(path))
-        except OSError:
-            return None
-        return found if stat.S_ISREG(found.st_mode) else None
-
-    def open(self, path: str) -> int:
-        """
-        A file descriptor to read from.
-
-        Folders may be symlinks, to spread a cache over disks: only a file of the right name can be
-        reached through them. The file itself may not, and a pipe in its place never blocks.
-
-        :raises FileNotFoundError: it is gone.
-        :raises OSError: it is no regular file, or can't be read.
-        """
-        fd = os.open(self.absolute(path), _TO_READ)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            return fd
-        os.close(fd)
-        raise OSError(errno.ENXIO, "not a regular file", path)
-
-    # Writing
-
-    def begin(self) -> Temporary:
-        """
-        A new temporary file.
-
-        The lock tells the file of a living writer from one that a killed process left behind:
-        the kernel drops it with the process (flock(2)).
-        """
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        while True:
-            path = self._temporary_name()
-            try:
-                fd = os.open(path, flags, 0o644)
-            except FileNotFoundError:
-                # Somebody emptied the cache directory while we run.
-                os.makedirs(f"{self._root}/{INCOMING}", exist_ok=True)
-                continue
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            # A sweep can have taken the file for an orphan before we held the lock.
-            if os.fstat(fd).st_nlink:
-                return Temporary(path=path, fd=fd)
-            os.close(fd)
-
-    def append(self, temporary: Temporary, data: bytes) -> None:
-        """Write all of `data` at the end."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(temporary.fd, view) :]
-
-    def commit(self, temporary: Temporary, path: str, stored_at: float) -> None:
-        """
-        Make a whole file visible at `path`, in place of what was there.
-
-        The data is on the disk before the name is: after a power cut there may be no file, but
-        never an empty one. The folder itself is not fsynced: a name lost with the power is a
-        cover to fetch again, nothing worse. Leaves the file descriptor open.
-        """
-        os.utime(temporary.fd, (stored_at, stored_at))
-        os.fsync(temporary.fd)
-        self._replace(temporary.path, path)
-
-    def write(self, path: str, body: bytes, stored_at: float) -> None:
-        """Make a small file visible at `path`, whole."""
-        temporary = self.begin()
-        try:
-            self.append(temporary, body)
-            self.commit(temporary, path, stored_at)
-        except OSError:
-            self.abandon(temporary)
-            raise
-        os.close(temporary.fd)
-
-    def abandon(self, temporary: Temporary) -> None:
-        """Throw a temporary file away."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary.path)
-        os.close(temporary.fd)
-
-    def link(self, request: ImageRequest, key: ImageKey, media: MediaType, at: float) -> None:
-        """Make an alias servable: a symlink, in place of one of the same name."""
-        link = layout.alias_path(request, media)
-        temporary = self._temporary_name()
-        text = layout.link_text(link, layout.image_path(key, media))
-        try:
-            os.symlink(text, temporary)
-        except FileNotFoundError:
-            os.makedirs(f"{self._root}/{INCOMING}", exist_ok=True)
-            os.symlink(text, temporary)
-        os.utime(temporary, (at, at), follow_symlinks=False)
-        self._replace(temporary, link)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.absolute(link) + layout.RETIRED)
-
-    def retire_aliases(self, keys: Iterable[AliasKey], before: float) -> None:
-        """
-        Take symlinks last confirmed before that time out of nginx's sight.
-
-        They stay under another name, so that after a restart the old answer is still known.
-        """
-        for key in keys:
-            for path in layout.alias_paths(key):
-                self.retire(path, before)
-
-    def retire(self, path: str, before: float) -> None:
-        """The same for one symlink."""
-        with contextlib.suppress(FileNotFoundError):
-            link = self.absolute(path)
-            status = os.lstat(link)
-            if stat.S_ISLNK(status.st_mode) and status.st_mtime < before:
-                os.replace(link, link + layout.RETIRED)
-
-    def touch_links(self, key: AliasKey, alias: Alias) -> None:
-        """
-        Mark every symlink of an alias as confirmed; retired ones serve again.
-
-        One that leads to another image was out of the index's sight when the alias moved: it goes.
-        """
-        self.unlink_outdated(key, alias)
-        at = alias.checked_at
-        for path in layout.alias_paths(key):
-            link = self.absolute(path)
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(link + layout.RETIRED, link)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.islink(link):
-                    os.utime(link, (at, at), follow_symlinks=False)
-
-    def unlink_outdated(self, key: AliasKey, alias: Alias) -> None:
-        """Remove the symlinks of an alias that lead elsewhere, if they are older than it."""
-        for path in layout.alias_paths(key):
-            for link in (path, path + layout.RETIRED):
-                self.unlink_if_outdated(link, alias)
-
-    def unlink_if_outdated(self, path: str, alias: Alias) -> bool:
-        """The same for one symlink. :returns: whether it was one."""
-        link = self.absolute(path)
-        try:
-            leads_to = layout.read_link(layout.unretired(path), os.readlink(link))
-            if leads_to is None or leads_to[0].ref == alias.target.ref:
-                return False
-            if os.lstat(link).st_mtime >= alias.checked_at:
-                return False
-            os.unlink(link)
-        except OSError:
-            # There is none, or a file, or somebody else was first.
-            return False
-        return True
-
-    def has_alias(self, key: AliasKey) -> bool:
-        """Say whether unlink_alias() would find any; quick enough for the reactor thread."""
-        paths = [self.absolute(path) for path in layout.alias_paths(key)]
-        return any(os.path.islink(p) or os.path.islink(p + layout.RETIRED) for p in paths)
-
-    def unlink_alias(self, key: AliasKey) -> None:
-        """Remove every symlink of an alias; never a regular file."""
-        for path in layout.alias_paths(key):
-            for link in (self.absolute(path), self.absolute(path) + layout.RETIRED):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.islink(link):
-                        os.unlink(link)
-
-    def remove_dangling(self, path: str) -> bool:
-        """Remove a symlink whose file is gone. :returns: whether it was one."""
-        link = self.absolute(path)
-        if os.path.islink(link) and not os.path.exists(link):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(link)
-            return True
-        return False
-
-    def touch(self, path: str, at: float) -> None:
-        """Mark a listing as confirmed at `at`."""
-        os.utime(self.absolute(path), (at, at))
-
-    def remove(self, path: str) -> bool:
-        """Remove a file; a folder in its place stays. :returns: whether it was there."""
-        try:
-            os.unlink(self.absolute(path))
-        except (FileNotFoundError, IsADirectoryError):
-            return False
-        return True
 
     def remove_entry(self, key: FileKey, entry: FileEntry) -> bool:
         """
@@ -355,23 +82,6 @@ class ImageStore:
             stored = found is not None and found.entry.size_bytes == entry.size_bytes
         if not stored:
             self.remove(path)
-
-    def _temporary_name(self) -> str:
-        return f"{self._root}/{INCOMING}/{secrets.token_hex(12)}"
-
-    def _replace(self, temporary: str, path: str) -> None:
-        final = self.absolute(path)
-        try:
-            os.replace(temporary, final)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(final), exist_ok=True)
-            os.replace(temporary, final)
-        except IsADirectoryError:
-            # An empty folder is in nobody's way but ours; of any other the operator is told.
-            os.rmdir(final)
-            os.replace(temporary, final)
-
-    # Reading what is there
 
     def has_name(self, thing: ImageRequest | ListingKey) -> bool:
         """Say whether find() could find anything; quick enough for the reactor thread."""
@@ -458,53 +168,7 @@ class ImageStore:
             return None
         return FileEntry(size_bytes=status.st_size, stored_at=status.st_mtime, media=media)
 
-    def read(self, path: str) -> bytes:
-        """All of a small file. :raises FileNotFoundError: it is gone."""
-        fd = self.open(path)
-        with os.fdopen(fd, "rb") as file:
-            return file.read()
-
-    def unfinished(self) -> int:
-        """How many temporary files there are, those that are being written among them."""
-        try:
-            return len(os.listdir(f"{self._root}/{INCOMING}"))
-        except OSError:
-            return 0
-
-    def remove_orphans(self, now: float) -> int:
-        """
-        Remove temporary files whose writer is gone. :returns: how many.
-
-        Symlinks can't be locked; they are temporary for less than a millisecond, so those of the
-        last minute are left alone.
-        """
-        removed = 0
-        with contextlib.suppress(FileNotFoundError), os.scandir(f"{self._root}/{INCOMING}") as rows:
-            for row in rows:
-                with contextlib.suppress(OSError):
-                    if row.is_symlink():
-                        if now - row.stat(follow_symlinks=False).st_mtime > SYMLINK_AGE_S:
-                            os.unlink(row.path)
-                            removed += 1
-                    elif _remove_unlocked(row.path):
-                        removed += 1
-        return removed
-
 
 def link_target(key: ImageKey, media: MediaType) -> Target:
     """What an alias read from a symlink says: the extension only where an original is held."""
     return Target(ref=key.ref, extension=media.extension if key.size == ORIGINAL else None)
-
-
-def _remove_unlocked(path: str) -> bool:
-    # A pipe or a device that somebody put there must not keep a thread for ever.
-    fd = os.open(path, _TO_READ)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-    except BlockingIOError:
-        return False
-    else:
-        return True
-    finally:
-        os.close(fd)

@@ -14,7 +14,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from coverart.client import Trip
+from coverart.directory import Temporary
 from coverart.errors import BadUpstream, NotInArchive, Unavailable
+from coverart.links import Links
 from coverart.model import (
     ORIGINAL,
     AliasKey,
@@ -26,7 +28,7 @@ from coverart.model import (
     MediaType,
     Target,
 )
-from coverart.store import ImageStore, Temporary
+from coverart.store import ImageStore
 from coverart.transfer import Sink
 from tests.doubles import at_once
 
@@ -239,6 +241,7 @@ class MortalStore(ImageStore):
         self.full = False
         self.refused = 0
         super().__init__(root)
+        self.links = _LinksInNeedOfRoom(self)
 
     def begin(self) -> Temporary:
         temporary = super().begin()
@@ -247,13 +250,9 @@ class MortalStore(ImageStore):
 
     def append(self, temporary: Temporary, data: bytes) -> None:
         super().append(temporary, data[: len(data) // 2] if self.full else data)
-        self._room()
+        self.need_room()
 
-    def link(self, *args: Any) -> None:
-        self._room()
-        super().link(*args)
-
-    def _room(self) -> None:
+    def need_room(self) -> None:
         if self.full:
             self.refused += 1
             raise OSError(errno.ENOSPC, "no room")
@@ -271,6 +270,16 @@ class MortalStore(ImageStore):
         self._dead = True
         for fd in self.left_open():
             os.close(fd)
+
+
+class _LinksInNeedOfRoom(Links):
+    def __init__(self, store: MortalStore) -> None:
+        super().__init__(store)
+        self._store = store
+
+    def make(self, *args: Any) -> None:
+        self._store.need_room()
+        super().make(*args)
 
 
 def _is_open(fd: int, inode: int) -> bool:

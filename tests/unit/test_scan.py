@@ -201,9 +201,9 @@ class Disk(SynchronousTestCase):
         )
         for size, at in ((250, NOW), (500, NOW + 60)):
             request = ImageRequest(alias=FRONT, size=size)
-            self.store.link(request, REF.at(size), MediaType.JPEG, at)
+            self.store.links.make(request, REF.at(size), MediaType.JPEG, at)
         request = ImageRequest(alias=GROUP_FRONT, size=250)
-        self.store.link(request, REF.at(250), MediaType.JPEG, NOW)
+        self.store.links.make(request, REF.at(250), MediaType.JPEG, NOW)
 
     def scattered(self) -> None:
         """What is not ours, at every depth."""
@@ -228,7 +228,7 @@ class ReadingTests(Disk):
         """The packed walk sees what the walk sees."""
         self.fill()
         self.scattered()
-        self.store.retire_aliases([FRONT], NOW + 30)
+        self.store.links.retire_all([FRONT], NOW + 30)
         walked = [pack_seen(thing) for thing in walk(str(self.root))]
         self.assertEqual(len(walked), 7)
         self.assertEqual(sorted(self.seen()), sorted(walked))

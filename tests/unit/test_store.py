@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart import layout
+from coverart.directory import Temporary
 from coverart.errors import StoreFailed
 from coverart.model import (
     ORIGINAL,
@@ -37,7 +38,7 @@ from coverart.model import (
     Target,
 )
 from coverart.rebuild import read_slice, walk
-from coverart.store import ImageStore, OnDisk, Temporary
+from coverart.store import ImageStore, OnDisk
 from tests.doubles import folder
 from tests.strategies import MBID, OTHER_MBID, examples
 
@@ -144,7 +145,9 @@ class WriteTests(StoreTests):
         self.put()
         self.assertEqual(self.store.read(THUMB), JPEG)
         shutil.rmtree(self.root)
-        self.store.link(ImageRequest(alias=FRONT, size=250), REF.at(250), MediaType.JPEG, 1000)
+        self.store.links.make(
+            ImageRequest(alias=FRONT, size=250), REF.at(250), MediaType.JPEG, 1000
+        )
         self.assertTrue((self.root / LINK).is_symlink())
 
     def test_remove(self) -> None:
@@ -255,7 +258,7 @@ class LinkTests(StoreTests):
     def link(self, alias: AliasKey = FRONT, size: int = 250, at: float = 1000) -> None:
         """A symlink as the store makes it."""
         request = ImageRequest(alias=alias, size=size)
-        self.store.link(request, REF.at(size), MediaType.JPEG, at)
+        self.store.links.make(request, REF.at(size), MediaType.JPEG, at)
 
     def test_relative(self) -> None:
         """A link leads to its image also after the whole directory was moved."""
@@ -285,7 +288,7 @@ class LinkTests(StoreTests):
         path = layout.image_path(REF.at(ORIGINAL), MediaType.PNG)
         self.put(path, PNG)
         request = ImageRequest(alias=FRONT, size=ORIGINAL)
-        self.store.link(request, REF.at(ORIGINAL), MediaType.PNG, 1000)
+        self.store.links.make(request, REF.at(ORIGINAL), MediaType.PNG, 1000)
         found = self.store.find(request)
         assert found is not None
         assert found.alias is not None
@@ -296,7 +299,9 @@ class LinkTests(StoreTests):
         other = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=8)
         self.put(layout.image_path(other.at(250), MediaType.JPEG), JPEG + b"8")
         self.link()
-        self.store.link(ImageRequest(alias=FRONT, size=250), other.at(250), MediaType.JPEG, 1000)
+        self.store.links.make(
+            ImageRequest(alias=FRONT, size=250), other.at(250), MediaType.JPEG, 1000
+        )
         self.assertEqual((self.root / LINK).read_bytes(), JPEG + b"8")
 
     def test_dangling(self) -> None:
@@ -310,7 +315,7 @@ class LinkTests(StoreTests):
         self.put()
         self.link()
         self.link(size=500)
-        self.store.touch_links(FRONT, Alias(target=Target(ref=REF), checked_at=2000))
+        self.store.links.confirm(FRONT, Alias(target=Target(ref=REF), checked_at=2000))
         times = {os.lstat(path).st_mtime for path in (self.root / LINK).parent.glob("*_front_*")}
         self.assertEqual(times, {2000})
         self.assertEqual(os.stat(self.root / THUMB).st_mtime, 1000)
@@ -320,30 +325,30 @@ class LinkTests(StoreTests):
         self.put()
         self.link()
         self.link(size=500)
-        self.store.retire(LINK, 2000)
-        self.store.touch_links(
+        self.store.links.retire(LINK, 2000)
+        self.store.links.confirm(
             FRONT, Alias(target=Target(ref=attrs.evolve(REF, image_id=8)), checked_at=2000)
         )
         self.assertEqual(list((self.root / LINK).parent.glob("*_front_*")), [])
-        self.assertFalse(self.store.has_alias(FRONT))
+        self.assertFalse(self.store.links.exist(FRONT))
 
     def test_not_outdated(self) -> None:
         """A link that was made since the alias was looked at stays, wherever it leads."""
         self.put()
         self.link(at=3000)
         alias = Alias(target=Target(ref=attrs.evolve(REF, image_id=8)), checked_at=2000)
-        self.store.unlink_outdated(FRONT, alias)
+        self.store.links.remove_outdated(FRONT, alias)
         self.assertEqual((self.root / LINK).read_bytes(), JPEG)
-        self.assertTrue(self.store.has_alias(FRONT))
+        self.assertTrue(self.store.links.exist(FRONT))
 
     def test_unlinked(self) -> None:
         """Removing an alias removes its links alone; where its name is an image's own, nothing."""
         self.put()
         self.link()
         self.link(GROUP)
-        self.store.unlink_alias(FRONT)
+        self.store.links.remove(FRONT)
         self.assertFalse(os.path.lexists(self.root / LINK))
-        self.store.unlink_alias(REF.own_name)
+        self.store.links.remove(REF.own_name)
         self.assertEqual(self.store.read(THUMB), JPEG)
         self.assertIsNotNone(self.store.find(ImageRequest(alias=GROUP, size=250)))
 
@@ -351,21 +356,21 @@ class LinkTests(StoreTests):
         """An alias past its time is out of nginx's sight, is found, and serves again if confirmed."""
         self.put()
         self.link(at=1000)
-        self.store.retire_aliases([FRONT], 1000)
+        self.store.links.retire_all([FRONT], 1000)
         self.assertTrue(os.path.lexists(self.root / LINK))
-        self.store.retire_aliases([FRONT], 1001)
+        self.store.links.retire_all([FRONT], 1001)
         self.assertFalse(os.path.lexists(self.root / LINK))
         found = self.store.find(ImageRequest(alias=FRONT, size=250))
         assert found is not None
         assert found.alias is not None
         self.assertEqual((found.key, found.alias.checked_at), (REF.at(250), 1000))
-        self.store.touch_links(FRONT, Alias(target=Target(ref=REF), checked_at=2000))
+        self.store.links.confirm(FRONT, Alias(target=Target(ref=REF), checked_at=2000))
         self.assertEqual((self.root / LINK).read_bytes(), JPEG)
 
     def test_retired_files(self) -> None:
         """No regular file is ever retired."""
         self.put()
-        self.store.retire_aliases([REF.own_name], 10**10)
+        self.store.links.retire_all([REF.own_name], 10**10)
         self.assertEqual(self.store.read(THUMB), JPEG)
 
 
@@ -447,7 +452,9 @@ class RebuildTests(StoreTests):
         """A walk sees every file and alias with what the store gave them, and nothing else."""
         self.put(at=900.5)
         self.put(layout.listing_path(LISTING), b"{}", 901)
-        self.store.link(ImageRequest(alias=GROUP, size=250), REF.at(250), MediaType.JPEG, 902.25)
+        self.store.links.make(
+            ImageRequest(alias=GROUP, size=250), REF.at(250), MediaType.JPEG, 902.25
+        )
         self.store.begin()
         folder = (self.root / THUMB).parent
         (folder / "notes.txt").write_bytes(b"x")
@@ -473,7 +480,9 @@ class RebuildTests(StoreTests):
         other = ImageRef(owner=Entity.EVENT, mbid=OTHER_MBID, image_id=8)
         self.put()
         self.put(layout.image_path(other.at(ORIGINAL), MediaType.PNG), PNG)
-        self.store.link(ImageRequest(alias=FRONT, size=250), REF.at(250), MediaType.JPEG, 1000)
+        self.store.links.make(
+            ImageRequest(alias=FRONT, size=250), REF.at(250), MediaType.JPEG, 1000
+        )
         mine = read_slice(str(self.root), 0x353)
         self.assertEqual((set(mine.files), set(mine.aliases)), ({REF.at(250)}, {FRONT}))
         others = read_slice(str(self.root), 0x76D)
@@ -560,13 +569,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=_names, key=_keys, at=st.integers(1, 10**9))
     def link(self, name: AliasKey, key: ImageKey, at: int) -> None:
         request = ImageRequest(alias=name, size=key.size)
-        self.store.link(request, key, MediaType.JPEG, at)
+        self.store.links.make(request, key, MediaType.JPEG, at)
         link = layout.alias_path(request, MediaType.JPEG)
         self.links[link] = layout.image_path(key, MediaType.JPEG)
 
     @rule(name=_names)
     def unlink(self, name: AliasKey) -> None:
-        self.store.unlink_alias(name)
+        self.store.links.remove(name)
         for path in layout.alias_paths(name):
             self.links.pop(path, None)
 

@@ -1,0 +1,119 @@
+"""
+The symlinks by which nginx finds an image under its other names (design section 3).
+
+Their mtime says when the archive last confirmed the name. One that was not confirmed for long is
+retired: out of nginx's sight, and still known after a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable
+
+from coverart import layout
+from coverart.directory import Directory
+from coverart.model import Alias, AliasKey, ImageKey, ImageRequest, MediaType
+
+
+class Links:
+    """The symlinks of one cache directory."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    def make(self, request: ImageRequest, key: ImageKey, media: MediaType, at: float) -> None:
+        """Make an alias servable: a symlink, in place of one of the same name."""
+        link = layout.alias_path(request, media)
+        temporary = self._directory.temporary_name()
+        text = layout.link_text(link, layout.image_path(key, media))
+        try:
+            os.symlink(text, temporary)
+        except FileNotFoundError:
+            os.makedirs(self._directory.absolute(layout.INCOMING), exist_ok=True)
+            os.symlink(text, temporary)
+        os.utime(temporary, (at, at), follow_symlinks=False)
+        self._directory.put_in_place(temporary, link)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._directory.absolute(link) + layout.RETIRED)
+
+    def retire_all(self, keys: Iterable[AliasKey], before: float) -> None:
+        """
+        Take symlinks last confirmed before that time out of nginx's sight.
+
+        They stay under another name, so that after a restart the old answer is still known.
+        """
+        for key in keys:
+            for path in layout.alias_paths(key):
+                self.retire(path, before)
+
+    def retire(self, path: str, before: float) -> None:
+        """The same for one symlink."""
+        with contextlib.suppress(FileNotFoundError):
+            link = self._directory.absolute(path)
+            status = os.lstat(link)
+            if stat.S_ISLNK(status.st_mode) and status.st_mtime < before:
+                os.replace(link, link + layout.RETIRED)
+
+    def confirm(self, key: AliasKey, alias: Alias) -> None:
+        """
+        Mark every symlink of an alias as confirmed; retired ones serve again.
+
+        One that leads to another image was out of the index's sight when the alias moved: it goes.
+        """
+        self.remove_outdated(key, alias)
+        at = alias.checked_at
+        for path in layout.alias_paths(key):
+            link = self._directory.absolute(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(link + layout.RETIRED, link)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.islink(link):
+                    os.utime(link, (at, at), follow_symlinks=False)
+
+    def remove_outdated(self, key: AliasKey, alias: Alias) -> None:
+        """Remove the symlinks of an alias that lead elsewhere, if they are older than it."""
+        for path in layout.alias_paths(key):
+            for link in (path, path + layout.RETIRED):
+                self.remove_if_outdated(link, alias)
+
+    def remove_if_outdated(self, path: str, alias: Alias) -> bool:
+        """The same for one symlink. :returns: whether it was one."""
+        link = self._directory.absolute(path)
+        try:
+            leads_to = layout.read_link(layout.unretired(path), os.readlink(link))
+            if leads_to is None or leads_to[0].ref == alias.target.ref:
+                return False
+            if os.lstat(link).st_mtime >= alias.checked_at:
+                return False
+            os.unlink(link)
+        except OSError:
+            # There is none, or a file, or somebody else was first.
+            return False
+        return True
+
+    def exist(self, key: AliasKey) -> bool:
+        """Say whether remove() would find any; quick enough for the reactor thread."""
+        paths = [self._directory.absolute(path) for path in layout.alias_paths(key)]
+        return any(os.path.islink(p) or os.path.islink(p + layout.RETIRED) for p in paths)
+
+    def remove(self, key: AliasKey) -> None:
+        """Remove every symlink of an alias; never a regular file."""
+        for path in layout.alias_paths(key):
+            for link in (
+                self._directory.absolute(path),
+                self._directory.absolute(path) + layout.RETIRED,
+            ):
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.islink(link):
+                        os.unlink(link)
+
+    def remove_dangling(self, path: str) -> bool:
+        """Remove a symlink whose file is gone. :returns: whether it was one."""
+        link = self._directory.absolute(path)
+        if os.path.islink(link) and not os.path.exists(link):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(link)
+            return True
+        return False
