@@ -11,9 +11,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from coverart.links import Links
+from coverart.store import ImageStore
 from tests.integration.faults.matrix import NotHere, Row
 from tests.integration.faults.stage import Stage
-from tests.integration.running import Proxy
 from tests.integration.talk import connect, start, until, within
 
 CANT = "the cache can't store files now"
@@ -24,10 +25,10 @@ MEGABYTE = 1 << 20
 
 
 class Failing:
-    """Makes calls of a store fail with one error until mended."""
+    """Makes calls of a part fail with one error until mended."""
 
-    def __init__(self, proxy: Proxy, code: int) -> None:
-        self._store: Any = proxy.cache.store
+    def __init__(self, part: ImageStore | Links, code: int) -> None:
+        self._part: Any = part
         self._error = OSError(code, os.strerror(code))
         self._changed: list[str] = []
 
@@ -37,7 +38,7 @@ class Failing:
 
         :param after: so many times it still works, the first half of the data is written then.
         """
-        real = getattr(self._store, name)
+        real = getattr(self._part, name)
         calls = []
 
         def fail(*args: Any, **kwargs: Any) -> Any:
@@ -49,12 +50,12 @@ class Failing:
                 real(temporary, data[: len(data) // 2])
             raise self._error
 
-        setattr(self._store, name, fail)
+        setattr(self._part, name, fail)
         self._changed.append(name)
 
     def mend(self) -> None:
         for name in self._changed:
-            delattr(self._store, name)
+            delattr(self._part, name)
         self._changed.clear()
 
 
@@ -65,7 +66,7 @@ async def doubled(stage: Stage, *, code: int, call: str) -> None:
     await stage.ask(proxy.port, held.path)
     await proxy.settled()
     before = proxy.files()
-    failing = Failing(proxy, code)
+    failing = Failing(proxy.cache.store, code)
     failing.whenever(call)
     things = [stage.thumbnail(), stage.listing(), stage.large()]
     for thing in things:
@@ -97,8 +98,8 @@ def _says(code: int) -> str:
 async def no_link(stage: Stage) -> None:
     """The image can be stored, its name can't be linked."""
     proxy = await stage.proxy()
-    failing = Failing(proxy, errno.ENOSPC)
-    failing.whenever("link")
+    failing = Failing(proxy.cache.store.links, errno.ENOSPC)
+    failing.whenever("make")
     thing = stage.thumbnail()
     seen = await stage.ask(proxy.port, thing.path)
     stage.whole(seen, thing, "MISS", of="")
@@ -272,7 +273,7 @@ async def unreadable(stage: Stage, *, code: int) -> None:
     await stage.ask(proxy.port, held.path)
     await proxy.settled()
     before = proxy.files()
-    failing = Failing(proxy, code)
+    failing = Failing(proxy.cache.store, code)
     failing.whenever("open")
     seen = await stage.ask(proxy.port, held.path)
     stage.refused(seen, 503, CANT, of="")

@@ -31,15 +31,18 @@ VARIABLE = "FAULT_OF_VICTIM"
 STEPS = {
     "the index knows where the name points": ("INDEX.put_alias", "after"),
     "the first byte is there": ("coverart.incoming:Incoming.write", "before"),
-    "the temporary file is made": ("coverart.store:ImageStore.begin", "after"),
-    "half is written": ("coverart.store:ImageStore.append", "half"),
-    "all is written, nothing synced": ("coverart.store:ImageStore.commit", "before"),
-    "it is synced, not renamed": ("coverart.store:ImageStore._replace", "before"),
-    "it has its name, the index does not know": ("coverart.store:ImageStore.commit", "after"),
+    "the temporary file is made": ("coverart.directory:Directory.begin", "after"),
+    "half is written": ("coverart.directory:Directory.append", "half"),
+    "all is written, nothing synced": ("coverart.directory:Directory.commit", "before"),
+    "it is synced, not renamed": ("coverart.directory:Directory.put_in_place", "before"),
+    "it has its name, the index does not know": ("coverart.directory:Directory.commit", "after"),
     "the index knows the file": ("INDEX.put_file", "after"),
-    "the link is about to be made": ("coverart.store:ImageStore.link", "before"),
-    "the link is made, not in its place": ("coverart.store:ImageStore._replace", "before the next"),
-    "the link is in its place": ("coverart.store:ImageStore.link", "after"),
+    "the link is about to be made": ("coverart.links:Links.make", "before"),
+    "the link is made, not in its place": (
+        "coverart.directory:Directory.put_in_place",
+        "before the next",
+    ),
+    "the link is in its place": ("coverart.links:Links.make", "after"),
 }
 """Of a fetch, in the order that a small image comes to them: what is called there, and when to die."""
 INDEXES = ("coverart.index_memory:MemoryIndex", "coverart.index_redis:RedisIndex")
