@@ -2,9 +2,11 @@
 
 import configparser
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
+from attrs import frozen
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -13,15 +15,30 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "docker" / "requirements.txt"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+ADVISORIES = ROOT / "tests" / "data" / "advisories.toml"
 REFRESH = "; make docker/requirements.txt anew: the command is in its first lines"
+
+
+def requirements(rows: str) -> list[Requirement]:
+    """What some rows of setup.cfg ask for."""
+    return [Requirement(row) for row in rows.splitlines() if row and not row.startswith("#")]
 
 
 def asked_for() -> list[Requirement]:
     """What setup.cfg wants in the image: the proxy itself and hiredis."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg")
-    rows = parser["options"]["install_requires"] + "\n" + parser["options.extras_require"]["redis"]
-    return [Requirement(row) for row in rows.splitlines() if row and not row.startswith("#")]
+    extras = parser["options.extras_require"]
+    return requirements(parser["options"]["install_requires"] + "\n" + extras["redis"])
+
+
+def named() -> list[Requirement]:
+    """Every requirement by name: of the proxy, of each extra, and of building it."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    every = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
+    return requirements("\n".join([*every, *build]))
 
 
 def locked() -> dict[str, tuple[Requirement, list[str]]]:
@@ -42,6 +59,35 @@ def version_of(pin: Requirement) -> Version:
     (only,) = pin.specifier
     assert only.operator == "==", f"{pin} allows more than one version"
     return Version(only.version)
+
+
+def lowest(requirement: Requirement) -> Version | None:
+    """The lowest version that a requirement lets in, if it says so."""
+    bounds = [one for one in requirement.specifier if one.operator in {">=", "==", "~="}]
+    return max((Version(one.version) for one in bounds), default=None)
+
+
+@frozen
+class Advisory:
+    """A known vulnerability of a package, as tests/data/advisories.toml has it."""
+
+    package: str
+    name: str
+    fixed: Version
+    what: str
+    page: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.what}; fixed in {self.fixed}"
+
+
+def advisories() -> list[Advisory]:
+    """What is known, in the file's order."""
+    return [
+        Advisory(package, name, Version(said.pop("fixed")), **said)
+        for package, known in tomllib.loads(ADVISORIES.read_text()).items()
+        for name, said in known.items()
+    ]
 
 
 def on_linux(python: str, extra: str = "") -> dict[str, str]:
@@ -108,3 +154,42 @@ class LockTests(SynchronousTestCase):
                         self.assertIn(other, pins, f"{name} asks for {wanted}")
                         self.assertIn(version_of(pins[other][0]), wanted.specifier, name)
         self.assertGreater(looked_at, 0, f"no locked version is installed here{REFRESH}")
+
+
+class AdvisoryTests(SynchronousTestCase):
+    """tests/data/advisories.toml: the floor under the lock and under every lower bound."""
+
+    def test_nothing_is_locked_that_is_known_to_be_vulnerable(self) -> None:
+        """Each pin is the fixed version of all that is known of its package, or a later one."""
+        pins = {name: pin for name, (pin, _) in locked().items()}
+        known = [(pins[one.package], one) for one in advisories() if one.package in pins]
+        wrong = [f"{pin}: {one}" for pin, one in known if version_of(pin) < one.fixed]
+        self.assertEqual(wrong, [], "\n".join(wrong))
+        self.assertGreater(len(known), 0)
+
+    def test_no_lower_bound_lets_in_what_is_known_to_be_vulnerable(self) -> None:
+        """Who installs with pip has no lock; for them what is named has a bound that is fixed."""
+        known = [
+            (requirement, one)
+            for one in advisories()
+            for requirement in named()
+            if one.package == canonicalize_name(requirement.name)
+        ]
+        wrong = [
+            f"{requirement}: {one}"
+            for requirement, one in known
+            if (bound := lowest(requirement)) is None or bound < one.fixed
+        ]
+        self.assertEqual(wrong, [], "\n".join(wrong))
+        self.assertGreater(len(known), 0)
+
+    def test_each_is_of_a_package_of_ours_and_says_where_it_is_from(self) -> None:
+        """In order, under names that the lock or setup.cfg has, so that none is passed over."""
+        ours = set(locked()) | {canonicalize_name(one.name) for one in named()}
+        known = advisories()
+        for one in known:
+            self.assertIn(one.package, ours, f"{one}: nothing of that name is installed")
+            self.assertTrue(one.what, one.name)
+            self.assertRegex(one.page, r"\A(https://\S+|\S+: \S+ of [0-9.]+)\Z", one.name)
+        order = [(one.package, one.fixed) for one in known]
+        self.assertEqual(order, sorted(order))
