@@ -16,12 +16,13 @@ import http.client
 import json
 import os
 import random
+import stat
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -107,17 +108,24 @@ def ask(pair: Pair, hashes: dict[str, str], requests: int, seed: int, seen: Coun
 def on_disk(root: Path) -> tuple[int, int, int, int]:
     """Files, their bytes, links that lead nowhere, unfinished files."""
     files = size = dangling = unfinished = 0
+    for path, status in seen_on_disk(root):
+        if path.parent.name == ".incoming":
+            unfinished += 1
+        elif stat.S_ISLNK(status.st_mode):
+            dangling += not path.exists()
+        else:
+            files += 1
+            size += status.st_size
+    return files, size, dangling, unfinished
+
+
+def seen_on_disk(root: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """All that is no folder; a sweep may take some of it away meanwhile."""
     for folder, _, names in os.walk(root):
         for name in names:
             path = Path(folder, name)
-            if path.parent.name == ".incoming":
-                unfinished += 1
-            elif path.is_symlink():
-                dangling += not path.exists()
-            else:
-                files += 1
-                size += path.stat().st_size
-    return files, size, dangling, unfinished
+            with contextlib.suppress(FileNotFoundError):
+                yield path, path.lstat()
 
 
 @attrs.frozen(kw_only=True)

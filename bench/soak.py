@@ -15,9 +15,9 @@ import contextlib
 import hashlib
 import http.client
 import json
-import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -31,7 +31,7 @@ from typing import Any
 import attrs
 
 from bench.fronts import shipped
-from bench.kills import settled
+from bench.kills import seen_on_disk, settled
 from bench.million import start_redis
 from bench.processes import LOCAL, VARIANTS, Bench, Child, free_port
 from coverart.layout import identify
@@ -222,20 +222,23 @@ def ask(
 
 def wrong_files(root: Path, expected: dict[str, Expected]) -> Iterator[str]:
     """Files whose bytes are not the archive's."""
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = Path(folder, name)
-            if path.is_symlink() or path.suffix == ".json" or path.parent.name == ".incoming":
-                continue
-            place = identify(str(path.relative_to(root)))
-            thing = None if place is None else place.thing
-            if not isinstance(thing, ImageRequest):
-                yield str(path)
-                continue
-            size = 0 if thing.size == ORIGINAL else thing.size
-            bodies = expected[thing.alias.mbid].bodies
-            if hashlib.sha256(path.read_bytes()).digest() != bodies[size]:
-                yield str(path)
+    for path, status in seen_on_disk(root):
+        link = stat.S_ISLNK(status.st_mode)
+        if link or path.suffix == ".json" or path.parent.name == ".incoming":
+            continue
+        place = identify(str(path.relative_to(root)))
+        thing = None if place is None else place.thing
+        if not isinstance(thing, ImageRequest):
+            yield str(path)
+            continue
+        size = 0 if thing.size == ORIGINAL else thing.size
+        bodies = expected[thing.alias.mbid].bodies
+        try:
+            right = hashlib.sha256(path.read_bytes()).digest() == bodies[size]
+        except FileNotFoundError:
+            continue  # Evicted since it was seen.
+        if not right:
+            yield str(path)
 
 
 def run(bench: Bench, folder: Path, options: argparse.Namespace) -> bool:
