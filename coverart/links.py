@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from coverart import layout
 from coverart.directory import Directory
@@ -74,9 +74,8 @@ class Links:
 
     def remove_outdated(self, key: AliasKey, alias: Alias) -> None:
         """Remove the symlinks of an alias that lead elsewhere, if they are older than it."""
-        for path in layout.alias_paths(key):
-            for link in (path, path + layout.RETIRED):
-                self.remove_if_outdated(link, alias)
+        for path in _paths(key):
+            self.remove_if_outdated(path, alias)
 
     def remove_if_outdated(self, path: str, alias: Alias) -> bool:
         """The same for one symlink. :returns: whether it was one."""
@@ -95,19 +94,15 @@ class Links:
 
     def exist(self, key: AliasKey) -> bool:
         """Say whether remove() would find any; quick enough for the reactor thread."""
-        paths = [self._directory.absolute(path) for path in layout.alias_paths(key)]
-        return any(os.path.islink(p) or os.path.islink(p + layout.RETIRED) for p in paths)
+        return any(os.path.islink(self._directory.absolute(path)) for path in _paths(key))
 
     def remove(self, key: AliasKey) -> None:
         """Remove every symlink of an alias; never a regular file."""
-        for path in layout.alias_paths(key):
-            for link in (
-                self._directory.absolute(path),
-                self._directory.absolute(path) + layout.RETIRED,
-            ):
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.islink(link):
-                        os.unlink(link)
+        for path in _paths(key):
+            link = self._directory.absolute(path)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.islink(link):
+                    os.unlink(link)
 
     def remove_dangling(self, path: str) -> bool:
         """Remove a symlink whose file is gone. :returns: whether it was one."""
@@ -117,3 +112,10 @@ class Links:
                 os.unlink(link)
             return True
         return False
+
+
+def _paths(key: AliasKey) -> Iterator[str]:
+    """Where the symlinks of an alias may lie, those that serve and those that are retired."""
+    for path in layout.alias_paths(key):
+        yield path
+        yield path + layout.RETIRED
