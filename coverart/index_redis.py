@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -116,11 +116,7 @@ class RedisIndex:
         reply = await self._finds.ask(
             (pack_alias_key(key), pack_size(request.size), b"0" if own is None else b"1")
         )
-        try:
-            return _image(request, reply)
-        except _NOT_OURS as error:
-            self.log.warn("not understood in Redis: {error}", error=error)
-            return Found()
+        return self._understood(_image, request, reply)
 
     async def _find_all(self, asked: Sequence[tuple[bytes, bytes, bytes]]) -> Sequence[Any]:
         words = [word for words in asked for word in words]
@@ -129,8 +125,16 @@ class RedisIndex:
 
     async def find_listing(self, key: ListingKey) -> Found:
         reply = await self._ask(FIND_LISTING, None, pack_file_key(key))
+        return self._understood(_listing, key, reply)
+
+    def _understood(
+        self, read: Callable[[T, list[Any]], Found], thing: T, reply: list[Any] | None
+    ) -> Found:
+        """What a reply says; nothing if there is none, or if it is not of this index."""
+        if reply is None:
+            return Found()
         try:
-            return _listing(key, reply)
+            return read(thing, reply)
         except _NOT_OURS as error:
             self.log.warn("not understood in Redis: {error}", error=error)
             return Found()
@@ -327,10 +331,8 @@ def _still_away(failure: Failure) -> None:
     failure.trap(RedisAway)
 
 
-def _image(request: ImageRequest, reply: list[Any] | None) -> Found:
-    """What FIND_IMAGE says. :raises struct.error, LookupError: it holds what is not of this index."""
-    if reply is None:
-        return Found()
+def _image(request: ImageRequest, reply: list[Any]) -> Found:
+    """What FIND_IMAGES says of one. Raises one of _NOT_OURS if it holds what is not of this index."""
     own = request.alias.own_ref
     packed_alias, packed_entry, packed_original, absent = reply[:4]
     absence = _absence(absent)
@@ -353,10 +355,8 @@ def _image(request: ImageRequest, reply: list[Any] | None) -> Found:
     )
 
 
-def _listing(key: ListingKey, reply: list[Any] | None) -> Found:
+def _listing(key: ListingKey, reply: list[Any]) -> Found:
     """The same for FIND_LISTING."""
-    if reply is None:
-        return Found()
     packed, absent = reply
     if packed is None:
         return Found(absence=_absence(absent))
