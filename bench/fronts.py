@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.processes import LOCAL, ROOT, Bench, Child, free_port
 from bench.table import CannotMeasureError
-from tests.programs import NotInstalled, find_nginx
+from tests.support.programs import NotInstalled, find_nginx
 
 Served = tuple[Child, int]
 """A server and its port."""

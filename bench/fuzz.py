@@ -1,7 +1,7 @@
 """
 What reads words from outside, under a fuzzer that is led by coverage.
 
-`python -m bench.fuzz --seconds 60` gives each target of tests/targets.py its share of the time,
+`python -m bench.fuzz --seconds 60` gives each target of tests/support/targets.py its share of the time,
 each in a process of its own (libFuzzer ends the process it runs in), and prints executions and
 findings. What broke a promise is left as a file in the working directory for `--again FILE`.
 Exits 1 if anything did. Needs atheris, which has wheels for Linux on x86-64 and Python up to 3.13.
@@ -27,8 +27,10 @@ def fuzz(name: str, flags: Sequence[str]) -> None:
 
     # Not its hook for patterns: json can't be imported under it.
     atheris.enabled_hooks.add("str")
-    with atheris.instrument_imports(include=["coverart", "tests.targets", "urllib", "json"]):
-        from tests import targets
+    with atheris.instrument_imports(
+        include=["coverart", "tests.support.targets", "urllib", "json"]
+    ):
+        from tests.support import targets
 
     atheris.Setup([sys.argv[0], *flags], targets.TARGETS[name])
     atheris.Fuzz()
@@ -36,7 +38,7 @@ def fuzz(name: str, flags: Sequence[str]) -> None:
 
 def run(name: str, seconds: int) -> bool:
     """One target in a process of its own. :returns: whether it kept its promise."""
-    from tests.targets import SEEDS
+    from tests.support.targets import SEEDS
 
     with tempfile.TemporaryDirectory(prefix="coverart-fuzz-") as folder:
         for number, seed in enumerate(SEEDS[name]):
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     if options.flags:
         fuzz(options.target, options.flags)
-    from tests.targets import TARGETS
+    from tests.support.targets import TARGETS
 
     if options.again is not None:
         TARGETS[options.target](options.again.read_bytes())

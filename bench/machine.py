@@ -1,7 +1,7 @@
 """
 Everything that can happen to a cache, at random, for as long as you like.
 
-`python -m bench.machine --examples 5000` runs the state machine of tests/machine.py with chances
+`python -m bench.machine --examples 5000` runs the state machine of tests/support/machine.py with chances
 of its own each time; CI runs a short one that is the same every time. Prints a shortest story
 of what went wrong, if anything did.
 """
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.machine import CacheMachine
+from tests.support.machine import CacheMachine
 
 
 def main(arguments: Sequence[str]) -> int:

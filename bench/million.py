@@ -44,7 +44,7 @@ from coverart.redis_address import Address
 from coverart.redis_link import RedisLink
 from coverart.service import DiskThreads
 from coverart.store import ImageStore
-from tests.programs import find_redis
+from tests.support.programs import find_redis
 
 BODY = b"\xff\xd8\xff\xe0" + bytes(16)
 LEARN = 500

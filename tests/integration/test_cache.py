@@ -39,8 +39,8 @@ from coverart.simulator.faults import (
     WrongLength,
 )
 from coverart.simulator.service import Simulator
-from tests.integration.running import Proxy, free_port, reached
-from tests.integration.talk import LOCAL, Answer, ask, start, until
+from tests.support.running import Proxy, free_port, reached
+from tests.support.talk import LOCAL, Answer, ask, start, until
 
 DATA = Path(__file__).parent.parent / "data"
 DAY_S = 86_400

@@ -15,9 +15,9 @@ from twisted.internet.task import deferLater
 from coverart.leases import RedisLeadership
 from coverart.model import Entity
 from coverart.simulator.faults import Rule, Status
-from tests.integration.redis_server import RedisServer
-from tests.integration.running import Proxy
-from tests.integration.talk import start, until, within
+from tests.support.redis_server import RedisServer
+from tests.support.running import Proxy
+from tests.support.talk import start, until, within
 
 
 @pytest.fixture(params=["memory", "redis"])

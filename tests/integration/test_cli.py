@@ -16,9 +16,9 @@ from twisted.internet.threads import deferToThread
 
 from coverart.config import PREFIX
 from coverart.simulator.catalogue import Catalogue
-from tests.integration.redis_server import RedisServer
-from tests.integration.running import ROOT, Proxy
-from tests.integration.talk import LOCAL, SAFETY_S, until
+from tests.support.redis_server import RedisServer
+from tests.support.running import ROOT, Proxy
+from tests.support.talk import LOCAL, SAFETY_S, until
 
 KEY = b"coverart:1:default:"
 

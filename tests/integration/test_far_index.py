@@ -6,8 +6,8 @@ import pytest
 import pytest_twisted
 
 from coverart.simulator.faults import Gate, Rule
-from tests.integration.redis_server import RedisServer
-from tests.integration.talk import Answer, start, until, within
+from tests.support.redis_server import RedisServer
+from tests.support.talk import Answer, start, until, within
 
 HELD_REQUESTS: tuple[tuple[str, dict[str, str]], ...] = (
     ("GET", {}),

@@ -11,10 +11,10 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from tests.integration.redis_server import RedisServer
-from tests.integration.running import Proxy
-from tests.integration.talk import until
 from tests.integration.test_cleanup import fill
+from tests.support.redis_server import RedisServer
+from tests.support.running import Proxy
+from tests.support.talk import until
 
 
 @pytest.fixture(params=["memory", "redis"])

@@ -13,9 +13,9 @@ from twisted.internet.tcp import Client
 
 from coverart import wire
 from tests.integration.faults.tls import TRUSTED, authority, signed
-from tests.integration.raw_archive import ALIAS, HOPS, JPEG, KINDS, ok
-from tests.integration.talk import LOCAL, until
 from tests.integration.test_hostile_content import nothing_kept
+from tests.support.raw_archive import ALIAS, HOPS, JPEG, KINDS, ok
+from tests.support.talk import LOCAL, until
 
 reactor: Any = _reactor
 

@@ -17,9 +17,9 @@ import pytest_twisted
 from twisted.internet.defer import DeferredList
 from twisted.internet.threads import deferToThread
 
-from tests.integration.raw_archive import ALIAS, JPEG, LISTING, MBID, ok, redirect
-from tests.integration.running import Proxy
-from tests.integration.talk import Answer, start, until, within
+from tests.support.raw_archive import ALIAS, JPEG, LISTING, MBID, ok, redirect
+from tests.support.running import Proxy
+from tests.support.talk import Answer, start, until, within
 
 ORIGINAL = f"/release/{MBID}/front"
 LIST = f"/release/{MBID}/"

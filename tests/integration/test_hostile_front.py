@@ -12,8 +12,6 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
 from coverart.simulator.faults import Gate, Rule
-from tests.integration.nginx_server import NginxServer
-from tests.integration.talk import connect, start, until
 from tests.integration.test_hostile_requests import (
     BODIES,
     CHUNKS,
@@ -25,6 +23,8 @@ from tests.integration.test_hostile_requests import (
     TOO_MUCH,
 )
 from tests.integration.test_nginx import ACCEL, access
+from tests.support.nginx_server import NginxServer
+from tests.support.talk import connect, start, until
 
 reactor: Any = _reactor
 

@@ -13,8 +13,8 @@ from twisted.internet.task import deferLater
 
 from coverart import channel
 from coverart.simulator.faults import Gate, Rule, Status
-from tests.integration.running import Proxy, reached
-from tests.integration.talk import SAFETY_S, Wire, connect, until, within
+from tests.support.running import Proxy, reached
+from tests.support.talk import SAFETY_S, Wire, connect, until, within
 
 MBID = "76df3287-6cda-33eb-8e9a-044b5e15ffdd"
 HEADERS = {

@@ -13,8 +13,8 @@ from coverart.index_redis import RedisIndex
 from coverart.model import ImageRequest
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
-from tests.index_promises import FRONT, PROMISES, Promise
-from tests.integration.redis_server import RedisServer
+from tests.support.index_promises import FRONT, PROMISES, Promise
+from tests.support.redis_server import RedisServer
 
 
 @pytest_twisted.async_yield_fixture(scope="module")

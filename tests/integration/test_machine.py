@@ -1,4 +1,4 @@
-"""The stories of tests/machine.py with a real Redis: the index outlives the process that dies."""
+"""The stories of tests/support/machine.py with a real Redis: the index outlives the process that dies."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from coverart.index_redis import RedisIndex
 from coverart.leases import RedisFetches, RedisLeadership
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
-from tests.integration.redis_server import RedisServer
-from tests.machine import CacheMachine
+from tests.support.machine import CacheMachine
+from tests.support.redis_server import RedisServer
 
 NAME = "machine"
 

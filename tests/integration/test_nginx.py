@@ -20,10 +20,10 @@ from twisted.names.common import ResolverBase
 from twisted.names.server import DNSServerFactory
 
 from coverart.simulator.faults import Cut, Rule, Stall
-from tests.integration.nginx_server import NginxServer
-from tests.integration.running import reached
-from tests.integration.talk import LOCAL, SAFETY_S, connect, until
-from tests.programs import find_nginx
+from tests.support.nginx_server import NginxServer
+from tests.support.programs import find_nginx
+from tests.support.running import reached
+from tests.support.talk import LOCAL, SAFETY_S, connect, until
 
 reactor: Any = _reactor
 

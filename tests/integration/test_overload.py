@@ -23,8 +23,8 @@ from coverart.simulator.faults import HOPS, Gate, Rule, Status
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
 from tests.integration.conftest import STUDIO
-from tests.integration.running import Proxy, ProxyChild, reached
-from tests.integration.talk import SAFETY_S, Answer, ask, connect, start, until
+from tests.support.running import Proxy, ProxyChild, reached
+from tests.support.talk import SAFETY_S, Answer, ask, connect, start, until
 
 DAY_S = 86_400
 LARGE = 11

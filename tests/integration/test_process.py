@@ -11,8 +11,8 @@ from twisted.internet.error import ConnectError
 
 from coverart.simulator.faults import Gate, Rule, Stall
 from coverart.tap import Options, makeService
-from tests.integration.running import Child, Files, ProxyChild, reached
-from tests.integration.talk import LOCAL, ask, connect, start, until
+from tests.support.running import Child, Files, ProxyChild, reached
+from tests.support.talk import LOCAL, ask, connect, start, until
 
 STOPPED = {0, -signal.SIGTERM}
 """twistd ends by the signal that told it to, once all is stopped."""

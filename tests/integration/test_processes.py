@@ -17,9 +17,9 @@ from twisted.web.client import ResponseNeverReceived
 
 from coverart.simulator.faults import Rule, Stall
 from coverart.tap import Options, makeService
-from tests.integration.redis_server import RedisServer
-from tests.integration.running import Child, ProxyChild, reached
-from tests.integration.talk import Wire, ask, connect, start, until, within
+from tests.support.redis_server import RedisServer
+from tests.support.running import Child, ProxyChild, reached
+from tests.support.talk import Wire, ask, connect, start, until, within
 
 STOPPED = {0, -signal.SIGTERM}
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.integration.raw_archive import ALIAS, HOPS, JPEG, KINDS, LISTING, MBID, ok, redirect
-from tests.integration.running import Proxy
-from tests.integration.talk import until
+from tests.support.raw_archive import ALIAS, HOPS, JPEG, KINDS, LISTING, MBID, ok, redirect
+from tests.support.running import Proxy
+from tests.support.talk import until
 
 NOT_ALLOWED = "not allowed"
 MALFORMED = "malformed URL"

@@ -16,8 +16,8 @@ from coverart.simulator import answers
 from coverart.simulator.catalogue import Image
 from coverart.simulator.faults import Gate, Rule
 from coverart.simulator.service import Simulator
-from tests.integration.running import Proxy, reached
-from tests.integration.talk import Answer, start
+from tests.support.running import Proxy, reached
+from tests.support.talk import Answer, start
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 ALIAS = "public, max-age=86400"

@@ -9,8 +9,8 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 from coverart.simulator.faults import Rule, Status
-from tests.integration.running import ROOT, free_port
-from tests.integration.talk import LOCAL
+from tests.support.running import ROOT, free_port
+from tests.support.talk import LOCAL
 
 
 async def said(script: str, url: str, **variables: str) -> tuple[int, str]:

@@ -16,9 +16,9 @@ from coverart.index_redis import RedisIndex
 from coverart.model import Entity, FileEntry, ListingKey
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
-from tests.integration.running import free_port
-from tests.integration.talk import SAFETY_S, until
-from tests.programs import find_redis
+from tests.support.programs import find_redis
+from tests.support.running import free_port
+from tests.support.talk import SAFETY_S, until
 
 LISTING = ListingKey(entity=Entity.RELEASE, mbid="353710ec-1509-4df9-8ce2-9bd5011e3b80")
 PASSWORD = "a secret"  # noqa: S105 - of this test's own servers

@@ -14,9 +14,9 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from coverart.layout import image_path
 from coverart.simulator.faults import Gate, Rule, Status
-from tests.integration.redis_server import RedisServer
-from tests.integration.running import Proxy
-from tests.integration.talk import start, until, within
+from tests.support.redis_server import RedisServer
+from tests.support.running import Proxy
+from tests.support.talk import start, until, within
 
 KEY = b"coverart:1:default:"
 KINDS = ("thumbnail", "listing", "png")

@@ -7,7 +7,7 @@ import hashlib
 import attrs
 import pytest_twisted
 
-from tests.integration.talk import Answer, ask
+from tests.support.talk import Answer, ask
 
 OWN = {"x-served-by", "server", "date", "connection"}
 """What each server says of itself, and of the moment."""

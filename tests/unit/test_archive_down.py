@@ -23,7 +23,7 @@ from coverart.model import AliasKey, Entity, ImageRequest, ListingKey
 from coverart.redirects import Rules
 from coverart.store import ImageStore
 from coverart.upstream import Upstream
-from tests.doubles import ScriptedArchive, at_once, folder, redirect, reply, stall
+from tests.support.doubles import ScriptedArchive, at_once, folder, redirect, reply, stall
 
 CAA = "https://coverartarchive.org"
 IA = "https://archive.org/download"

@@ -15,7 +15,7 @@ from coverart.breaker import (
     Leave,
 )
 from coverart.errors import Unavailable
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 HOST = "archive.org:443"
 OTHER = "ia800.us.archive.org:443"

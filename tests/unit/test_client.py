@@ -29,7 +29,7 @@ from coverart.errors import (
 )
 from coverart.redirects import Hop, Rules
 from coverart.transfer import BytesSink
-from tests.doubles import (
+from tests.support.doubles import (
     Answer,
     ScriptedArchive,
     cut,
@@ -38,7 +38,7 @@ from tests.doubles import (
     reply,
     stall,
 )
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 ASKED = "http://archive/x"
 HOP = Rules(("archive:80", "other:80")).check("http://archive/x")

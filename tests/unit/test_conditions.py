@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.conditions import MOST_RANGES, Header, Span, Validators, condition, http_date, spans
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 MODIFIED = 784111777
 """Sun, 06 Nov 1994 08:49:37 GMT, the date of the RFC's examples (section 5.6.7)."""

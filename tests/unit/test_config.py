@@ -17,8 +17,8 @@ from coverart.config import (
     read_environment,
     variables,
 )
-from tests.doubles import folder
-from tests.strategies import examples
+from tests.support.doubles import folder
+from tests.support.strategies import examples
 
 
 def setting(name: str, text: str) -> Settings:

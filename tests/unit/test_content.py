@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from coverart.content import ENOUGH, accept, sniff
 from coverart.errors import BadUpstream
 from coverart.model import ORIGINAL, SIZES, MediaType
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 DATA = pathlib.Path(__file__).parent.parent / "data"
 

@@ -26,7 +26,7 @@ from coverart.model import (
     MediaType,
     Target,
 )
-from tests.strategies import MBID, examples
+from tests.support.strategies import MBID, examples
 
 LIVES = Lifetimes(alias_s=100, listing_s=50, absent_s=20, absent_thumb_s=5)
 FRONT = AliasKey(entity=Entity.RELEASE, mbid=MBID, name="front")

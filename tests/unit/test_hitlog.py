@@ -21,8 +21,8 @@ from coverart.model import (
     ListingKey,
     MediaType,
 )
-from tests.doubles import folder
-from tests.strategies import MBID, OTHER_MBID, examples
+from tests.support.doubles import folder
+from tests.support.strategies import MBID, OTHER_MBID, examples
 
 REF = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7)
 IMAGE = layout.image_path(REF.at(250), MediaType.JPEG)

@@ -13,8 +13,8 @@ from coverart.errors import BadUpstream, CoverError, NotReached, StoreFailed
 from coverart.incoming import BACKLOG_BYTES, SMALL_BYTES, Incoming, InThread
 from coverart.model import ORIGINAL, Entity, FileEntry, ImageRef, MediaType
 from coverart.store import ImageStore
-from tests.doubles import HeldBack, at_once, folder
-from tests.strategies import MBID, examples
+from tests.support.doubles import HeldBack, at_once, folder
+from tests.support.strategies import MBID, examples
 
 KEY = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7).at(ORIGINAL)
 HEAD = b"\xff\xd8\xff\xe0JPEG"

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from coverart.index import Index
 from coverart.index_memory import MemoryIndex
 from coverart.model import Absence, Alias, AliasKey, Entity, ListingKey, Target
-from tests.index_promises import (
+from tests.support.index_promises import (
     ALIAS,
     BACK,
     FRONT,
@@ -24,7 +24,7 @@ from tests.index_promises import (
     request,
     steps,
 )
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from coverart.leases import Alone
 from coverart.metrics import Metrics
 from coverart.model import FileEntry, MediaType
 from coverart.tallies import tell_counts
-from tests.doubles import HeldBack, at_once, folder
+from tests.support.doubles import HeldBack, at_once, folder
 from tests.unit.test_hitlog import LINE, OTHER, OTHER_LINE, REF, Log
 
 

@@ -16,7 +16,7 @@ from coverart.model import (
     ListingKey,
     MediaType,
 )
-from tests.strategies import (
+from tests.support.strategies import (
     MBID,
     OTHER_MBID,
     examples,

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from coverart import listing
 from coverart.errors import BadUpstream
-from tests.strategies import MBID, examples
+from tests.support.strategies import MBID, examples
 
 HERE = "https://covers.example/caa"
 

@@ -18,8 +18,8 @@ from coverart.model import (
     ImageRequest,
     ListingKey,
 )
-from tests.machine import FRONT, CacheMachine
-from tests.played import LISTINGS, RELEASE_REFS, A, name
+from tests.support.machine import FRONT, CacheMachine
+from tests.support.played import LISTINGS, RELEASE_REFS, A, name
 
 
 class _Away(MemoryIndex):
@@ -39,7 +39,7 @@ class _Away(MemoryIndex):
 
 
 class MachineTests(SynchronousTestCase):
-    """tests/machine.py over MemoryIndex."""
+    """tests/support/machine.py over MemoryIndex."""
 
     def test_every_promise_holds(self) -> None:
         """Right bytes, exact totals, nothing left over: see the machine's own checks."""

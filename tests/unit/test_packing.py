@@ -31,7 +31,7 @@ from coverart.packing import (
     unpack_entry,
     unpack_file_key,
 )
-from tests.strategies import (
+from tests.support.strategies import (
     MBID,
     OTHER_MBID,
     alias_keys,

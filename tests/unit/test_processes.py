@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.processes import FIRST_PAUSE_S, LONG_LIFE_S, LONGEST_PAUSE_S, Backoff
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 
 class BackoffTests(SynchronousTestCase):

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from coverart.errors import BadUpstream
 from coverart.model import Entity, ImageRef, Target
 from coverart.redirects import Hop, Rules, archive_file, file_name, is_public
-from tests.strategies import MBID, OTHER_MBID, examples
+from tests.support.strategies import MBID, OTHER_MBID, examples
 
 RULES = Rules(("archive.org", "*.archive.org", "127.0.0.1:8192", "[::1]:8192", "mirror:80"))
 ITEM = f"https://archive.org/download/mbid-{MBID}"

@@ -19,7 +19,14 @@ from coverart.model import (
     Name,
 )
 from coverart.request_path import parse, spell
-from tests.strategies import MBID, OTHER_MBID, examples, image_requests, listing_keys, things
+from tests.support.strategies import (
+    MBID,
+    OTHER_MBID,
+    examples,
+    image_requests,
+    listing_keys,
+    things,
+)
 
 FILE_NAME = re.compile(
     r"(release|release-group|event)/[0-9a-f]/[0-9a-f]{2}/[0-9a-f]{3}/"

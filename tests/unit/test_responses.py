@@ -29,7 +29,7 @@ from coverart.freshness import Lifetimes
 from coverart.model import AliasKey, Entity, ImageRequest, ListingKey, MediaType, Name
 from coverart.responses import MethodNotAllowed, PreconditionFailed, RangeNotSatisfiable, parts
 from coverart.sending import Part
-from tests.strategies import MBID, examples
+from tests.support.strategies import MBID, examples
 
 FILE = Validators(size_bytes=1000, modified=784111777)
 

@@ -32,8 +32,8 @@ from coverart.packing import pack_alias, pack_alias_key, pack_file_key, pack_see
 from coverart.rebuild import read_leaf, survey, walk, walk_packed
 from coverart.scan import SECOND_LOOK_S, Scan, Scanner
 from coverart.store import ImageStore, link_target
-from tests.doubles import at_once
-from tests.strategies import MBID, OTHER_MBID, examples, image_refs, image_requests
+from tests.support.doubles import at_once
+from tests.support.strategies import MBID, OTHER_MBID, examples, image_refs, image_requests
 
 NOW = 1_700_000_000.0
 DIGITS = MBID[:3]

@@ -12,8 +12,8 @@ from coverart.incoming import SMALL_BYTES, Incoming
 from coverart.model import ORIGINAL, Entity, ImageRef
 from coverart.sending import AT_ONCE_BYTES, PIECE_BYTES, ArrivingBody, FileBody, Part, multipart
 from coverart.store import ImageStore
-from tests.doubles import at_once, folder
-from tests.strategies import MBID
+from tests.support.doubles import at_once, folder
+from tests.support.strategies import MBID
 
 KEY = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7).at(ORIGINAL)
 SIZE = SMALL_BYTES * 2

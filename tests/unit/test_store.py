@@ -39,8 +39,8 @@ from coverart.model import (
 )
 from coverart.rebuild import read_slice, walk
 from coverart.store import ImageStore, OnDisk
-from tests.doubles import folder
-from tests.strategies import MBID, OTHER_MBID, examples
+from tests.support.doubles import folder
+from tests.support.strategies import MBID, OTHER_MBID, examples
 
 REF = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7)
 FRONT = AliasKey(entity=Entity.RELEASE, mbid=MBID, name="front")

@@ -9,7 +9,7 @@ from coverart.assembly import rules_for
 from coverart.config import ConfigError, Settings, load, variables
 from coverart.errors import BadUpstream
 from coverart.tap import Options, makeService
-from tests.doubles import folder
+from tests.support.doubles import folder
 
 
 class OptionsTests(SynchronousTestCase):

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.strategies import examples
-from tests.targets import SEEDS, TARGETS
+from tests.support.strategies import examples
+from tests.support.targets import SEEDS, TARGETS
 
 
 @st.composite
@@ -21,7 +21,7 @@ def torn(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
 
 
 class TargetTests(SynchronousTestCase):
-    """tests/targets.py, a little of each; `python -m bench.fuzz` goes on for as long as you like."""
+    """tests/support/targets.py, a little of each; `python -m bench.fuzz` goes on for as long as you like."""
 
     def test_every_target(self) -> None:
         """Each keeps its promise for its seeds and for what can be made of them."""

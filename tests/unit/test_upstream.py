@@ -23,8 +23,8 @@ from coverart.model import ORIGINAL, AliasKey, Entity, ImageRef, ListingKey, Nam
 from coverart.redirects import Rules
 from coverart.transfer import BytesSink
 from coverart.upstream import LARGEST_LISTING_BYTES, Upstream
-from tests.doubles import ScriptedArchive, cut, redirect, reply, stall
-from tests.strategies import MBID, OTHER_MBID
+from tests.support.doubles import ScriptedArchive, cut, redirect, reply, stall
+from tests.support.strategies import MBID, OTHER_MBID
 
 T = TypeVar("T")
 

@@ -33,8 +33,8 @@ from coverart.simulator.faults import (
 )
 from tests.integration.faults.matrix import Row
 from tests.integration.faults.stage import Seen, Stage, Thing
-from tests.integration.running import Proxy
-from tests.integration.talk import Wire, connect, start, until, within
+from tests.support.running import Proxy
+from tests.support.talk import Wire, connect, start, until, within
 
 HOPS = {"1": "release", "2": "archive", "node": "node"}
 DAY_S = 86_400.0

@@ -7,8 +7,8 @@ import functools
 from coverart.simulator.faults import Gate, Rule
 from tests.integration.faults.matrix import Row
 from tests.integration.faults.stage import Stage, Thing
-from tests.integration.running import Proxy, reached
-from tests.integration.talk import start, until, within
+from tests.support.running import Proxy, reached
+from tests.support.talk import start, until, within
 
 YEAR_S = 365 * 86_400.0
 MINUTE_S = 60.0

@@ -15,7 +15,7 @@ from coverart.links import Links
 from coverart.store import ImageStore
 from tests.integration.faults.matrix import NotHere, Row
 from tests.integration.faults.stage import Stage
-from tests.integration.talk import connect, start, until, within
+from tests.support.talk import connect, start, until, within
 
 CANT = "the cache can't store files now"
 MEGABYTE = 1 << 20

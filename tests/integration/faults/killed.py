@@ -10,9 +10,9 @@ import signal
 from tests.integration.faults.matrix import Row
 from tests.integration.faults.stage import Stage, Thing
 from tests.integration.faults.victim import STEPS
-from tests.integration.running import Proxy
-from tests.integration.talk import until
 from tests.integration.test_shared import KEY
+from tests.support.running import Proxy
+from tests.support.talk import until
 
 NAMED = list(STEPS).index("it has its name, the index does not know")
 """From this step on the file has its place."""

@@ -17,7 +17,7 @@ from twisted.python.threadpool import ThreadPool
 from tests.integration.faults.archive import LONGEST_PAUSE_S, TIMEOUT, TIMEOUT_S
 from tests.integration.faults.matrix import Row
 from tests.integration.faults.stage import Stage
-from tests.integration.talk import LOCAL, start, until, within
+from tests.support.talk import LOCAL, start, until, within
 
 NAME = "archive.test"
 THREADS = 10

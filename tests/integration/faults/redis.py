@@ -10,9 +10,9 @@ import attrs
 
 from tests.integration.faults.matrix import Row
 from tests.integration.faults.stage import Stage
-from tests.integration.redis_server import RedisServer
-from tests.integration.talk import until
 from tests.integration.test_shared import KEY, until_available
+from tests.support.redis_server import RedisServer
+from tests.support.talk import until
 
 PATIENCE_S = 2.0
 """A command is given up after a second; then nothing is asked of Redis for a while."""

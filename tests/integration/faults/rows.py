@@ -10,7 +10,7 @@ from twisted.internet.defer import DeferredSemaphore
 from tests.integration.faults import archive, clocks, disk, killed, names, redis, tls
 from tests.integration.faults.matrix import Broken, NotHere, Outcome, Row
 from tests.integration.faults.stage import Log, Stage
-from tests.integration.talk import start
+from tests.support.talk import start
 
 ROWS: tuple[Row, ...] = (
     *archive.ROWS,

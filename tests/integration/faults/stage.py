@@ -24,9 +24,9 @@ from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
 from tests.integration.faults.matrix import Claims
 from tests.integration.faults.victim import Victim
-from tests.integration.redis_server import RedisServer
-from tests.integration.running import Proxy
-from tests.integration.talk import Wire, connect, until
+from tests.support.redis_server import RedisServer
+from tests.support.running import Proxy
+from tests.support.talk import Wire, connect, until
 
 STEP_S = 5.0
 SLACK_S = 15.0

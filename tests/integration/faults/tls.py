@@ -24,8 +24,8 @@ from tests.integration.faults.archive import TIMEOUT, TIMEOUT_S
 from tests.integration.faults.matrix import Row
 from tests.integration.faults.names import NAME, Nameserver
 from tests.integration.faults.stage import Stage
-from tests.integration.running import free_port
-from tests.integration.talk import LOCAL, start, until, within
+from tests.support.running import free_port
+from tests.support.talk import LOCAL, start, until, within
 
 TRUSTED = "SSL_CERT_FILE"
 """OpenSSL's own variable: the file of authorities, in place of the system's."""

@@ -22,8 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.integration.running import ProxyChild
-from tests.integration.talk import ask
+from tests.support.running import ProxyChild
+from tests.support.talk import ask
 
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 VARIABLE = "FAULT_OF_VICTIM"

@@ -1,5 +1,5 @@
 """
-What the cache promises, as tests/machine.py holds it to: of every answer, of the disk at any time, of
+What the cache promises, as tests/support/machine.py holds it to: of every answer, of the disk at any time, of
 the index after a sweep.
 """
 
@@ -32,7 +32,7 @@ from coverart.model import (
     ListingKey,
 )
 from coverart.rebuild import DiskSlice, read_slice
-from tests.played import TICK_S, MortalStore, PlayedArchive, Thing, body_of
+from tests.support.played import TICK_S, MortalStore, PlayedArchive, Thing, body_of
 
 SLICES = (0, 1)
 LIVES = Lifetimes(alias_s=1000, listing_s=1000, absent_s=200, absent_thumb_s=50)

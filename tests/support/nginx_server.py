@@ -9,9 +9,9 @@ from pathlib import Path
 
 from twisted.internet.error import ConnectError
 
-from tests.integration.running import ROOT, Served, free_port
-from tests.integration.talk import LOCAL, connect, until
-from tests.programs import find_nginx
+from tests.support.programs import find_nginx
+from tests.support.running import ROOT, Served, free_port
+from tests.support.talk import LOCAL, connect, until
 
 START = ROOT / "nginx" / "start.sh"
 

@@ -1,5 +1,5 @@
 """
-What tests/machine.py plays with: an archive that changes, a store whose process can die and whose
+What tests/support/machine.py plays with: an archive that changes, a store whose process can die and whose
 disk can fill up, an index that is far away.
 """
 
@@ -30,7 +30,7 @@ from coverart.model import (
 )
 from coverart.store import ImageStore
 from coverart.transfer import Sink
-from tests.doubles import at_once
+from tests.support.doubles import at_once
 
 A = "00000000-0000-4000-8000-00000000000a"
 B = "00100000-0000-4000-8000-00000000000b"

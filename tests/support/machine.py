@@ -47,8 +47,8 @@ from coverart.model import (
 )
 from coverart.reconcile import Reconciler
 from coverart.upstream import Upstream
-from tests.doubles import HeldBack, at_once
-from tests.played import (
+from tests.support.doubles import HeldBack, at_once
+from tests.support.played import (
     EVENT,
     EVENT_REFS,
     GROUP,
@@ -67,7 +67,7 @@ from tests.played import (
     name,
     text_of,
 )
-from tests.promises import LIVES, SLICES, Promises
+from tests.support.promises import LIVES, SLICES, Promises
 
 BEGINNING = 1_700_000_000.123457
 """A time as clocks tell it: a file system does not keep all of its digits."""

@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IHostnameResolver, IHostResolution
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
-from tests.integration.talk import LOCAL
+from tests.support.talk import LOCAL
 
 MBID = "76df3287-6cda-33eb-8e9a-044b5e15ffdd"
 JPEG = b"\xff\xd8\xff\xe0" + b"a cover, drawn by nobody " * 40

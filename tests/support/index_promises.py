@@ -32,7 +32,7 @@ from coverart.model import (
     Target,
 )
 from coverart.packing import pack_seen
-from tests.strategies import MBID, OTHER_MBID
+from tests.support.strategies import MBID, OTHER_MBID
 
 Promise: TypeAlias = Callable[[Index], Awaitable[None]]
 PROMISES: list[Promise] = []

@@ -24,7 +24,7 @@ from coverart.leases import Leadership
 from coverart.service import CoverService
 from coverart.simulator.service import Simulator
 from coverart.site import QuietSite
-from tests.integration.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, until, within
+from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, until, within
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import valkey
 
-from tests.integration.talk import until
-from tests.programs import find_redis
+from tests.support.programs import find_redis
+from tests.support.talk import until
 
 
 class RedisServer:
