@@ -96,14 +96,15 @@ class CoverCache:
         self._refreshes: Flight[AliasKey | ListingKey, None] = Flight()
         self._pauses: OrderedDict[AliasKey | ListingKey, float] = OrderedDict()
 
-    def idle(self) -> Deferred[None]:
-        """Fires when no fetch runs for a client, for a graceful stop."""
-        return self._requests.landed()
+    async def idle(self) -> None:
+        """Returns when nothing is fetched for a client, nor refreshed in the background."""
+        await self._requests.landed()
+        await self._refreshes.landed()
 
     @property
-    def fetching(self) -> int:
-        """How many different things are being fetched for clients."""
-        return len(self._requests)
+    def waiting(self) -> int:
+        """How many clients wait for something that is being fetched."""
+        return self._requests.waiting
 
     async def get(self, thing: ImageRequest | ListingKey) -> Answer:
         """

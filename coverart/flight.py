@@ -40,6 +40,11 @@ class Flight(Generic[K, T]):
     def __len__(self) -> int:
         return len(self._running)
 
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for an answer."""
+        return sum(len(each.waiters) for each in self._running.values())
+
     def running(self, key: K) -> bool:
         """Say whether a call of run() with this key would join others."""
         return key in self._running

@@ -112,32 +112,32 @@ class CoverService(Service):
         self.drain: Callable[[float], Awaitable[int]] = _nobody
         """Lets running requests end; set once there is a site."""
         self._reactor = reactor
-        self._cache = cache
-        self._cleanup = cleanup
-        self._leadership = leadership
+        self.cache = cache
+        self.cleanup = cleanup
+        self.leadership = leadership
         self._shared = shared
-        self._metrics = metrics
+        self.metrics = metrics
         self._delay = ReactorDelay(reactor, metrics.reactor_delay.observe)
         self._threads = threads
-        self._pool = pool
+        self.pool = pool
         self._intake = intake
         cleanup.before_evicting = self._tell_uses
         self._limit_bytes = limit_bytes
         self._interval_s = interval_s
         self._sweeps = LoopingCall(self._sweep)
-        self._terms = LoopingCall(self._stand)
+        self._terms = LoopingCall(self.stand)
         # Apart from the terms, which must be kept however long a log is.
-        self._intakes = LoopingCall(self._take_in)
+        self._intakes = LoopingCall(self.take_in)
         self._first = True
         self._loops: list[Deferred[Any]] = []
 
     def startService(self) -> None:
         super().startService()
-        self._metrics.starts.inc()
-        self._metrics.start_time.set_to_current_time()
+        self.metrics.starts.inc()
+        self.metrics.start_time.set_to_current_time()
         self._delay.start()
         self._threads.start()
-        self._cache.store.hold()
+        self.cache.store.hold()
         if self._shared is not None:
             self._shared.link.connect()
             self._shared.fetches.start()
@@ -146,8 +146,8 @@ class CoverService(Service):
             )
         self.log.info(
             "cache at {dir}, index in {kind}{where}, limit {limit_mb} MB",
-            dir=str(self._cache.store.root),
-            kind=self._cache.index.kind,
+            dir=str(self.cache.store.root),
+            kind=self.cache.index.kind,
             where="" if self._shared is None else f" at {self._shared.link.address}",
             limit_mb=self._limit_bytes // MEGABYTE,
         )
@@ -163,8 +163,8 @@ class CoverService(Service):
     async def _sweep(self) -> None:
         """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""
         try:
-            await self._cleanup.sweep()
-            self._metrics.leader.set(self._leadership.token is not None)
+            await self.cleanup.sweep()
+            self.metrics.leader.set(self.leadership.token is not None)
             if self._first:
                 self._first = False
                 # An index of a million files is a few very long lists, which the garbage
@@ -175,16 +175,18 @@ class CoverService(Service):
             self.log.failure("a cleanup failed")
         self.rebuilding = False
 
-    async def _stand(self) -> None:
+    async def stand(self) -> None:
+        """One turn of the terms: stand for the lead, or keep it; pass on what was counted."""
         try:
-            await self._leadership.stand()
-            await self._cache.tell_uses()
-            await tell_counts(self._metrics, self._cache.index)
-            self._metrics.leader.set(self._leadership.token is not None)
+            await self.leadership.stand()
+            await self.cache.tell_uses()
+            await tell_counts(self.metrics, self.cache.index)
+            self.metrics.leader.set(self.leadership.token is not None)
         except Exception:
             self.log.failure("standing for the lead failed")
 
-    async def _take_in(self) -> None:
+    async def take_in(self) -> None:
+        """One look into the hit log, if this process leads."""
         # An index that is being filled would not know the files.
         if self._intake is not None and not self.rebuilding:
             try:
@@ -194,12 +196,12 @@ class CoverService(Service):
 
     async def _tell_uses(self) -> None:
         """Pass on all that was used, for the order of eviction."""
-        await self._cache.tell_uses()
+        await self.cache.tell_uses()
         if self._intake is not None:
             await self._intake.take_in()
 
     async def _say_what_is_held(self) -> None:
-        totals = await self._cache.index.totals()
+        totals = await self.cache.index.totals()
         self.log.info(
             "cache holds {files} files, {size_mb:.1f} MB and {aliases} aliases",
             files=totals.files,
@@ -231,17 +233,17 @@ class CoverService(Service):
                 loop.stop()
         for ended in self._loops:
             await ended
-        await self._leadership.resign()
-        self._metrics.leader.set(0)
+        await self.leadership.resign()
+        self.metrics.leader.set(0)
         left = await self.drain(STOP_S)
         if left:
             self.log.warn("stopping while {count} clients wait", count=left)
-        await tell_counts(self._metrics, self._cache.index)
-        await self._pool.closeCachedConnections()
+        await tell_counts(self.metrics, self.cache.index)
+        await self.pool.closeCachedConnections()
         if self._shared is not None:
             await self._shared.link.close()
         self._threads.stop()
-        self._cache.store.release()
+        self.cache.store.release()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

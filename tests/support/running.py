@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from twisted.application.internet import StreamServerEndpointService
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.threads import deferToThread
+from zope.interface import implementer
 
-from coverart.assembly import assemble
+from coverart.assembly import assemble, listening_at
 from coverart.cache import CoverCache
 from coverart.cleanup import Cleanup
 from coverart.config import PREFIX, load
 from coverart.leases import Leadership
+from coverart.metrics import Metrics
 from coverart.service import CoverService
 from coverart.simulator.service import Simulator
 from coverart.site import QuietSite
-from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, until, within
+from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, start, until, within
 
 ROOT = Path(__file__).parent.parent.parent
+PORTS = range(20_000, 30_000)
+_HELD: list[int] = []
+"""Locks of the ports that this process was given."""
 
 
 class Now:
@@ -111,14 +119,16 @@ class Proxy(Files, Served):
             **settings,
         }
         self._service: Any = None
+        self._places: list[Place] = []
 
     async def start(self) -> Proxy:
         """Start it, or start it again on what it left on the disk."""
-        self._service = assemble(load(self._settings), self._machine, now=self.now)
+        settings = load(self._settings)
+        self._places = [Place(each) for each in listening_at(settings, self._machine)]
+        self._service = assemble(settings, self._machine, now=self.now, endpoints=self._places)
         self._service.startService()
-        (listening,) = [each for each in self._service if _listens(each)]
-        self.port = listening._waitingForPort.result.getHost().port
-        await until(lambda: not self._part().rebuilding, "the index is read from the disk")
+        self.port = self._places[0].port
+        await until(lambda: not self.service.rebuilding, "the index is read from the disk")
         return self
 
     async def stop(self) -> None:
@@ -130,51 +140,84 @@ class Proxy(Files, Served):
         await self.stop()
         await self.start()
 
-    def _part(self) -> CoverService:
-        (part,) = [each for each in self._service if isinstance(each, CoverService)]
-        return part
+    @property
+    def service(self) -> CoverService:
+        (service,) = [each for each in self._service if isinstance(each, CoverService)]
+        return service
 
     @property
     def cache(self) -> CoverCache:
-        return self._part()._cache
+        return self.service.cache
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.service.metrics
 
     @property
     def site(self) -> QuietSite:
-        (listening,) = [each for each in self._service if _listens(each)]
-        site: QuietSite = listening.factory
+        site: QuietSite = self._places[0].factory
         return site
 
     @property
     def cleanup(self) -> Cleanup:
-        return self._part()._cleanup
+        return self.service.cleanup
 
     @property
     def leadership(self) -> Leadership:
-        return self._part()._leadership
+        return self.service.leadership
 
     async def forget_connections(self) -> None:
         """Close the idle connections to the archive, as it does itself after a while."""
-        await within(self._part()._pool.closeCachedConnections())
+        await within(self.service.pool.closeCachedConnections())
 
     def waiting(self) -> int:
         """How many clients wait for something that is being fetched."""
-        return sum(len(each.waiters) for each in self.cache._requests._running.values())
+        return self.cache.waiting
 
     def settled(self) -> Deferred[None]:
         """Fires when nothing is fetched for anybody, nor refreshed in the background."""
-        idle = self.cache.idle()
-        idle.addCallback(lambda _: self.cache._refreshes.landed())
-        return within(idle)  # type: ignore[no-any-return]
+        return within(start(self.cache.idle()))  # type: ignore[no-any-return]
 
 
-def _listens(service: object) -> bool:
-    return isinstance(service, StreamServerEndpointService)
+@implementer(IStreamServerEndpoint)
+class Place:
+    """An endpoint that tells which port it got and what listens there."""
+
+    def __init__(self, endpoint: IStreamServerEndpoint) -> None:
+        self._endpoint = endpoint
+        self.port = 0
+        self.factory: Any = None
+
+    def listen(self, protocolFactory: Any) -> Deferred[Any]:
+        self.factory = protocolFactory
+        return self._endpoint.listen(protocolFactory).addCallback(self._got)
+
+    def _got(self, port: Any) -> Any:
+        self.port = getattr(port.getHost(), "port", 0)
+        return port
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOCAL, 0))
-        return int(probe.getsockname()[1])
+    """
+    A port for a program that can't be asked which one it got; this process's until it ends.
+
+    Below the ports that the system hands out by itself, and held by a lock on a file, so that
+    neither a connection nor another test process takes it before that program listens.
+    """
+    folder = Path(tempfile.gettempdir(), f"coverart-ports-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for port in random.sample(PORTS, len(PORTS)):
+        lock = os.open(folder / str(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as probe:
+                probe.bind((LOCAL, port))
+        except OSError:
+            os.close(lock)
+            continue
+        _HELD.append(lock)
+        return port
+    raise AssertionError(f"no port is free from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def reached(sim: Simulator, gate: str, count: int = 1) -> Deferred[int]:
