@@ -20,7 +20,14 @@ from coverart.breaker import Breaker
 from coverart.cache import CoverCache
 from coverart.cleanup import Bounds, Cleanup
 from coverart.client import ArchiveClient, Limits
-from coverart.config import MEGABYTE, PREFIX, ConfigError, Settings
+from coverart.config import (
+    EVENT_UPSTREAM,
+    MEGABYTE,
+    PREFIX,
+    UPSTREAM,
+    ConfigError,
+    Settings,
+)
 from coverart.connect import make_client
 from coverart.errors import StoreFailed
 from coverart.fetch import Fetcher
@@ -48,6 +55,7 @@ BACKLOG = 4096
 """Connections that the kernel holds until they are accepted; Linux allows no more by default."""
 _QUEUED = frozenset({"tcp", "tcp6", "unix", "ssl"})
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
+"""Where the archive's own hop 1 leads. Where a mirror's leads, only the mirror can tell."""
 
 
 @attrs.frozen(kw_only=True)
@@ -156,7 +164,14 @@ def assemble(
             Entity.RELEASE_GROUP: settings.upstream,
             Entity.EVENT: settings.event_upstream,
         },
-        downloads=ARCHIVE_DOWNLOADS if "archive.org" in settings.allowed_hosts else None,
+        downloads={
+            owner: ARCHIVE_DOWNLOADS
+            for owner, base, archives_own in (
+                (Entity.RELEASE, settings.upstream, UPSTREAM),
+                (Entity.EVENT, settings.event_upstream, EVENT_UPSTREAM),
+            )
+            if base == archives_own
+        },
         clock=reactor,
     )
     cache = CoverCache(

@@ -27,6 +27,8 @@ from coverart.redis_address import Address, parse_address
 PREFIX = "COVER_ART_"
 PROJECT_PAGE = "https://pypi.org/project/coverart/"
 SHARED_DIR = Path("/opt/cover-art-cache")
+UPSTREAM = "https://coverartarchive.org"
+EVENT_UPSTREAM = "https://eventartarchive.org"
 MEGABYTE = 1 << 20
 
 T = TypeVar("T")
@@ -131,14 +133,14 @@ class Settings:
         "UPSTREAM",
         values.base_url,
         "an http or https URL",
-        default="https://coverartarchive.org",
+        default=UPSTREAM,
         means="hop 1 for releases",
     )
     event_upstream: str = _setting(
         "EVENT_UPSTREAM",
         values.base_url,
         "an http or https URL",
-        default="https://eventartarchive.org",
+        default=EVENT_UPSTREAM,
         means="hop 1 for events",
     )
     allowed_hosts: tuple[str, ...] = _setting(

@@ -25,7 +25,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*|\[[0-9a-
 _DOWNLOAD = re.compile(
     r"(?P<prefix>/(?:[^?#]*/)?)mbid-(?P<mbid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/"
     r"(?:(?P<listing>index\.json)"
-    r"|mbid-(?P<again>[0-9a-f-]{36})-(?P<id>[1-9][0-9]{0,17})(?:_thumb(?:250|500|1200))?"
+    r"|mbid-(?P<again>[0-9a-f-]{36})-(?P<id>[1-9][0-9]{0,17})"
     r"\.(?P<ext>jpg|jpeg|png|gif|pdf))",
 )
 
@@ -54,6 +54,10 @@ class Rules:
     def trusts(self, host: str, port: int) -> bool:
         """Say whether this host and port are listed by name."""
         return f"{host}:{port}" in self.hosts
+
+    def names(self, host: str, port: int) -> bool:
+        """Say whether this host is listed in full, by a pattern for none."""
+        return self.trusts(host, port) or host in self.hosts
 
     def allows(self, scheme: str, host: str, port: int) -> bool:
         """Say whether a connection to this host and port may be opened at all."""
@@ -153,7 +157,10 @@ class ArchiveFile:
 
 def archive_file(url: str, owner: Entity) -> ArchiveFile:
     """
-    Read `…/mbid-{M}/mbid-{M}-{id}.ext` or `…/mbid-{M}/index.json`.
+    Read `…/mbid-{M}/mbid-{M}-{id}.ext` or `…/mbid-{M}/index.json`, in whatever folder.
+
+    A thumbnail is refused: hop 1 is asked without a size, and only an original's URL tells the
+    original's extension.
 
     :raises BadUpstream: the URL is of another form, so it can't be trusted to be a cover.
     """

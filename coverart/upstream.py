@@ -1,8 +1,9 @@
 """
 The archive's ways: hop 1 says where a name points, archive.org which storage node has the file.
 
-What is known is not asked again: a known target saves hop 1, a known node saves hop 2. Facts
-are from https://musicbrainz.org/doc/Cover_Art_Archive/API and metabrainz/artwork-redirect.
+What is known is not asked again: a known target saves hop 1, a known node saves hop 2. Where the
+items lie follows from the settings, never from an answer: hop 1 names an item and a file. Facts are
+from https://musicbrainz.org/doc/Cover_Art_Archive/API and metabrainz/artwork-redirect.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -43,22 +45,24 @@ class Upstream:
         *,
         rules: Rules,
         bases: Mapping[Entity, str],
-        downloads: str | None,
+        downloads: Mapping[Entity, str],
         clock: IReactorTime,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         """
         :param rules: must trust the bases' own hosts.
         :param bases: hop 1 of each entity, without a trailing slash.
-        :param downloads: where hop 1 sends clients, up to the folder of the items; None where
-            only hop 1 itself can tell.
+        :param downloads: the folder that holds the items of releases or events, where the
+            settings leave one. For any other, hop 1 chooses: `/download/` on a host that `rules`
+            name in full, or below hop 1's own base.
         """
         self.client = client
         self._rules = rules
         self._bases = dict(bases)
         self._clock = clock
         self._jitter = jitter
-        self._downloads = {} if downloads is None else dict.fromkeys(Entity, downloads)
+        self._downloads = downloads
+        self._folders = dict(downloads)
         self._nodes: OrderedDict[str, str] = OrderedDict()
 
     async def resolve(self, key: AliasKey, trip: Trip) -> Target:
@@ -74,11 +78,13 @@ class Upstream:
         file = await self._hop_1(key.entity, f"{key.mbid}/{key.name}", trip)
         if file.target is None:
             raise BadUpstream("hop 1 leads from an image to a listing")
+        if key.name not in ("front", "back", file.target.ref.image_id):
+            raise BadUpstream("hop 1 leads from one image id to another")
         return file.target
 
     def can_fetch(self, target: Target, size: int) -> bool:
         """Say whether image() can be called without resolve() before it."""
-        known = target.ref.owner in self._downloads or target.ref.mbid in self._nodes
+        known = target.ref.owner in self._folders or target.ref.mbid in self._nodes
         return known and bool(size or target.extension)
 
     async def image(self, target: Target, size: int, sink: Sink, trip: Trip) -> None:
@@ -92,8 +98,7 @@ class Upstream:
         name = file_name(target.ref, size, target.extension)
         if trip.hops == 0:
             self.client.metrics.target_known.inc()
-        base = self._downloads.get(target.ref.owner)
-        await self._file(base, target.ref.mbid, name, sink, trip)
+        await self._file(self._folders.get(target.ref.owner), target.ref.mbid, name, sink, trip)
 
     async def listing(self, key: ListingKey, trip: Trip) -> bytes:
         """
@@ -110,11 +115,21 @@ class Upstream:
         return sink.body
 
     async def _hop_1(self, entity: Entity, rest: str, trip: Trip) -> ArchiveFile:
-        hop = self._rules.check(f"{self._bases[entity]}/{entity.value}/{rest}")
+        asked = f"{entity.value}/{rest}"
+        hop = self._rules.check(f"{self._bases[entity]}/{asked}")
         location = await self._again_once(lambda: self.client.get(hop, "1", trip, None))
         owner = Entity.EVENT if entity is Entity.EVENT else Entity.RELEASE
-        file = archive_file(self._rules.follow(hop, location or None).url, owner)
-        self._downloads[owner] = file.base
+        leads_to = self._rules.follow(hop, location or None)
+        file = archive_file(leads_to.url, owner)
+        if owner in self._downloads:
+            right = file.base == self._downloads[owner]
+        else:
+            below = f"{hop.url.removesuffix(asked)}download/"
+            right = file.base in (below, urljoin(leads_to.url, "/download/"))
+            right = right and self._rules.names(leads_to.host, leads_to.port)
+        if not right:
+            raise BadUpstream(f"hop 1 leads to a folder of {leads_to.host} that holds no items")
+        self._folders[owner] = file.base
         return file
 
     async def _file(self, base: str | None, mbid: str, name: str, sink: Sink, trip: Trip) -> None:

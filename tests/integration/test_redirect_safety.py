@@ -258,7 +258,8 @@ PRIVATE: dict[str, list[str]] = {
 @pytest_twisted.ensureDeferred
 async def test_name_of_a_private_address(raw, trap, watch, run, lines, hop) -> None:
     """A name that is allowed but resolves to a private address is not connected to."""
-    proxy = await run(**raw.environment("archive.org", "*.archive.org"))
+    # Named in full, since hop 1 may lead to no other.
+    proxy = await run(**raw.environment("archive.org", NAME))
     right = target(raw, hop, "thumbnail")
     for kind, addresses in PRIVATE.items():
         for spelling in (NAME, NAME.upper()):
@@ -315,3 +316,35 @@ async def test_private_name_harms_no_other(raw, watch, run) -> None:
     watch.addresses[NAME] = [[PUBLIC]]
     assert (await proxy.get(ALIAS)).status == 502
     assert watch.tried[0] == (PUBLIC, 443)
+
+
+@pytest_twisted.ensureDeferred
+async def test_folder_of_items(raw, run) -> None:
+    """Hop 1 names an item and a file: a folder that it makes up is gone to for no item at all."""
+    proxy = await run(**raw.environment())
+    others = [f"/release/{n}{MBID[1:]}" for n in range(6)]
+    for path in others:
+        # So that what each of them leads to is known, as on any day but the first.
+        raw.does = {"1": redirect(f"/download/mbid-{path[9:]}/mbid-{path[9:]}-7.jpg".encode())}
+        assert (await proxy.get(f"{path}/front-250")).status == 200
+    await proxy.restart()
+    made_up = f"/download/evil/mbid-{MBID}/mbid-{MBID}-7.jpg"
+    raw.does = {"1": redirect(made_up.encode())}
+    answer = await proxy.get(ALIAS)
+    raw.does = {}
+    raw.asked.clear()
+    assert [(await proxy.get(f"{path}/front-500")).status for path in others] == [200] * 6
+    assert not [path for _, path in raw.asked if "evil" in path]
+    assert answer.status == 502
+
+
+@pytest_twisted.ensureDeferred
+async def test_mirror_after_a_restart(raw, watch, run) -> None:
+    """A mirror of one's own is not passed by: whatever it led to before, archive.org is not asked."""
+    settings = {**raw.environment(), "COVER_ART_ALLOWED_HOSTS": ""}
+    proxy = await run(**settings)
+    assert (await proxy.get(ALIAS)).status == 200
+    await proxy.restart()
+    answer = await proxy.get(f"/release/{MBID}/front-500")
+    assert watch.names == []
+    assert (answer.status, answer.body) == (200, JPEG)

@@ -67,7 +67,7 @@ class ArchiveDownTests(SynchronousTestCase):
             client,
             rules=rules,
             bases=dict.fromkeys(Entity, CAA),
-            downloads=f"{IA}/",
+            downloads={Entity.RELEASE: f"{IA}/"},
             clock=self.clock,
             jitter=lambda: 0.0,
         )

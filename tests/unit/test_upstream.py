@@ -1,6 +1,6 @@
 """The archive's ways: how many hops what costs, and what is remembered of them."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -31,6 +31,7 @@ T = TypeVar("T")
 CAA = "https://coverartarchive.org"
 EAA = "https://eventartarchive.org"
 IA = "https://archive.org/download"
+DOWNLOADS = {Entity.RELEASE: f"{IA}/", Entity.EVENT: f"{IA}/"}
 NODE = "https://ia801.us.archive.org/7/items"
 NODE_2 = "https://dn720.ca.archive.org/0/items"
 REF = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7)
@@ -54,7 +55,7 @@ class UpstreamTests(SynchronousTestCase):
         self.clock = Clock()
         self.upstream = self.made()
 
-    def made(self, downloads: str | None = f"{IA}/") -> Upstream:
+    def made(self, downloads: Mapping[Entity, str] = DOWNLOADS, caa: str = CAA) -> Upstream:
         """An upstream that knows nothing yet."""
         return Upstream(
             ArchiveClient(
@@ -67,7 +68,7 @@ class UpstreamTests(SynchronousTestCase):
             rules=Rules(
                 ("archive.org", "*.archive.org", "coverartarchive.org", "eventartarchive.org")
             ),
-            bases={Entity.RELEASE: CAA, Entity.RELEASE_GROUP: CAA, Entity.EVENT: EAA},
+            bases={Entity.RELEASE: caa, Entity.RELEASE_GROUP: caa, Entity.EVENT: EAA},
             downloads=downloads,
             clock=self.clock,
             jitter=lambda: 0.0,
@@ -157,10 +158,36 @@ class ResolveTests(UpstreamTests):
         for location in (
             *("https://evil.example/x.jpg", "http://archive.org/x", f"{IA}/{INDEX}", "", "/"),
             *(f"{IA}/mbid-{MBID}/x.jpg", "http://169.254.169.254/", f"http://127.0.0.1/{FULL}"),
+            *(f"{IA}/{THUMB}", f"{IA}/x/{FULL}", f"https://archive.org/{FULL}", f"{NODE}/{FULL}"),
+            *(f"{CAA}/download/{FULL}", f"https://ia801.us.archive.org/download/{FULL}"),
         ):
             self.archive.on(f"{CAA}/release/{MBID}/front", redirect(location))
             self.fails(self.upstream.resolve(name(), self.trip()), BadUpstream)
             self.assertEqual(self.asked(), [f"{CAA}/release/{MBID}/front"])
+
+    def test_place_of_a_mirror(self) -> None:
+        """Where a mirror may lead: /download/ on a host named in full, or below its own base."""
+        key = name()
+        for location, allowed in (
+            (f"{IA}/{FULL}", True),
+            (f"{CAA}/art/download/{FULL}", True),
+            (f"{CAA}/download/{FULL}", True),
+            (f"{CAA}/art/{FULL}", False),
+            (f"{IA}/x/{FULL}", False),
+            (f"https://ia801.us.archive.org/download/{FULL}", False),
+        ):
+            self.upstream = self.made({}, f"{CAA}/art")
+            self.archive.on(f"{CAA}/art/release/{MBID}/front", redirect(location))
+            if allowed:
+                self.assertEqual(self.result(self.upstream.resolve(key, self.trip())), PNG)
+            else:
+                self.fails(self.upstream.resolve(key, self.trip()), BadUpstream)
+            self.assertEqual(self.upstream.can_fetch(PNG, 250), allowed, location)
+
+    def test_another_id(self) -> None:
+        """An id is the same in every item, so hop 1 may name another item for it, not another id."""
+        self.archive.on(f"{CAA}/release/{MBID}/8", redirect(f"{IA}/{FULL}"))
+        self.fails(self.upstream.resolve(name(8), self.trip()), BadUpstream)
 
     def test_once_more(self) -> None:
         """Trouble that may pass is tried a second time after a pause, and no third time."""
@@ -340,7 +367,7 @@ class ImageTests(UpstreamTests):
 
     def test_way_unknown(self) -> None:
         """Where only hop 1 can tell the way, it is asked first and its folder is used then."""
-        self.upstream = self.made(None)
+        self.upstream = self.made({})
         self.assertFalse(self.upstream.can_fetch(PNG, 250))
         self.archive.on(f"{CAA}/release/{MBID}/front", redirect(f"{IA}/{FULL}"))
         self.result(self.upstream.resolve(name(), self.trip()))
