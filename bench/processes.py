@@ -134,7 +134,7 @@ class Archive:
     """The simulated archive, driven by its control port."""
 
     ports: Mapping[str, int]
-    _catalogue: Catalogue
+    catalogue: Catalogue
     _next: int = CAST
 
     def settings(self) -> dict[str, str]:
@@ -152,7 +152,7 @@ class Archive:
         """MBIDs with a front in all sizes, not handed out before: cold for every proxy of a run."""
         mbids: list[str] = []
         while len(mbids) < count:
-            item = self._catalogue.release(self._next)
+            item = self.catalogue.release(self._next)
             self._next += 1
             if item.front is not None and not item.front.underived:
                 mbids.append(item.mbid)

@@ -169,7 +169,7 @@ class Expected:
 
 def expect(bench: Bench, mbids: Sequence[str]) -> dict[str, Expected]:
     studio = Studio(variants=VARIANTS, max_bytes=512 * 2**20)
-    catalogue = bench.archive()._catalogue  # noqa: SLF001 - the same run's own
+    catalogue = bench.archive().catalogue
     found = {}
     for mbid in mbids:
         item = catalogue.find("release", mbid)

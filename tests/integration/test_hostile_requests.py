@@ -605,17 +605,25 @@ async def test_waiting_is_not_slow(sim, proxy, monkeypatch) -> None:
     wire.get(path)
     wire.transport.write(b"GET /health HTTP/1.1\r\n")
     await reached(sim, "bytes")
-    await deferLater(reactor, 0.3)
+    await too_slow(proxy)
     assert not wire.received
     sim.faults.gates.open("bytes")
     await wire.end()
     assert [code for code, _, _ in answers(bytes(wire.received))] == [200, 408]
     idle = await connect(proxy.port)
     idle.get(path)
-    await until(lambda: idle.received, "an answer")
-    await deferLater(reactor, 0.3)
+    await idle.got(1)
+    await too_slow(proxy)
     assert not idle.ended.called
     idle.leave()
+
+
+async def too_slow(proxy: Proxy) -> None:
+    """Wait as long as a request may take, by one that takes longer."""
+    slow = await connect(proxy.port)
+    slow.transport.write(b"G")
+    await slow.end()
+    check_refusal(slow, "slow", 408)
 
 
 @pytest_twisted.ensureDeferred

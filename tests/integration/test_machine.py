@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Coroutine
 from typing import Any, ClassVar, cast
 
 import pytest_twisted
@@ -18,7 +18,7 @@ from coverart.index import Index
 from coverart.index_redis import RedisIndex
 from coverart.leases import RedisFetches, RedisLeadership
 from coverart.redis_address import parse_address
-from coverart.redis_link import RedisLink
+from coverart.redis_link import RedisLink, Script
 from tests.support.machine import CacheMachine
 from tests.support.redis_server import RedisServer
 
@@ -31,12 +31,19 @@ class MortalLink(RedisLink):
     asked = 0
     dead = False
 
-    async def _call(self, send: Callable[[Any], Deferred[Any]]) -> Any:
+    async def run(self, script: Script, *args: bytes | str | float) -> Any:
+        return await self._alive(super().run(script, *args))
+
+    async def command(self, *words: bytes | str | float) -> Any:
+        return await self._alive(super().command(*words))
+
+    async def _alive(self, asking: Coroutine[Any, Any, Any]) -> Any:
         if self.dead:
+            asking.close()
             await Deferred()
         self.asked += 1
         try:
-            reply = await super()._call(send)
+            reply = await asking
         finally:
             self.asked -= 1
             if self.dead:

@@ -227,14 +227,14 @@ class CacheMachine(Promises):
 
     # Running things
 
-    def _run(self, work: Coroutine[Deferred[Any], Any, object]) -> None:
+    def run(self, work: Coroutine[Deferred[Any], Any, object]) -> None:
         d: Deferred[object] = Deferred.fromCoroutine(work)
         running = self.running
         running.append(d)
         d.addErrback(self.wrong.append).addBoth(lambda _: running.remove(d))
         self._complain()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Let everything come to its end."""
         for _ in range(10_000):
             if self.threads.waiting:
@@ -257,9 +257,9 @@ class CacheMachine(Promises):
 
     def _to_end(self, work: Coroutine[Deferred[Any], Any, object]) -> None:
         """Do a thing while nothing else runs."""
-        self._drain()
-        self._run(work)
-        self._drain()
+        self.drain()
+        self.run(work)
+        self.drain()
 
     def _complain(self) -> None:
         if self.wrong:
@@ -283,7 +283,7 @@ class CacheMachine(Promises):
             if since is not None:
                 self._to_end(self._serve_again(thing, since))
         else:
-            self._run(self._serve(thing))
+            self.run(self.serve(thing))
 
     @rule(first=st.integers(0, 9))
     def ask_for_all(self, first: int) -> None:
@@ -295,7 +295,7 @@ class CacheMachine(Promises):
     @rule(some=st.lists(things, min_size=2, max_size=4))
     def ask_at_once(self, some: list[Thing]) -> None:
         for thing in some:
-            self._run(self._serve(thing))
+            self.run(self.serve(thing))
 
     @rule(
         some=st.lists(things, min_size=1, max_size=3),
@@ -303,7 +303,7 @@ class CacheMachine(Promises):
     )
     def trouble(self, some: list[Thing], what: str) -> None:
         """The archive or the disk has a bad moment, in which somebody asks."""
-        self._drain()
+        self.drain()
         self.store.full = what == "full"
         self.archive.mood = "up" if self.store.full else what
         for thing in some:
@@ -325,7 +325,7 @@ class CacheMachine(Promises):
         if alone:
             self._to_end(work_alone())
         else:
-            self._run(work())
+            self.run(work())
 
     @rule(thing=things, alone=mostly)
     def refresh(self, thing: Thing, alone: bool = False) -> None:
@@ -339,7 +339,7 @@ class CacheMachine(Promises):
         if alone:
             self._to_end(work_alone())
         else:
-            self._run(self._serve(thing, self.cache.refresh))
+            self.run(self.serve(thing, self.cache.refresh))
 
     @rule(places=st.lists(st.integers(0, 5), min_size=1, max_size=12))
     def step(self, places: list[int]) -> None:
@@ -355,10 +355,10 @@ class CacheMachine(Promises):
     def sweep(self, share: float, alone: bool = False) -> None:
         """A cleanup for which so much of what is held is room; if alone, with a look around."""
         if alone:
-            self._drain()
+            self.drain()
             self._settle(int(share * self._held_bytes()))
         else:
-            self._run(self._sweep(int(share * self._held_bytes())))
+            self.run(self._sweep(int(share * self._held_bytes())))
 
     @rule(
         some=st.lists(things, min_size=1, max_size=2),
@@ -369,7 +369,7 @@ class CacheMachine(Promises):
         """A cleanup comes while things are on their way."""
         self.ask_at_once(some)
         self.step(places)
-        self._run(self._sweep(int(share * self._held_bytes())))
+        self.run(self._sweep(int(share * self._held_bytes())))
 
     def _settle(self, room: int = ROOM) -> None:
         """
@@ -378,9 +378,9 @@ class CacheMachine(Promises):
         Twice: the first can find a file cut short after it passed a link that leads there.
         """
         self._to_end(self._sweep(ROOM))
-        before = self._entries()
+        before = self.entries()
         self._to_end(self._sweep(room))
-        self._evicted(before, self._entries(), room)
+        self._evicted(before, self.entries(), room)
         self._to_end(self._look(room))
 
     # What happens to the process and to its disk
@@ -408,14 +408,14 @@ class CacheMachine(Promises):
 
     @rule()
     def restart(self) -> None:
-        self._drain()
+        self.drain()
         self.crash([], [], False)
 
     @rule(drained=mostly)
     def wipe(self, drained: bool) -> None:
         """The index is flushed behind everybody's back."""
         if drained:
-            self._drain()
+            self.drain()
         if self.running:
             self._seen.clear()
         self.flush_index()
@@ -424,34 +424,34 @@ class CacheMachine(Promises):
     @rule(data=st.data())
     def vanish(self, data: st.DataObject) -> None:
         """Somebody deletes a file or a link."""
-        if found := self._names():
+        if found := self.names():
             os.unlink(self.root / data.draw(st.sampled_from(found)))
 
     @rule(data=st.data(), left=st.sampled_from((0, 100, 20_000, None)))
     def spoil(self, data: st.DataObject, left: int | None) -> None:
         """A file is cut short, grows (only an index that knew it can tell) or is written over."""
         self._settle()
-        found = [each for each in self._names() if not (self.root / each).is_symlink()]
+        found = [each for each in self.names() if not (self.root / each).is_symlink()]
         if left is None:
             found = [each for each in found if not each.endswith(".json")]
         if found:
-            self._spoil(data.draw(st.sampled_from(found)), left)
+            self.spoil_file(data.draw(st.sampled_from(found)), left)
 
-    def _spoil(self, path: str, left: int | None) -> None:
+    def spoil_file(self, path: str, left: int | None) -> None:
         """:param left: how long it is then; None for a page of the same length."""
         where = self.root / path
         if left is None:
             where.write_bytes(b"<html>".ljust(where.stat().st_size))
         else:
             os.truncate(where, left)
-        self._spoilt.add(path)
+        self.spoilt.add(path)
 
     def _unspoil(self) -> None:
         # Nobody is left who could tell: such files are `coverart scan --verify`'s business.
-        for path in self._spoilt:
+        for path in self.spoilt:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.root / path)
-        self._spoilt.clear()
+        self.spoilt.clear()
 
     # What happens to the archive
 
@@ -488,9 +488,9 @@ class CacheMachine(Promises):
             owned = tuple(each for each in owned if each.mbid == role.mbid)
         now = self.archive.roles[role]
         others = [each for each in (*owned, None) if each != now]
-        self._sends(role, data.draw(st.sampled_from(others)), later)
+        self.sends(role, data.draw(st.sampled_from(others)), later)
 
-    def _sends(self, role: AliasKey, to: ImageRef | None, later: int) -> None:
+    def sends(self, role: AliasKey, to: ImageRef | None, later: int) -> None:
         with self._changing():
             self.archive.roles[role] = to
         if later:
@@ -518,7 +518,7 @@ class CacheMachine(Promises):
 
     @rule(seconds=st.sampled_from((60, 150, 400, 1100)))
     def wait(self, seconds: int) -> None:
-        self._drain()
+        self.drain()
         with self._changing():
             self.clock.advance(seconds)
 
@@ -547,4 +547,4 @@ class CacheMachine(Promises):
                 await reconciler.learn_all(lambda: None)
                 await self.index.set_whole()
 
-        self._run(work())
+        self.run(work())

@@ -11,7 +11,7 @@ from twisted.internet.error import ConnectError
 
 from tests.support.programs import find_nginx
 from tests.support.running import ROOT, Served, free_port
-from tests.support.talk import LOCAL, connect, until
+from tests.support.talk import LOCAL, connect, pause, until
 
 START = ROOT / "nginx" / "start.sh"
 
@@ -57,20 +57,17 @@ class NginxServer(Served):
             self._process = subprocess.Popen(
                 [str(START)], env=self._environment, stdout=log, stderr=subprocess.STDOUT
             )
-        accepts = False
-
-        async def look() -> None:
-            nonlocal accepts
-            try:
-                (await connect(self.port)).leave()
-                accepts = True
-            except ConnectError:
-                assert self._process is not None
-                assert self._process.poll() is None, self.log
-
-        while not accepts:
-            await look()
+        while not await self._accepts():
+            assert self._process.poll() is None, self.log
+            await pause()
         return self
+
+    async def _accepts(self) -> bool:
+        try:
+            (await connect(self.port)).leave()
+        except ConnectError:
+            return False
+        return True
 
     def reload(self) -> None:
         assert self._process is not None

@@ -53,7 +53,7 @@ class Promises(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self._spoilt: set[str] = set()
+        self.spoilt: set[str] = set()
         self._seen: dict[AliasKey | ListingKey, float] = {}
         """When the archive said what was told of a name last."""
         self._had: dict[tuple[int, int], float] = {}
@@ -72,7 +72,7 @@ class Promises(RuleBasedStateMachine):
 
     # What is promised of every answer
 
-    async def _serve(
+    async def serve(
         self, thing: Thing, get: Callable[..., Coroutine[Any, Any, Answer]] | None = None
     ) -> tuple[Answer, bytes] | None:
         troubles = self.archive.troubles + self.store.refused
@@ -93,7 +93,7 @@ class Promises(RuleBasedStateMachine):
             failed = error
         if failed is not None:
             # Or two files were pages: a look too many for web.py.
-            ill = self.archive.mood != "up" or self.store.full or len(self._spoilt) > 1
+            ill = self.archive.mood != "up" or self.store.full or len(self.spoilt) > 1
             troubled = self.archive.troubles + self.store.refused > troubles
             assert ill or troubled, f"{thing}: {failed!r}"
             return None
@@ -107,7 +107,7 @@ class Promises(RuleBasedStateMachine):
         lay = self._lies(thing, retired=True)
         in_sight = self._lies(thing)
         self.archive.downloaded.clear()
-        served = await self._serve(thing)
+        served = await self.serve(thing)
         if served is None:
             assert lay is None, f"{thing} lay there, and was not served"
             return
@@ -127,14 +127,14 @@ class Promises(RuleBasedStateMachine):
 
     async def _serve_again(self, thing: Thing, since: float) -> None:
         """It was asked for behind the back of the one before: now it is what is so now."""
-        again = await self._serve(thing)
+        again = await self.serve(thing)
         if again is not None and self.well:
             self._right(thing, *again, since)
             self._no_step_back(thing, again[0], since)
 
     def _links(self, thing: Thing) -> Iterator[tuple[str, ImageRef]]:
         """The links of a name in all sizes, and where they lead."""
-        for path in self._names():
+        for path in self.names():
             place = layout.identify(layout.unretired(path))
             if place is None or not isinstance(place.thing, ImageRequest):
                 continue
@@ -245,7 +245,7 @@ class Promises(RuleBasedStateMachine):
     def nothing_wrong_in_sight(self) -> None:
         """What nginx would send without asking is whole, and what its name led to."""
         self.archive.note()
-        for path in self._names():
+        for path in self.names():
             place = layout.identify(path)
             where = self.root / path
             if place is None:
@@ -257,8 +257,8 @@ class Promises(RuleBasedStateMachine):
                 at = where.lstat().st_mtime
                 led_to = self.archive.led_to(place.thing.alias, at - SLACK_S)
                 assert link[0].ref.image_id in led_to, f"{path} leads to {link[0]}"
-            elif path not in self._spoilt or self._whole(place, where):
-                self._spoilt.discard(path)
+            elif path not in self.spoilt or self._whole(place, where):
+                self.spoilt.discard(path)
                 assert self._whole(place, where), f"{path} is not whole"
 
     def _whole(self, place: layout.Place, where: Path) -> bool:
@@ -279,7 +279,7 @@ class Promises(RuleBasedStateMachine):
         for path in paths:
             if (self.root / path).exists():
                 found = os.path.relpath(os.path.realpath(self.root / path), self.root.resolve())
-                return None if found in self._spoilt else found
+                return None if found in self.spoilt else found
         return None
 
     # What is promised after a sweep
@@ -287,11 +287,11 @@ class Promises(RuleBasedStateMachine):
     def _slices(self) -> list[DiskSlice]:
         return [read_slice(str(self.root), number) for number in SLICES]
 
-    def _entries(self) -> dict[FileKey, FileEntry]:
+    def entries(self) -> dict[FileKey, FileEntry]:
         return {key: entry for part in self._slices() for key, entry in part.files.items()}
 
     def _held_bytes(self) -> int:
-        return sum(entry.size_bytes for entry in self._entries().values())
+        return sum(entry.size_bytes for entry in self.entries().values())
 
     def _evicted(
         self, before: dict[FileKey, FileEntry], after: dict[FileKey, FileEntry], room: int
@@ -301,7 +301,7 @@ class Promises(RuleBasedStateMachine):
         total = sum(entry.size_bytes for entry in before.values())
         if total <= room:
             assert not gone, "evicted without need"
-        elif self.eviction == "oldest" and not self._spoilt:
+        elif self.eviction == "oldest" and not self.spoilt:
             left = sum(entry.size_bytes for entry in after.values())
             last = max(entry.stored_at for entry in gone)
             youngest = max(entry.size_bytes for entry in gone if entry.stored_at == last)
@@ -316,11 +316,11 @@ class Promises(RuleBasedStateMachine):
             known |= part.files
             aliases |= part.aliases
         disk = self._slices()
-        held = self._entries()
+        held = self.entries()
         sizes = {key: each.size_bytes for key, each in held.items()}
         assert {key: entry.size_bytes for key, entry in known.items()} == sizes
         for key, entry in held.items():
-            if self.store.path_of(key, entry.media) not in self._spoilt:
+            if self.store.path_of(key, entry.media) not in self.spoilt:
                 assert abs(known[key].stored_at - entry.stored_at) < TICK_S, key
         totals = await self.index.totals()
         assert (totals.files, totals.size_bytes) == (len(held), sum(sizes.values()))
@@ -350,7 +350,7 @@ class Promises(RuleBasedStateMachine):
 
     # The disk
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Files and links, relative to the root, in an order that does not change."""
         found = []
         beginning = len(os.fspath(self.root)) + 1

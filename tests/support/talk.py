@@ -18,6 +18,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH
 
 LOCAL = "127.0.0.1"
+LOOK_S = 0.01
 SAFETY_S = 30.0
 """No wait of a test ends this way unless something is broken."""
 
@@ -73,11 +74,16 @@ def start(coroutine: Any) -> Deferred[Any]:
 
 
 async def until(condition: Any, what: str, seconds: float = SAFETY_S) -> None:
-    """Give the reactor turns until something is so; for what has no event to wait for."""
+    """Look now and then until something is so; for what has no event to wait for."""
     deadline = reactor.seconds() + seconds
     while not condition():
         assert reactor.seconds() < deadline, f"never: {what}"
-        await deferLater(reactor, 0.002)
+        await pause()
+
+
+async def pause() -> None:
+    """Leave the processor to others, between two looks at something that tells nobody."""
+    await deferLater(reactor, LOOK_S)
 
 
 class Wire(Protocol):

@@ -73,7 +73,7 @@ class FoundByTheMachineTests(SynchronousTestCase):
         """An image known by its id was cut short on the disk; its front, never asked for, is whole."""
         machine = self.machine()
         machine.ask(image(1))
-        machine._spoil(machine._names()[0], 100)
+        machine.spoil_file(machine.names()[0], 100)
         machine.ask(image("front"))
 
     def test_a_file_found_short_is_not_lost_again_once_it_is_whole(self) -> None:
@@ -81,7 +81,7 @@ class FoundByTheMachineTests(SynchronousTestCase):
         machine = self.machine(far=True)
         listing = LISTINGS[0]
         machine.ask(listing)
-        machine._spoil(machine._names()[0], 0)
+        machine.spoil_file(machine.names()[0], 0)
         machine.refresh(listing)
         machine.ask(listing)
 
@@ -89,26 +89,26 @@ class FoundByTheMachineTests(SynchronousTestCase):
         """The slower of two who find a page in an image's place leaves the image stored since."""
         machine = self.machine(far=True)
         machine.ask(image(1))
-        (path,) = machine._names()
-        ((key, entry),) = machine._entries().items()
-        machine._spoil(path, None)
+        (path,) = machine.names()
+        ((key, entry),) = machine.entries().items()
+        machine.spoil_file(path, None)
         page = Held(status=Status.HIT, key=key, entry=entry, path=path)
-        machine._run(machine.cache.spoilt(page))
+        machine.run(machine.cache.spoilt(page))
         slower = machine.threads.waiting.pop()
-        machine._run(machine._serve(image(1)))
+        machine.run(machine.serve(image(1)))
         machine.threads.let_all_go()
         machine.threads.waiting.append(slower)
-        machine._drain()
-        self.assertEqual(machine._names(), [path])
+        machine.drain()
+        self.assertEqual(machine.names(), [path])
         machine.nothing_wrong_in_sight()
-        self.assertEqual(machine._spoilt, set())
+        self.assertEqual(machine.spoilt, set())
 
     def test_a_size_not_made_yet_is_missing_of_the_new_image(self) -> None:
         """Not of the old one, which whoever asks for it by its id still gets after an eviction."""
         machine = self.machine()
         machine.ask(image("front"))
         machine.archive.lost.add((2, 250))
-        machine._sends(FRONT, RELEASE_REFS[1], 1100)
+        machine.sends(FRONT, RELEASE_REFS[1], 1100)
         machine.ask(image("front"))
         machine.sweep(0.0, alone=True)
         machine.ask(image(1))
@@ -118,7 +118,7 @@ class FoundByTheMachineTests(SynchronousTestCase):
         machine = self.machine()
         machine.ask(image("front"))
         machine.archive.lost.add((2, 250))
-        machine._sends(FRONT, RELEASE_REFS[1], 1100)
+        machine.sends(FRONT, RELEASE_REFS[1], 1100)
         machine.ask(image("front"))
         asked = machine.archive.asked
         for _ in range(5):
@@ -133,31 +133,31 @@ class FoundByTheMachineTests(SynchronousTestCase):
         """Of the same length as before: only its time tells, and the sweep tells the index."""
         machine = self.machine()
         machine.ask(LISTINGS[0])
-        (path,) = machine._names()
+        (path,) = machine.names()
         machine.wait(150)
         os.utime(machine.root / path, (machine.now(), machine.now()))
         machine.sweep(0.0, alone=True)
-        self.assertEqual(machine._names(), [])
+        self.assertEqual(machine.names(), [])
 
     def test_whoever_comes_while_an_image_lands_gets_it(self) -> None:
         """The last byte was there, the file is closed, and the index is still being told."""
         for name_ in (1, "front"):
             for steps in range(40):
                 machine = self.machine(far=True)
-                machine._run(machine._serve(image(1, ORIGINAL)))
+                machine.run(machine.serve(image(1, ORIGINAL)))
                 for _ in range(steps):
                     if machine.threads.waiting:
                         machine.threads.let_one_go()
                 machine.ask(image(name_, ORIGINAL), alone=False)
-                machine._drain()
+                machine.drain()
 
     def test_an_evicted_file_that_was_cut_short_is_not_found_again(self) -> None:
         """Eviction leaves what was stored since, not what is left of a file that shrank."""
         machine = self.machine()
         machine.ask(image(1))
-        machine._spoil(machine._names()[0], 100)
+        machine.spoil_file(machine.names()[0], 100)
         machine.sweep(0.0)
-        machine._drain()
+        machine.drain()
         machine.ask(image(1))
 
     def test_a_flushed_index_purges_what_the_disk_holds(self) -> None:
@@ -181,7 +181,7 @@ class FoundByTheMachineTests(SynchronousTestCase):
         for later in (0, 1100):
             machine = self.machine()
             machine.ask(image("front", 250))
-            machine._sends(FRONT, RELEASE_REFS[1], later)
+            machine.sends(FRONT, RELEASE_REFS[1], later)
             machine.sweep(1.0, alone=True)
             machine.wipe(drained=True)
             machine.ask(image("front", 0))
@@ -191,7 +191,7 @@ class FoundByTheMachineTests(SynchronousTestCase):
         """What was out of the index's sight when the name moved is not confirmed with the rest."""
         machine = self.machine()
         machine.ask(image("front", 250))
-        machine._sends(FRONT, RELEASE_REFS[1], 1100)
+        machine.sends(FRONT, RELEASE_REFS[1], 1100)
         machine.sweep(1.0, alone=True)
         machine.wipe(drained=True)
         machine.ask(image("front", 0))
@@ -203,7 +203,7 @@ class FoundByTheMachineTests(SynchronousTestCase):
         """A flushed index learns by one size that a name is no more: so it is in all sizes."""
         machine = self.machine()
         machine.ask(image("front", 250))
-        machine._sends(FRONT, None, 0)
+        machine.sends(FRONT, None, 0)
         machine.wipe(drained=True)
         machine.ask(image("front", 0))
         machine.ask(image("front", 250))

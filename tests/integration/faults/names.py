@@ -10,9 +10,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.internet import reactor
-from twisted.internet._resolver import GAIResolver
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import gatherResults
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution, IResolutionReceiver
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+from zope.interface import implementer
 
 from tests.integration.faults.archive import LONGEST_PAUSE_S, TIMEOUT, TIMEOUT_S
 from tests.integration.faults.matrix import Row
@@ -26,6 +30,18 @@ MANY = 12
 """More covers than there are threads."""
 
 
+@implementer(IHostResolution)
+class Resolution:
+    """One look-up under way; a thread that waits for the system can't be called back."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def cancel(self) -> None:
+        """Go on."""
+
+
+@implementer(IHostnameResolver)
 class Nameserver:
     """Answers for the row's names as it is told to; in threads, as the system's resolver does."""
 
@@ -33,18 +49,37 @@ class Nameserver:
         self.answer: Callable[[str], str] = lambda _: LOCAL
         self.asked = 0
         self.let_go = threading.Event()
-        pool = ThreadPool(minthreads=0, maxthreads=THREADS)
-        pool.start()
-        stage.at_the_end(pool.stop)
+        self._pool = ThreadPool(minthreads=0, maxthreads=THREADS)
+        self._pool.start()
+        stage.at_the_end(self._pool.stop)
         stage.at_the_end(self.let_go.set)
-        threads: Any = reactor
-        look_up: Any = self._look_up
-        stage.machine.nameResolver = GAIResolver(threads, lambda: pool, look_up)
+        stage.machine.nameResolver = self
 
-    def _look_up(self, host: str, port: int, *_: Any) -> list[Any]:
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        *_: Any,
+        **__: Any,
+    ) -> IHostResolution:
+        resolution = Resolution(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+
+        def found(address: str) -> None:
+            resolutionReceiver.addressResolved(IPv4Address("TCP", address, portNumber))
+
+        def unknown(failure: Failure) -> None:
+            failure.trap(socket.gaierror)
+
+        looking = deferToThreadPool(reactor, self._pool, self._look_up, hostName)  # type: ignore[arg-type]
+        looking.addCallback(found).addErrback(unknown)
+        looking.addCallback(lambda _: resolutionReceiver.resolutionComplete())
+        return resolution
+
+    def _look_up(self, host: str) -> str:
         self.asked += 1
-        address = host if host == LOCAL else self.answer(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+        return host if host == LOCAL else self.answer(host)
 
     def fails(self, code: int) -> Callable[[str], str]:
         def answer(host: str) -> str:

@@ -29,7 +29,7 @@ from tests.support.running import Proxy
 from tests.support.talk import Wire, connect, until
 
 STEP_S = 5.0
-SLACK_S = 15.0
+SLACK_S = 5.0
 """Over a bound by a setting: rows are played side by side on machines that have more to do."""
 QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Rows write and remove a lot; none is about the speed of the disk."""
