@@ -65,12 +65,14 @@ class Turns:
         now = self._clock.seconds()
         if now - self._due > BUSY_S and self._passed < MOST_PASSED:
             self._passed += 1
-        else:
-            self._passed = 0
-            self._last = now
-            d = self._waiting.popleft()
-            # Not if it was the only one and left.
-            if not d.called:
-                d.callback(None)
+            self._look_later()
+            return
+        self._passed = 0
+        self._last = now
+        d = self._waiting.popleft()
+        # Before the callback: next() looks later itself if nobody waits when it is called.
         if self._waiting:
             self._look_later()
+        # Not if it was the only one and left.
+        if not d.called:
+            d.callback(None)

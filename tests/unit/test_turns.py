@@ -50,6 +50,26 @@ class TurnsTests(SynchronousTestCase):
             self.clock.advance(0)
         self.assertEqual(self.gone, [1, 9])
 
+    def test_asks_again_alone(self) -> None:
+        """Who is alone and asks again from its own turn is looked at once, after the gap."""
+        self.turns.hit()
+
+        def ask_again(_: None) -> None:
+            self.wait(8)
+            self.wait(9)
+
+        self.turns.next().addCallback(ask_again)
+        self.clock.advance(0)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(GAP_S / 2)
+        self.assertEqual(self.gone, [])
+        self.clock.advance(GAP_S / 2)
+        self.assertEqual(self.gone, [8])
+        self.clock.advance(GAP_S)
+        self.clock.advance(GAP_S)
+        self.assertEqual(self.gone, [8, 9])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_gap_beside_hits(self) -> None:
         """While there are hits, pieces are apart; after a pause in them they are not."""
         for number in range(4):
