@@ -78,7 +78,7 @@ class CoverCache:
     ) -> None:
         """
         :param most_fetches: different things fetched for clients, or waiting to be, at once.
-        :param turn: awaited before each miss that joins none.
+        :param turn: awaited by each miss that joins none; who joins it meanwhile needs none.
         """
         self.index = index
         self.store = store
@@ -126,8 +126,6 @@ class CoverCache:
         elif verdict is Verdict.ABSENT_STALE:
             self._refresh(thing)
             return Absent(status=Status.ABSENT)
-        if not self._requests.running(thing):
-            await self._turn()
         joined = self._requests.running(thing)
         answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
         if isinstance(answer, Flowing) and answer.arriving.incoming.over:
@@ -265,6 +263,8 @@ class CoverCache:
 
     async def _fetch(self, thing: ImageRequest | ListingKey, announce: Announce[Answer]) -> Answer:
         """A miss, once for all who wait, here and in other processes."""
+        # In here, so that those who join wait for no turn: each would push the next miss back.
+        await self._turn()
         answers: list[Answer] = []
 
         async def here() -> bytes:

@@ -17,7 +17,7 @@ from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 from twisted.internet.task import deferLater
 from twisted.web.client import ResponseNeverReceived
 
-from coverart import reception
+from coverart import reception, turns
 from coverart.breaker import FULL_PLACES
 from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.faults import HOPS, Gate, Rule, Status
@@ -25,7 +25,7 @@ from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
 from tests.integration.conftest import STUDIO
 from tests.support.running import Proxy, ProxyChild, reached
-from tests.support.talk import SAFETY_S, Answer, ask, connect, start, until
+from tests.support.talk import SAFETY_S, Answer, ask, connect, start, until, within
 
 DAY_S = 86_400
 LARGE = 11
@@ -109,6 +109,30 @@ async def test_crowd(sim, run) -> None:
     for wire in slow:
         await wire.end()
         assert wire.body == body
+
+
+@pytest_twisted.ensureDeferred
+async def test_crowd_for_one(sim, run, monkeypatch) -> None:
+    """A crowd for one cold cover takes one turn in all: the next miss is not behind each of them."""
+    proxy = await run()
+    held, wanted, other = fronts(sim, 3)
+    await proxy.get(held)
+    await proxy.settled()
+    # So long that a turn for each of the crowd would outlast the test.
+    monkeypatch.setattr(turns, "GAP_S", 0.2)
+    monkeypatch.setattr(turns, "HITS_S", SAFETY_S)
+    assert (await proxy.get(held))["x-cache-status"] == "HIT"
+    of_the_crowd = wanted.removesuffix("-250") + "*"
+    sim.faults.add(Rule(hop="release", path=of_the_crowd, does=Gate(name="hold")))
+    crowd = [await proxy.wire(wanted) for _ in range(200)]
+    answer = await within(start(proxy.get(other)))
+    assert (answer.status, answer["x-cache-status"]) == (200, "MISS")
+    assert proxy.waiting() == len(crowd)
+    sim.faults.gates.open("hold")
+    for wire in crowd:
+        await wire.got(1000)
+    assert {wire.status for wire in crowd} == {200}
+    assert sim.counts.requests("release") == 3
 
 
 @pytest_twisted.ensureDeferred
