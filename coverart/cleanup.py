@@ -1,26 +1,28 @@
 """
 Keeping the cache within its limit and true to the disk: the sweep of the elected leader.
 
-Each step catches its own errors, is done in batches that leave the reactor free, and asks before
-whatever it destroys whether this process still leads.
+It evicts first and mends afterwards, so that the disk stays within its limit whatever is wrong with
+the index. Each step catches its own errors, is done in batches that leave the reactor free, and
+asks before whatever it destroys whether this process still leads.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from coverart import layout
 from coverart.incoming import InThread
-from coverart.index import SLICES, Index, IndexAway, LostLease
+from coverart.index import LEARN_AT_ONCE, SLICES, Index, IndexAway, LostLease
 from coverart.leases import Leadership
 from coverart.metrics import Metrics
-from coverart.model import FileEntry, FileKey
-from coverart.reconcile import Reconciler
+from coverart.model import AliasKey, FileEntry, FileKey
+from coverart.reconcile import Reconciler, Stuck
 from coverart.store import ImageStore
 
 BATCH = 200
@@ -84,7 +86,10 @@ class Cleanup:
         self._bounds = bounds
         self._clock = clock
         self._now = now
-        self._reconciler = Reconciler(index=index, store=store, in_thread=in_thread)
+        self._stuck = Stuck()
+        self._reconciler = Reconciler(
+            index=index, store=store, in_thread=in_thread, stuck=self._stuck
+        )
         self._cursor = 0
         self._directory = store.identity()
 
@@ -109,27 +114,33 @@ class Cleanup:
             self.log.info("{dir} is another directory now", dir=str(self._store.root))
             slices = SLICES
         began = time.monotonic()
-        steps: Sequence[Callable[[Sweep], Awaitable[None]]] = (
-            self._remove_orphans,
-            self._make_whole,
-            self._order,
-            self._settle_doubts,
-            self._retire,
-            lambda _: self.before_evicting(),
-            self._evict,
-            lambda sweep: self._reconcile(sweep, slices),
-        )
-        for step in steps:
+        steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {
+            "removing unfinished files": self._remove_orphans,
+            "ordering files for eviction": self._order,
+            "counting uses": lambda _: self.before_evicting(),
+            "evicting": self._evict,
+            "retiring aliases": self._retire,
+            "filling the index": self._make_whole,
+            "settling doubts": self._settle_doubts,
+            "comparing with the disk": lambda sweep: self._reconcile(sweep, slices),
+            # What was found on the disk counts from now on.
+            "evicting again": self._evict,
+        }
+        for name, step in steps.items():
+            # One step that fails must not keep the others, or the next sweep, from being done.
             try:
                 await step(done)
-            except (IndexAway, LostLease) as error:
-                self.log.warn(
-                    "cleanup stops: {reason}", reason=str(error) or "another process leads now"
-                )
+            except LostLease:
+                self.log.warn("cleanup stops at {step}: another process leads now", step=name)
                 break
+            except IndexAway as error:
+                self.log.warn(
+                    "cleanup: {step} failed ({reason}); the next step goes on",
+                    step=name,
+                    reason=str(error),
+                )
             except Exception:
-                # One step that fails must not keep the others, or the next sweep, from being done.
-                self.log.failure("a step of the cleanup failed")
+                self.log.failure("cleanup: {step} failed; the next step goes on", step=name)
         done.elapsed_s = time.monotonic() - began
         self._tell(done)
         return done
@@ -170,8 +181,14 @@ class Cleanup:
         before = self._now() - self._bounds.alias_ttl_s
         while due := await self._index.due_aliases(before, BATCH, self._token()):
             keys = [key for key, _ in due]
-            await self._in_thread(self._store.links.retire_all, keys, before)
+            await self._in_thread(self._retire_links, keys, before)
             done.retired += len(keys)
+
+    def _retire_links(self, keys: list[AliasKey], before: float) -> None:
+        """In a thread."""
+        for path in (path for key in keys for path in layout.alias_paths(key)):
+            with self._stuck.told(path):
+                self._store.links.retire(path, before)
 
     async def _evict(self, done: Sweep) -> None:
         """Over the limit: remove what is first in the order of eviction until it is well below."""
@@ -183,30 +200,51 @@ class Cleanup:
             size_bytes=size_bytes,
             max_bytes=self._bounds.max_bytes,
         )
-        while size_bytes > self._bounds.clean_to_bytes:
-            victims: list[tuple[FileKey, FileEntry]] = []
-            for key, entry in await self._index.oldest(BATCH):
-                if size_bytes <= self._bounds.clean_to_bytes:
-                    break
-                victims.append((key, entry))
-                size_bytes -= entry.size_bytes
-            token = self._token()
-            gone = await self._index.forget_files(victims, token)
-            await self._in_thread(self._remove, gone, token)
-            await self._index.settle([key for key, _ in gone])
-            done.evicted += len(gone)
-            done.evicted_bytes += sum(entry.size_bytes for _, entry in gone)
-            if not gone:
-                return
-            size_bytes = (await self._index.totals()).size_bytes
-            await self._breathe()
+        # Out of the index until the end, so that the next batch holds others.
+        stuck: list[tuple[FileKey, FileEntry]] = []
+        try:
+            while size_bytes > self._bounds.clean_to_bytes:
+                victims: list[tuple[FileKey, FileEntry]] = []
+                for key, entry in await self._index.oldest(BATCH):
+                    if size_bytes <= self._bounds.clean_to_bytes:
+                        break
+                    victims.append((key, entry))
+                    size_bytes -= entry.size_bytes
+                token = self._token()
+                gone = await self._index.forget_files(victims, token)
+                if not gone:
+                    return
+                left = await self._in_thread(self._remove, gone, token)
+                stuck += left
+                removed = [file for file in gone if file not in left]
+                await self._index.settle([key for key, _ in removed])
+                done.evicted += len(removed)
+                done.evicted_bytes += sum(entry.size_bytes for _, entry in removed)
+                size_bytes = (await self._index.totals()).size_bytes
+                size_bytes += sum(entry.size_bytes for _, entry in stuck)
+                await self._breathe()
+        finally:
+            for start in range(0, len(stuck), LEARN_AT_ONCE):
+                await self._index.learn(stuck[start : start + LEARN_AT_ONCE])
 
-    def _remove(self, gone: list[tuple[FileKey, FileEntry]], token: str) -> None:
-        """In a thread. Asked for each file: the process may have been stopped in between."""
+    def _remove(
+        self, gone: list[tuple[FileKey, FileEntry]], token: str
+    ) -> list[tuple[FileKey, FileEntry]]:
+        """
+        In a thread. Asked for each file: the process may have been stopped in between.
+
+        :returns: those that can't be removed.
+        """
+        stuck = []
         for key, entry in gone:
             if self._leadership.token != token:
                 raise LostLease
-            self._store.remove_entry(key, entry)
+            try:
+                self._store.remove_entry(key, entry)
+            except OSError as error:
+                self._stuck.tell(self._store.path_of(key, entry.media), error)
+                stuck.append((key, entry))
+        return stuck
 
     async def _reconcile(self, done: Sweep, slices: int) -> None:
         """Compare some slices with the disk, first those in which something was odd."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
@@ -26,12 +28,49 @@ class Mended:
     dangling: int = 0
 
 
+class Stuck:
+    """Tells of files that can't be removed or renamed: once for each folder and reason."""
+
+    log = Logger()
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, str | None]] = set()
+
+    def tell(self, path: str, error: OSError) -> None:
+        """Say which file it is and what follows."""
+        trouble = (os.path.dirname(path), error.strerror)
+        if trouble not in self._known:
+            self._known.add(trouble)
+            self.log.warn(
+                "{path} can't be removed or renamed ({reason}): it stays, and so may others of its "
+                "folder; the cleanup goes on with the next file and tries again next time",
+                path=path,
+                reason=error.strerror,
+            )
+
+    @contextlib.contextmanager
+    def told(self, path: str) -> Iterator[None]:
+        """Tell of an error of the disk in the block, and go on behind it."""
+        try:
+            yield
+        except OSError as error:
+            self.tell(path, error)
+
+
 class Reconciler:
     """Makes the index agree with the disk."""
 
     log = Logger()
 
-    def __init__(self, *, index: Index, store: ImageStore, in_thread: InThread) -> None:
+    def __init__(
+        self,
+        *,
+        index: Index,
+        store: ImageStore,
+        in_thread: InThread,
+        stuck: Stuck | None = None,
+    ) -> None:
+        self._stuck = stuck or Stuck()
         self._index = index
         self._store = store
         self._in_thread = in_thread
@@ -101,11 +140,12 @@ class Reconciler:
         forgotten = 0
         for key, entry in await self._in_thread(self.still_lost, lost):
             check()
-            # From the disk first, as when a request finds it so (fetch.py).
-            await self._in_thread(self._store.remove_spoilt, key, entry)
-            if await self._index.forget_file(key, entry):
-                await self._index.settle([key])
-                forgotten += 1
+            with self._stuck.told(self._store.path_of(key, entry.media)):
+                # From the disk first, as when a request finds it so (fetch.py).
+                await self._in_thread(self._store.remove_spoilt, key, entry)
+                if await self._index.forget_file(key, entry):
+                    await self._index.settle([key])
+                    forgotten += 1
         return forgotten
 
     def still_lost(self, lost: list[tuple[FileKey, FileEntry]]) -> list[tuple[FileKey, FileEntry]]:
@@ -132,12 +172,13 @@ class Reconciler:
         for link in links:
             check()
             alias = known.get(link.key)
-            if self._store.links.remove_dangling(link.path):
-                dangling += 1
-            elif alias is not None and self._store.links.remove_if_outdated(link.path, alias):
-                continue
-            elif link.key.ages and not link.retired:
-                self._store.links.retire(link.path, expired_before)
+            with self._stuck.told(link.path):
+                if self._store.links.remove_dangling(link.path):
+                    dangling += 1
+                elif alias is not None and self._store.links.remove_if_outdated(link.path, alias):
+                    continue
+                elif link.key.ages and not link.retired:
+                    self._store.links.retire(link.path, expired_before)
         return dangling
 
     async def _forget_aliases(

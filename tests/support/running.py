@@ -293,3 +293,12 @@ class ProxyChild(Child, Files, Served):
         """Wait until it serves and knows what is on its disk."""
         await self.serves(f"{self.url}/ready")
         return self
+
+
+class UnprivilegedChild(ProxyChild):
+    """The same without root's right to pass over what a file's owner allows."""
+
+    def twistd(self) -> list[str]:
+        if os.geteuid():
+            return super().twistd()
+        return ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *super().twistd()]
