@@ -12,8 +12,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -22,6 +24,11 @@ from coverart.errors import StoreFailed
 from coverart.layout import INCOMING
 
 SYMLINK_AGE_S = 60
+UNLOCKED_AGE_S = 3600.0
+"""Where files can't be locked, one that was not written to for so long has no writer."""
+
+_TEMPORARY = re.compile("[0-9a-f]{24}").fullmatch
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 _TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -155,7 +162,9 @@ class Directory:
                 # Somebody emptied the cache directory while we run.
                 os.makedirs(f"{self._root}/{INCOMING}", exist_ok=True)
                 continue
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            # A file system without locks leaves that to the file's age.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
             # A sweep can have taken the file for an orphan before we held the lock.
             if os.fstat(fd).st_nlink:
                 return Temporary(path=path, fd=fd)
@@ -230,7 +239,8 @@ class Directory:
     def unfinished(self) -> int:
         """How many temporary files there are, those that are being written among them."""
         try:
-            return len(os.listdir(f"{self._root}/{INCOMING}"))
+            with self._incoming() as fd:
+                return len(os.listdir(fd))
         except OSError:
             return 0
 
@@ -238,31 +248,48 @@ class Directory:
         """
         Remove temporary files whose writer is gone. :returns: how many.
 
+        Only files with names of ours, and only in a folder of ours: who runs this may be allowed to
+        remove more than who made a symlink in its place.
+
         Symlinks can't be locked; they are temporary for less than a millisecond, so those of the
         last minute are left alone.
         """
         removed = 0
-        with contextlib.suppress(FileNotFoundError), os.scandir(f"{self._root}/{INCOMING}") as rows:
-            for row in rows:
-                with contextlib.suppress(OSError):
-                    if row.is_symlink():
-                        if now - row.stat(follow_symlinks=False).st_mtime > SYMLINK_AGE_S:
-                            os.unlink(row.path)
-                            removed += 1
-                    elif _remove_unlocked(row.path):
-                        removed += 1
+        with contextlib.suppress(OSError), self._incoming() as fd:
+            for name in os.listdir(fd):
+                if _TEMPORARY(name):
+                    with contextlib.suppress(OSError):
+                        removed += _remove_orphan(name, fd, now)
         return removed
 
+    @contextlib.contextmanager
+    def _incoming(self) -> Iterator[int]:
+        """The folder of temporary files, opened. :raises OSError: it is none, or a symlink."""
+        fd = os.open(f"{self._root}/{INCOMING}", _FOLDER)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
-def _remove_unlocked(path: str) -> bool:
-    # A pipe or a device that somebody put there must not keep a thread for ever.
-    fd = os.open(path, _TO_READ)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
-    except BlockingIOError:
-        return False
-    else:
+
+def _remove_orphan(name: str, folder: int, now: float) -> bool:
+    status = os.lstat(name, dir_fd=folder)
+    age_s = now - status.st_mtime
+    if stat.S_ISLNK(status.st_mode):
+        if age_s <= SYMLINK_AGE_S:
+            return False
+        os.unlink(name, dir_fd=folder)
         return True
+    # A pipe or a device that somebody put there must not keep a thread for ever.
+    fd = os.open(name, _TO_READ, dir_fd=folder)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Its writer lives; or there are no locks here, and its age decides.
+            if isinstance(error, BlockingIOError) or age_s <= UNLOCKED_AGE_S:
+                return False
+        os.unlink(name, dir_fd=folder)
     finally:
         os.close(fd)
+    return True

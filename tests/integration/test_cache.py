@@ -1086,7 +1086,7 @@ async def test_living_downloads_are_no_orphans(sim, run) -> None:
     asking = start(proxy.get(path))
     await reached(sim, "rest")
     await until(lambda: len(proxy.unfinished()) == 1, "it is being written")
-    (proxy.root / ".incoming" / "left-behind").write_bytes(b"by a process that was killed")
+    (proxy.root / ".incoming" / ("0" * 24)).write_bytes(b"by a process that was killed")
     other = await run()
     assert len(other.unfinished()) == 1
     sim.faults.gates.open("rest")

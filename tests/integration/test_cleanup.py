@@ -132,7 +132,7 @@ async def test_removes_orphans_only(sim, run, shared) -> None:
     proxy = await run(**shared)
     store = proxy.cache.store
     mine = store.begin()
-    (proxy.root / ".incoming" / "left-behind").write_bytes(b"half")
+    (proxy.root / ".incoming" / ("0" * 24)).write_bytes(b"half")
     done = await proxy.cleanup.sweep(slices=0)
     assert done is not None
     assert done.orphans == 1

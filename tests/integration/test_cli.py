@@ -222,6 +222,24 @@ async def test_clean(sim, run, coverart) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_clean_follows_no_symlink(coverart, tmp_path) -> None:
+    """
+    A symlink in the place of the folder of unfinished files: what it leads to stays.
+
+    Whoever may write to the cache directory must not choose what root's `coverart clean` removes.
+    """
+    precious = tmp_path / "elsewhere"
+    precious.mkdir()
+    for name in ("notes.txt", "0" * 24):
+        (precious / name).write_text("precious")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".incoming").symlink_to(precious)
+    said = await coverart("clean", "--json")
+    assert (said.code, said.json["orphans"]) == (0, 0)
+    assert sorted(path.name for path in precious.iterdir()) == ["0" * 24, "notes.txt"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_clean_leads(sim, run, redis: RedisServer, coverart) -> None:
     """With Redis the command must lead: another leader is named, nobody's lead is taken."""
     proxy = await run(COVER_ART_REDIS_URL=redis.url)

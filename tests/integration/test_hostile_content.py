@@ -555,7 +555,7 @@ async def test_pipes_keep_no_thread(raw, run) -> None:
     folder.mkdir(parents=True)
     for number in range(10, 40):
         os.mkfifo(folder / f"{MBID}_{number}_250.jpg")
-        os.mkfifo(proxy.root / ".incoming" / f"pipe{number}")
+        os.mkfifo(proxy.root / ".incoming" / f"{number:024x}")
     asking = [start(proxy.get(f"/release/{MBID}/{number}-250")) for number in range(10, 40)]
     for success, answer in await within(DeferredList(asking)):
         assert success

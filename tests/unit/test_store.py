@@ -1,5 +1,6 @@
 """Files that come and go without ever being seen half."""
 
+import errno
 import fcntl
 import os
 import pathlib
@@ -50,6 +51,7 @@ JPEG = b"\xff\xd8\xff\xe0" + b"jpeg" * 10
 PNG = b"\x89PNG\r\n\x1a\n" + b"png" * 10
 THUMB = layout.image_path(REF.at(250), MediaType.JPEG)
 LINK = layout.alias_path(ImageRequest(alias=FRONT, size=250), MediaType.JPEG)
+ORPHAN = "0123456789abcdef" + "0" * 8
 
 
 class StoreTests(SynchronousTestCase):
@@ -207,7 +209,7 @@ class OrphanTests(StoreTests):
         """The file of a living writer stays; that of a killed one goes."""
         mine = self.store.begin()
         self.addCleanup(os.close, mine.fd)
-        orphan = self.root / layout.INCOMING / "orphan"
+        orphan = self.root / layout.INCOMING / ORPHAN
         orphan.write_bytes(b"half")
         self.assertEqual(self.store.remove_orphans(0), 1)
         self.assertEqual(self.incoming(), [os.path.basename(mine.path)])
@@ -220,7 +222,7 @@ class OrphanTests(StoreTests):
 
     def test_links(self) -> None:
         """Symlinks can't be locked, so those of the last minute stay."""
-        link = self.root / layout.INCOMING / "link"
+        link = self.root / layout.INCOMING / ORPHAN
         link.symlink_to("nowhere")
         made = link.lstat().st_mtime
         self.assertEqual(self.store.remove_orphans(made + 59), 0)
@@ -229,11 +231,45 @@ class OrphanTests(StoreTests):
 
     def test_odd_things(self) -> None:
         """What else lies there is passed over."""
-        (self.root / layout.INCOMING / "folder").mkdir()
-        self.assertEqual(self.store.remove_orphans(0), 0)
+        (self.root / layout.INCOMING / ORPHAN).mkdir()
+        (self.root / layout.INCOMING / "notes.txt").write_bytes(b"precious")
+        self.assertEqual(self.store.remove_orphans(10**10), 0)
         # A pipe has no writer that holds a lock; above all it is not waited for.
-        os.mkfifo(self.root / layout.INCOMING / "pipe")
+        os.mkfifo(self.root / layout.INCOMING / ORPHAN[::-1])
         self.assertEqual(self.store.remove_orphans(0), 1)
+        self.assertEqual(self.incoming(), [ORPHAN, "notes.txt"])
+
+    def test_not_through_a_symlink(self) -> None:
+        """A symlink in the place of the folder is not followed: what lies there is not ours."""
+        elsewhere = self.root / "elsewhere"
+        (self.root / layout.INCOMING).rename(elsewhere)
+        (self.root / layout.INCOMING).symlink_to(elsewhere)
+        (elsewhere / ORPHAN).write_bytes(b"precious")
+        self.assertEqual(self.store.remove_orphans(10**10), 0)
+        self.assertEqual(self.store.unfinished(), 0)
+        self.assertEqual((elsewhere / ORPHAN).read_bytes(), b"precious")
+
+    def test_no_locks(self) -> None:
+        """
+        A file system without locks: files are written all the same, and nothing is left open.
+
+        What was not written to for an hour has no writer; what is younger may have one.
+        """
+
+        def no_locks(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        self.patch(fcntl, "flock", no_locks)
+        before = len(os.listdir("/proc/self/fd"))
+        ImageStore(self.root)
+        self.put()
+        self.assertEqual(self.store.read(THUMB), JPEG)
+        left = self.store.begin()
+        os.close(left.fd)
+        now = os.stat(left.path).st_mtime
+        self.assertEqual(self.store.remove_orphans(now + 3500), 0)
+        self.assertEqual(self.store.remove_orphans(now + 3700), 1)
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
     def test_taken_before_it_was_locked(self) -> None:
         """A sweep that takes a new file before its writer holds the lock does no harm."""
@@ -587,7 +623,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         before = len(self.open_fds)
-        orphan = os.path.join(self.root, layout.INCOMING, "orphan")
+        orphan = os.path.join(self.root, layout.INCOMING, ORPHAN)
         os.makedirs(os.path.dirname(orphan), exist_ok=True)
         with open(orphan, "wb"):
             pass
