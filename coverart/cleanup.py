@@ -122,9 +122,9 @@ class Cleanup:
             "retiring aliases": self._retire,
             "filling the index": self._make_whole,
             "settling doubts": self._settle_doubts,
-            "comparing with the disk": lambda sweep: self._reconcile(sweep, slices),
-            # What was found on the disk counts from now on.
+            # What was found on the disk counts from now on; links that this leaves dangling go below.
             "evicting again": self._evict,
+            "comparing with the disk": lambda sweep: self._reconcile(sweep, slices),
         }
         for name, step in steps.items():
             # One step that fails must not keep the others, or the next sweep, from being done.
