@@ -86,10 +86,10 @@ def keep(
     :param bounds: what a sweep keeps to, in place of what the settings say.
     :raises ConfigError: the cache directory can't be used.
     """
-    store = open_store(settings)
+    store = open_store(settings, now)
     metrics = Metrics()
     threads = DiskThreads(reactor)
-    index, fetches, leadership, shared = index_for(settings, reactor)
+    index, fetches, leadership, shared = index_for(settings, reactor, now)
     cleanup = Cleanup(
         index=index,
         store=store,
@@ -256,10 +256,10 @@ def intake_for(settings: Settings, kept: Keeping, reactor: Any) -> Intake | None
     )
 
 
-def open_store(settings: Settings) -> ImageStore:
+def open_store(settings: Settings, now: Callable[[], float] = time.time) -> ImageStore:
     """The cache directory. :raises ConfigError: it can't be used."""
     try:
-        return ImageStore(settings.directory())
+        return ImageStore(settings.directory(), now)
     except StoreFailed as error:
         raise ConfigError(f"{PREFIX}CACHE_DIR can't be used: {error.detail}") from error
 
@@ -291,13 +291,15 @@ def rules_for(settings: Settings) -> Rules:
     return Rules((*settings.allowed_hosts, *hop_1))
 
 
-def index_for(settings: Settings, reactor: Any) -> tuple[Index, Fetches, Leadership, Shared | None]:
+def index_for(
+    settings: Settings, reactor: Any, now: Callable[[], float] = time.time
+) -> tuple[Index, Fetches, Leadership, Shared | None]:
     """The index and what goes with it: all in this process, or shared by Redis."""
     if settings.redis_url is None:
         alone = Alone()
-        return MemoryIndex(eviction=settings.cache_eviction), alone, alone, None
+        return MemoryIndex(eviction=settings.cache_eviction, now=now), alone, alone, None
     link = RedisLink(settings.redis_url, reactor, reactor)
-    index = RedisIndex(link, settings.cache_name, eviction=settings.cache_eviction)
+    index = RedisIndex(link, settings.cache_name, eviction=settings.cache_eviction, now=now)
     fetches = RedisFetches(link, index.prefix, reactor)
     name = f"{socket.gethostname()}-{os.getpid()}"
     leadership = RedisLeadership(link, index.prefix, name)

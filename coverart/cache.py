@@ -192,12 +192,12 @@ class CoverCache:
             self._make_sure_of_room(self._fetcher.resolving)
             trip = self._fetcher.trip()
             try:
-                target = await self._fetcher.resolve(key, trip)
+                alias = await self._fetcher.resolve(key, trip)
             except NotInArchive as error:
                 answer = await self._missing(request, error, trip.hops)
             else:
-                await self.index.put_alias(key, Alias(target=target, checked_at=self._now()))
-                answer = Pointed(status=Status.MISS, target=target, hops=trip.hops)
+                await self.index.put_alias(key, alias)
+                answer = Pointed(status=Status.MISS, target=alias.target, hops=trip.hops)
         return answer
 
     async def purge(self, thing: ImageRequest | ListingKey) -> bool:
@@ -359,11 +359,12 @@ class CoverCache:
     ) -> Absent:
         """The archive said 404: remember it, and what of the request it was about."""
         subject: Subject = thing if isinstance(thing, ListingKey) else thing.alias
+        asked_at = self._now() if error.asked_at is None else error.asked_at
         if error.image is not None:
             subject = error.image
         elif isinstance(thing, ImageRequest):
-            await self._fetcher.unlink(thing.alias)
-        await self.index.put_absence(subject, self.lifetimes.absence(subject, self._now()))
+            await self._fetcher.absent(thing.alias, asked_at)
+        await self.index.put_absence(subject, self.lifetimes.absence(subject, asked_at))
         return Absent(status=Status.MISS, hops=hops)
 
     # Refreshing in the background
@@ -410,8 +411,8 @@ class CoverCache:
             if isinstance(thing, ListingKey):
                 await self._fetcher.listing(thing, trip)
             else:
-                target = await self._fetcher.resolve(thing.alias, trip)
-                await self._fetcher.repoint(thing, target, trip)
+                alias = await self._fetcher.resolve(thing.alias, trip)
+                await self._fetcher.repoint(thing, alias, trip)
         except NotInArchive as error:
             await self._missing(thing, error, trip.hops)
             if isinstance(thing, ImageRequest) and error.derived:

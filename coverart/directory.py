@@ -15,12 +15,14 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
 
 from coverart.errors import StoreFailed
+from coverart.freshness import counted
 from coverart.layout import INCOMING
 
 SYMLINK_AGE_S = 60
@@ -44,13 +46,15 @@ class Temporary:
 class Directory:
     """Files below one root, named by paths relative to it, whatever they are."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
         """
         Use a directory, making it if need be.
 
+        :param now: the time of day, in seconds since the epoch.
         :raises StoreFailed: it can't be made or does not take files.
         """
         self.root = root
+        self.now = now
         self._root = os.fspath(root)
         self._held: int | None = None
         try:
@@ -188,16 +192,19 @@ class Directory:
         os.fsync(temporary.fd)
         self.put_in_place(temporary.path, path)
 
-    def write(self, path: str, body: bytes, stored_at: float) -> None:
-        """Make a small file visible at `path`, whole."""
+    def write(self, path: str, body: bytes, stored_at: float) -> bool:
+        """Make a small file visible at `path`, whole. :returns: False if a later one lies there."""
         temporary = self.begin()
         try:
             self.append(temporary, body)
-            self.commit(temporary, path, stored_at)
+            os.utime(temporary.fd, (stored_at, stored_at))
+            os.fsync(temporary.fd)
+            put = self.put_latest(temporary.path, path, stored_at)
         except OSError:
             self.abandon(temporary)
             raise
         os.close(temporary.fd)
+        return put
 
     def abandon(self, temporary: Temporary) -> None:
         """Throw a temporary file away."""
@@ -218,15 +225,50 @@ class Directory:
             os.rmdir(final)
             os.replace(temporary, final)
 
+    def put_latest(self, temporary: str, path: str, at: float) -> bool:
+        """
+        The same, unless what lies there is stamped later than `at`.
+
+        :returns: whether it was put; else the temporary file is gone.
+        """
+        with self.alone(path):
+            if self.stamp(path) > counted(at, self.now()):
+                os.unlink(temporary)
+                return False
+            self.put_in_place(temporary, path)
+        return True
+
+    def stamp(self, path: str) -> float:
+        """The mtime of a file or symlink as far as it counts (freshness.py); 0 if there is none."""
+        try:
+            found = os.lstat(self.absolute(path))
+        except OSError:
+            return 0.0
+        return 0.0 if stat.S_ISDIR(found.st_mode) else counted(found.st_mtime, self.now())
+
+    @contextlib.contextmanager
+    def alone(self, path: str) -> Iterator[None]:
+        """
+        Keep other threads and processes waiting that want to compare a stamp and act on it.
+
+        By a lock on the folder, for as long as a few names are looked at and changed. A file
+        system without locks leaves the two steps apart.
+        """
+        folder = os.path.dirname(self.absolute(path))
+        os.makedirs(folder, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
     def temporary_name(self) -> str:
         """A path that nothing has, on the file system where files are put in place."""
         return f"{self._root}/{INCOMING}/{secrets.token_hex(12)}"
 
-    # Marking and removing
-
-    def touch(self, path: str, at: float) -> None:
-        """Mark a listing as confirmed at `at`."""
-        os.utime(self.absolute(path), (at, at))
+    # Removing
 
     def remove(self, path: str) -> bool:
         """Remove a file; a folder in its place stays. :returns: whether it was there."""

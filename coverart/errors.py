@@ -49,6 +49,8 @@ class NotInArchive(CoverError):
         self.derived = derived
         self.image: ImageKey | None = None
         """The file that is not there, where that is known: a name may lead elsewhere by now."""
+        self.asked_at: float | None = None
+        """When the archive was asked, seconds since the epoch; None if another process did."""
 
 
 class BadUpstream(CoverError):

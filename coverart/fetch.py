@@ -103,7 +103,7 @@ class Fetcher:
         # Twice as many as requests: the archive need not wait for our disk.
         self._places = DeferredSemaphore(PLACES_A_REQUEST * limits.concurrency)
         self._images: Flight[ImageKey, FileEntry | Incoming] = Flight()
-        self._targets: Flight[AliasKey, Target] = Flight()
+        self._targets: Flight[AliasKey, Alias] = Flight()
 
     @property
     def resolving(self) -> int:
@@ -138,15 +138,16 @@ class Fetcher:
             return None
         alias = found.alias
         if alias is not None and isinstance(thing, ImageRequest):
-            known = (await self._index.find_image(thing)).alias
-            if known is None or known.checked_at <= alias.checked_at:
-                await self._index.put_alias(thing.alias, alias)
-            elif known.target.ref != alias.target.ref:
+            taken = await self._index.put_alias(thing.alias, alias)
+            known = None if taken else (await self._index.find_image(thing)).alias
+            if known is not None and known.target.ref != alias.target.ref:
                 # An index that was flushed learnt since, by another size, that the name moved.
                 await self._in_thread(self._store.links.remove_outdated, thing.alias, known)
                 return None
-            else:
-                alias = known
+            if known is None and not taken:
+                # The archive said since that there is no such name.
+                return None
+            alias = known or alias
         await self._index.put_file(found.key, found.entry)
         return Fetched(key=found.key, entry=found.entry, alias=alias, from_disk=True)
 
@@ -179,19 +180,19 @@ class Fetcher:
             if target != found.target:
                 raise
             # What we knew may have been overtaken: a merge moves an item to another MBID.
-            moved_to = await self.resolve(request.alias, trip)
-            if moved_to == target:
+            alias = await self.resolve(request.alias, trip)
+            if alias.target == target:
                 raise
-            target, alias = moved_to, None
+            target = alias.target
             entry = await self._image(target, request, trip, announce)
-        alias = await self.point(request, target, alias, entry)
+        alias = await self.point(request, alias, entry)
         return Fetched(key=target.ref.at(request.size), entry=entry, alias=alias, hops=trip.hops)
 
     async def _ask_hop_1(
         self, request: ImageRequest, found: Found, trip: Trip
     ) -> tuple[Target, Alias | None]:
         try:
-            target = await self.resolve(request.alias, trip)
+            alias = await self.resolve(request.alias, trip)
         except NotInArchive:
             raise
         except CoverError as error:
@@ -200,46 +201,51 @@ class Fetcher:
                 raise
             self.log.warn("going by an old target: {detail}", detail=error.detail)
             return found.target, found.alias
-        if found.alias is None and target.ref != request.alias.own_ref:
+        if found.alias is None and alias.target.ref != request.alias.own_ref:
             # Worth knowing for other sizes even if this one can't be had. An alias that leads to
             # images held is not moved before the new image is held too.
-            alias = Alias(target=target, checked_at=self._now())
             await self._index.put_alias(request.alias, alias)
-            return target, alias
-        return target, None
+        return alias.target, alias
 
-    async def repoint(self, request: ImageRequest, target: Target, trip: Trip) -> None:
+    async def repoint(self, request: ImageRequest, alias: Alias, trip: Trip) -> None:
         """
         Make a name point where the archive says now; fetch the image only if it is not held.
 
         :raises CoverError: it could not be had; the name stays as it was.
         """
-        entry = await self._image(target, request, trip, lambda _: None)
-        await self.point(request, target, None, entry)
+        entry = await self._image(alias.target, request, trip, lambda _: None)
+        await self.point(request, alias, entry)
 
-    async def resolve(self, key: AliasKey, trip: Trip) -> Target:
+    async def resolve(self, key: AliasKey, trip: Trip) -> Alias:
         """Ask the archive where a name points. :raises NotInArchive: nowhere."""
-        return await self._targets.run(
-            key, lambda _: self._bounded(self._upstream.resolve(key, trip), trip)
-        )
+
+        async def ask(_: object) -> Alias:
+            target, asked_at = await self._asked(self._upstream.resolve(key, trip), trip)
+            return Alias(target=target, checked_at=asked_at)
+
+        return await self._targets.run(key, ask)
 
     async def point(
-        self, request: ImageRequest, target: Target, alias: Alias | None, entry: FileEntry
+        self, request: ImageRequest, alias: Alias | None, entry: FileEntry
     ) -> Alias | None:
         """
         Make a name point at an image that is held: in the index, and on the disk for nginx.
 
-        :param alias: the alias as it was known and stays; None if the archive just told it.
+        What the archive was asked for later stays.
+
+        :param alias: as it was known, or as the archive just told it; None if the name was taken
+            for the image's own without asking.
         :returns: the alias; None where the name is the image's own.
         """
+        if alias is None:
+            return None
         known = (await self._index.find_image(request)).alias
-        if target.ref == request.alias.own_ref:
-            if known is not None:
+        if alias.target.ref == request.alias.own_ref:
+            if known is not None and known.checked_at <= alias.checked_at:
                 await self.unlink(request.alias)
             return None
-        alias = alias or Alias(target=target, checked_at=self._now())
-        if alias != known:
-            await self._index.put_alias(request.alias, alias)
+        if alias != known and not await self._index.put_alias(request.alias, alias):
+            return alias
         try:
             if known is None or known == alias:
                 # One symlink: not worth the way to a thread and back, a tenth of a whole miss.
@@ -251,6 +257,11 @@ class Fetcher:
             self.log.warn("can't link {name}: {reason}", name=spell(request), reason=error.strerror)
         return alias
 
+    async def absent(self, key: AliasKey, asked_at: float) -> None:
+        """The archive knows no such name: what it was asked for before is nginx's no more."""
+        if self._store.links.exist(key):
+            await self._in_thread(self._store.links.remove, key, asked_at)
+
     async def unlink(self, key: AliasKey) -> None:
         """Make a name point nowhere, whether the index knew of it or only the disk."""
         if await self._index.forget_alias(key) or self._store.links.exist(key):
@@ -260,9 +271,7 @@ class Fetcher:
         self, request: ImageRequest, alias: Alias, entry: FileEntry, known: Alias | None
     ) -> None:
         """Link what was asked for; where the alias moved or was renewed, see to its other sizes."""
-        if known is not None and known.target.ref != alias.target.ref:
-            self._store.links.remove(request.alias)
-        elif known is not None and known.checked_at != alias.checked_at:
+        if known is not None and known.checked_at != alias.checked_at:
             self._store.links.confirm(request.alias, alias)
         else:
             self._store.links.remove_outdated(request.alias, alias)
@@ -275,20 +284,29 @@ class Fetcher:
         Fetch a listing. :raises NotInArchive: no such entity, or no art of it.
         :raises CoverError: it could not be had, or not be kept.
         """
-        body = await self._bounded(self._upstream.listing(key, trip), trip)
-        stored_at = self._now()
+        body, asked_at = await self._asked(self._upstream.listing(key, trip), trip)
         try:
-            await self._in_thread(self._keep_listing, key, body, stored_at)
+            kept = await self._in_thread(self._keep_listing, key, body, asked_at)
         except OSError as error:
             raise StoreFailed(f"can't write a listing: {error.strerror}") from error
-        entry = FileEntry(size_bytes=len(body), stored_at=stored_at)
-        await self._index.put_file(key, entry)
+        entry = FileEntry(size_bytes=len(body), stored_at=asked_at)
+        if not kept:
+            # One that was asked for later landed before.
+            later = await self.find(key)
+            if later is None:
+                raise StoreFailed("a listing was removed while an older one came")
+            return attrs.evolve(later, hops=trip.hops)
+        if not await self._index.put_file(key, entry):
+            found = await self._index.find_listing(key)
+            if found.entry is None:
+                await self._in_thread(self._store.remove_entry, key, entry)
+                raise NotInArchive("the archive said 404 when it was asked later")
         return Fetched(key=key, entry=entry, hops=trip.hops)
 
-    def _keep_listing(self, key: ListingKey, body: bytes, stored_at: float) -> None:
+    def _keep_listing(self, key: ListingKey, body: bytes, asked_at: float) -> bool:
         """In a thread: a listing of a large set takes a while to parse."""
         listing.check(body)
-        self._store.write(layout.listing_path(key), body, stored_at)
+        return self._store.write(layout.listing_path(key), body, asked_at)
 
     async def _image(
         self, target: Target, request: ImageRequest, trip: Trip, announce: Announce[Arriving]
@@ -352,7 +370,7 @@ class Fetcher:
             announce=say,
         )
         try:
-            await self._bounded(self._upstream.image(target, key.size, incoming, trip), trip)
+            await self._asked(self._upstream.image(target, key.size, incoming, trip), trip)
             entry = await incoming.finish()
         except CoverError as error:
             incoming.fail(error)
@@ -405,15 +423,24 @@ class Fetcher:
         """The account of a fetch that starts now."""
         return Trip(deadline=self._clock.seconds() + self._limits.total_s)
 
-    async def _bounded(self, work: Coroutine[Any, Any, T], trip: Trip) -> T:
-        """The work, or UpstreamTimeout at the trip's deadline."""
+    async def _asked(self, work: Coroutine[Any, Any, T], trip: Trip) -> tuple[T, float]:
+        """
+        The archive's answer, and when it was asked: the stamp of what comes of it.
+
+        :raises UpstreamTimeout: there was none at the trip's deadline.
+        """
 
         def late(_: object, __: float) -> T:
             raise UpstreamTimeout(f"not done after {self._limits.total_s:g} s")
 
         left_s = max(0.0, trip.deadline - self._clock.seconds())
+        asked_at = self._now()
         d: Deferred[T] = Deferred.fromCoroutine(work)
-        return await d.addTimeout(left_s, self._clock, onTimeoutCancel=late)
+        try:
+            return await d.addTimeout(left_s, self._clock, onTimeoutCancel=late), asked_at
+        except NotInArchive as error:
+            error.asked_at = asked_at
+            raise
 
 
 def _no_place(_: object, waited_s: float) -> DeferredSemaphore:

@@ -26,6 +26,15 @@ CLOCK_SLACK_S = 300.0
 """So far machines that share an index may differ in time."""
 
 
+def counted(at: float, now: float) -> float:
+    """
+    A time as it was written down; 0 if it lies further ahead of now than clocks may differ.
+
+    A clock that was ahead wrote it: it never counts as fresh, nor as later than another.
+    """
+    return at if at <= now + CLOCK_SLACK_S else 0.0
+
+
 class Verdict(Enum):
     """What to do about a request, given what the index knows."""
 
@@ -50,10 +59,10 @@ class Lifetimes:
     absent_s: float = 3600
     absent_thumb_s: float = 300
 
-    def absence(self, subject: Subject, now: float) -> Absence:
-        """What to remember of a 404 for `subject` received now."""
+    def absence(self, subject: Subject, asked_at: float) -> Absence:
+        """What to remember of a 404 for `subject`, which was asked for then."""
         life = self.absent_thumb_s if isinstance(subject, ImageKey) else self.absent_s
-        return Absence(since=now, until=now + life)
+        return Absence(since=asked_at, until=asked_at + life)
 
 
 def alias_is_fresh(key: AliasKey, alias: Alias, now: float, lifetimes: Lifetimes) -> bool:
@@ -61,11 +70,10 @@ def alias_is_fresh(key: AliasKey, alias: Alias, now: float, lifetimes: Lifetimes
     Say whether an alias may be served without asking the archive.
 
     An id keeps naming the same bytes after a merge, so an alias whose name is an id never ages.
-    An alias checked in the future (a clock was set back) counts as fresh for its lifetime only.
     """
     if not key.ages:
         return True
-    return abs(now - alias.checked_at) < lifetimes.alias_s
+    return now - counted(alias.checked_at, now) < lifetimes.alias_s
 
 
 def judge_image(request: ImageRequest, found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
@@ -87,7 +95,7 @@ def judge_listing(found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
 
 def listing_is_fresh(entry: FileEntry, now: float, lifetimes: Lifetimes) -> bool:
     """Say whether a listing may be served without asking the archive."""
-    return abs(now - entry.stored_at) < lifetimes.listing_s
+    return now - counted(entry.stored_at, now) < lifetimes.listing_s
 
 
 def _judge_absence(absence: Absence | None, now: float) -> Verdict:

@@ -86,6 +86,10 @@ class Index(Protocol):
     Every method may be called at any time, by any number of callers; each is atomic. Errors of
     an index that lives elsewhere are its own to handle: a lookup that can't be made finds
     nothing, and the disk decides.
+
+    Names, listings and absences are stamped with the time when the archive was asked, and never
+    replace what was asked for later: a slow answer puts nothing old back. A stamp further ahead
+    of the clock than CLOCK_SLACK_S counts as older than any other (freshness.py).
     """
 
     @property
@@ -109,8 +113,12 @@ class Index(Protocol):
     async def find_listing(self, key: ListingKey) -> Found:
         """All that is known about a request for a listing, in one round trip."""
 
-    async def put_file(self, key: FileKey, entry: FileEntry) -> None:
-        """Remember a file, in place of what was known of it; its absence is forgotten."""
+    async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
+        """
+        Remember a file, in place of what was known of it; its absence is forgotten.
+
+        :returns: False if it is a listing of which a later one or a later 404 is known.
+        """
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
         """
@@ -130,14 +138,22 @@ class Index(Protocol):
     async def suspect(self, key: FileKey) -> None:
         """A file was not as the index said; its neighbours are worth a look."""
 
-    async def put_alias(self, key: AliasKey, alias: Alias) -> None:
-        """Remember where a name points; its absence is forgotten."""
+    async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
+        """
+        Remember where a name points; its absence is forgotten.
+
+        :returns: False if a later alias or a later 404 is known.
+        """
 
     async def forget_alias(self, key: AliasKey) -> bool:
         """Forget where a name points. :returns: whether it was known."""
 
-    async def put_absence(self, subject: Subject, absence: Absence) -> None:
-        """Remember a 404. An alias of that name is forgotten."""
+    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
+        """
+        Remember a 404. An alias of that name is forgotten.
+
+        :returns: False if a later 404, alias or listing is known.
+        """
 
     async def forget_absence(self, subject: Subject) -> bool:
         """Forget a 404. :returns: whether it was known."""
@@ -179,7 +195,7 @@ class Index(Protocol):
         self, before: float, count: int, fence: str
     ) -> list[tuple[AliasKey, Alias]]:
         """
-        Up to `count` aliases last checked before that time, each handed out once.
+        Up to `count` aliases last checked before that time, or ahead of the clock; each once.
 
         They stay known. An index may take a minute to hand one out. Names that are ids do not
         age and are never handed out.

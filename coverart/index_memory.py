@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from coverart.eviction import ByAge, ByUse, Eviction, place_by_age, read_age
+from coverart.freshness import CLOCK_SLACK_S, counted
 from coverart.index import SLICES, Packed, Seen, Slice, Totals
 from coverart.model import (
     ORIGINAL,
@@ -18,6 +20,7 @@ from coverart.model import (
     FileEntry,
     FileKey,
     Found,
+    ImageKey,
     ImageRef,
     ImageRequest,
     ListingKey,
@@ -33,8 +36,10 @@ from coverart.packing import (
     pack_alias_key,
     pack_entry,
     pack_file_key,
+    pack_seen,
     pack_subject,
     slice_of,
+    stored_at_of,
     unpack_alias,
     unpack_alias_key,
     unpack_entry,
@@ -57,8 +62,13 @@ class MemoryIndex:
     available = True
 
     def __init__(
-        self, *, eviction: Eviction = "oldest", most_absences: int = MOST_ABSENCES
+        self,
+        *,
+        eviction: Eviction = "oldest",
+        most_absences: int = MOST_ABSENCES,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        """:param now: the time of day, in seconds since the epoch."""
         self.eviction = eviction
         self._files: list[dict[bytes, bytes]] = [{} for _ in range(SLICES)]
         self._aliases: list[dict[bytes, bytes]] = [{} for _ in range(SLICES)]
@@ -67,6 +77,8 @@ class MemoryIndex:
         self._queue: ByAge | ByUse = ByAge(self._stored_at) if eviction == "oldest" else ByUse()
         # Every alias that ages has a place in here; those since renewed are passed over.
         self._by_check: list[bytes] = []
+        self._last_check = 0.0
+        self._now = now
         self._size_bytes = 0
         self._file_counts = dict.fromkeys(Entity, 0)
         self._alias_counts = dict.fromkeys(Entity, 0)
@@ -107,8 +119,25 @@ class MemoryIndex:
             return Found(absence=self._absences.get(packed_key))
         return Found(key=key, entry=unpack_entry(packed))
 
-    async def put_file(self, key: FileKey, entry: FileEntry) -> None:
+    def _knows_later(self, packed_key: bytes, at: float) -> bool:
+        """Say whether what is known of a name or a listing was asked for after that."""
+        number, now = slice_of(packed_key), self._now()
+        alias = self._aliases[number].get(packed_key)
+        known = [] if alias is None else [checked_at_of(alias)]
+        if (entry := self._files[number].get(packed_key)) is not None:
+            known.append(stored_at_of(entry))
+        if (absence := self._absences.get(packed_key)) is not None:
+            known.append(absence.since)
+        return any(counted(each, now) > counted(at, now) for each in known)
+
+    async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
         packed_key = pack_file_key(key)
+        if isinstance(key, ListingKey) and self._knows_later(packed_key, entry.stored_at):
+            return False
+        self._put_file(packed_key, entry)
+        return True
+
+    def _put_file(self, packed_key: bytes, entry: FileEntry) -> None:
         files = self._files[slice_of(packed_key)]
         old = files.get(packed_key)
         files[packed_key] = pack_entry(entry)
@@ -161,15 +190,22 @@ class MemoryIndex:
         odd, self._odd = sorted(self._odd), set()
         return odd
 
-    async def put_alias(self, key: AliasKey, alias: Alias) -> None:
+    async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
         packed_key = pack_alias_key(key)
-        aliases = self._aliases[slice_of(packed_key)]
-        if packed_key not in aliases:
-            self._alias_counts[key.entity] += 1
-        aliases[packed_key] = pack_alias(alias)
-        if key.ages:
-            heapq.heappush(self._by_check, place_by_age(alias.checked_at, packed_key))
-        self._absences.pop(packed_key, None)
+        if self._knows_later(packed_key, alias.checked_at):
+            return False
+        self._put_alias(packed_key, pack_alias(alias))
+        return True
+
+    def _put_alias(self, key: bytes, value: bytes) -> None:
+        aliases, checked_at = self._aliases[slice_of(key)], checked_at_of(value)
+        if key not in aliases:
+            self._alias_counts[entity_of(key)] += 1
+        aliases[key] = value
+        if ages(key):
+            heapq.heappush(self._by_check, place_by_age(checked_at, key))
+            self._last_check = max(self._last_check, checked_at)
+        self._absences.pop(key, None)
 
     async def forget_alias(self, key: AliasKey) -> bool:
         packed_key = pack_alias_key(key)
@@ -178,39 +214,39 @@ class MemoryIndex:
         self._alias_counts[key.entity] -= 1
         return True
 
-    async def put_absence(self, subject: Subject, absence: Absence) -> None:
+    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
         packed = pack_subject(subject)
+        # An image that is held is served whatever a 404 says, so its time is of no account.
+        if not isinstance(subject, ImageKey) and self._knows_later(packed, absence.since):
+            return False
         if isinstance(subject, AliasKey):
             await self.forget_alias(subject)
         self._absences.pop(packed, None)
         self._absences[packed] = absence
         while len(self._absences) > self._most_absences:
             self._absences.popitem(last=False)
+        return True
 
     async def forget_absence(self, subject: Subject) -> bool:
         return self._absences.pop(pack_subject(subject), None) is not None
 
     async def learn(self, seen: Sequence[Seen]) -> None:
-        for key, value in seen:
-            if isinstance(key, AliasKey) and isinstance(value, Alias):
-                packed_key = pack_alias_key(key)
-                packed = self._aliases[slice_of(packed_key)].get(packed_key)
-                # The symlinks of several sizes may tell of one alias; the latest is right.
-                if packed is None or unpack_alias(packed).checked_at < value.checked_at:
-                    await self.put_alias(key, value)
-            elif isinstance(value, FileEntry) and not isinstance(key, AliasKey):
-                packed_key = pack_file_key(key)
-                if packed_key not in self._files[slice_of(packed_key)]:
-                    await self.put_file(key, value)
+        await self.learn_packed([pack_seen(thing) for thing in seen])
 
     async def learn_packed(self, seen: Sequence[Packed]) -> None:
         # Once for each file of the cache at every start: no call that can be spared.
         fresh: list[Packed] = []
+        now = self._now()
         for thing in seen:
             key, value = thing
             number = key[1] << 4 | key[2] >> 4
             if key[0] >= FIRST_ALIAS:
-                self._learn_alias(self._aliases[number], key, value)
+                known = self._aliases[number].get(key)
+                # The symlinks of several sizes may tell of one alias; the latest is right.
+                if known is None or counted(checked_at_of(known), now) < counted(
+                    checked_at_of(value), now
+                ):
+                    self._put_alias(key, value)
             elif key not in self._files[number]:
                 self._files[number][key] = value
                 fresh.append(thing)
@@ -220,19 +256,6 @@ class MemoryIndex:
         if self._absences:
             for key, _ in fresh:
                 self._absences.pop(key, None)
-
-    def _learn_alias(self, aliases: dict[bytes, bytes], key: bytes, value: bytes) -> None:
-        known = aliases.get(key)
-        checked_at = checked_at_of(value)
-        if known is None:
-            self._alias_counts[entity_of(key)] += 1
-        elif checked_at_of(known) >= checked_at:
-            return
-        aliases[key] = value
-        if ages(key):
-            heapq.heappush(self._by_check, place_by_age(checked_at, key))
-        if self._absences:
-            self._absences.pop(key, None)
 
     async def tally(self, counts: Mapping[str, int]) -> None:
         self._tallies.update(counts)
@@ -265,6 +288,13 @@ class MemoryIndex:
         fence: str,  # noqa: ARG002 - one process needs no election
     ) -> list[tuple[AliasKey, Alias]]:
         due: list[tuple[AliasKey, Alias]] = []
+        now = self._now()
+        if self._last_check > now + CLOCK_SLACK_S:
+            # The clock was ahead and was set back: what it stamped comes first.
+            places = [read_age(place) for place in self._by_check]
+            self._by_check = [place_by_age(counted(at, now), key) for at, key in places]
+            heapq.heapify(self._by_check)
+            self._last_check = now + CLOCK_SLACK_S
         while self._by_check and len(due) < count:
             place = self._by_check[0]
             checked_at, packed_key = read_age(place)
@@ -275,8 +305,8 @@ class MemoryIndex:
                 # Put several times, by the sizes of one front.
                 heapq.heappop(self._by_check)
             packed = self._aliases[slice_of(packed_key)].get(packed_key)
-            if packed is not None and (alias := unpack_alias(packed)).checked_at == checked_at:
-                due.append((unpack_alias_key(packed_key), alias))
+            if packed is not None and counted(checked_at_of(packed), now) == checked_at:
+                due.append((unpack_alias_key(packed_key), unpack_alias(packed)))
         return due
 
     async def slice(self, number: int) -> Slice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from coverart.eviction import Eviction
+from coverart.freshness import CLOCK_SLACK_S
 from coverart.gathered import Gathered
 from coverart.index import SLICES, IndexAway, LostLease, Packed, Seen, Slice, Totals
 from coverart.model import (
@@ -21,6 +23,7 @@ from coverart.model import (
     FileEntry,
     FileKey,
     Found,
+    ImageKey,
     ImageRequest,
     ListingKey,
     Subject,
@@ -93,9 +96,20 @@ class RedisIndex:
     kind = "redis"
     log = Logger()
 
-    def __init__(self, link: RedisLink, name: str, *, eviction: Eviction = "oldest") -> None:
-        """:param name: COVER_ART_CACHE_NAME."""
+    def __init__(
+        self,
+        link: RedisLink,
+        name: str,
+        *,
+        eviction: Eviction = "oldest",
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        :param name: COVER_ART_CACHE_NAME.
+        :param now: the time of day, in seconds since the epoch.
+        """
         self.link = link
+        self._now = now
         self.eviction = eviction
         self.prefix = f"coverart:{LAYOUT}:{name}:".encode()
         self._dropped = False
@@ -139,8 +153,10 @@ class RedisIndex:
             self.log.warn("not understood in Redis: {error}", error=error)
             return Found()
 
-    async def put_file(self, key: FileKey, entry: FileEntry) -> None:
-        await self._tell(PUT_FILE, pack_file_key(key), pack_entry(entry), self._rank(entry))
+    async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
+        horizon = b"" if isinstance(key, ImageKey) else repr(self._horizon)
+        told = (pack_file_key(key), pack_entry(entry), self._rank(entry), horizon)
+        return bool(await self._tell(PUT_FILE, *told) != 0)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
         reply = await self._tell(FORGET_FILES, b"", b"", pack_file_key(key), pack_entry(entry))
@@ -195,21 +211,24 @@ class RedisIndex:
             gone += [file for file, was in zip(batch, reply, strict=True) if was]
         return gone
 
-    async def put_alias(self, key: AliasKey, alias: Alias) -> None:
-        await self._tell(PUT_ALIAS, pack_alias_key(key), pack_alias(alias), _minute(key, alias))
+    async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
+        told = (pack_alias_key(key), pack_alias(alias), _minute(key, alias), repr(self._horizon))
+        return bool(await self._tell(PUT_ALIAS, *told) != 0)
 
     async def forget_alias(self, key: AliasKey) -> bool:
         return bool(await self._tell(FORGET_ALIAS, pack_alias_key(key)))
 
-    async def put_absence(self, subject: Subject, absence: Absence) -> None:
+    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
         life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
-        await self._tell(
+        reply = await self._tell(
             PUT_ABSENCE,
             pack_subject(subject),
             _ABSENCE.pack(absence.since, absence.until),
             life_ms,
             b"1" if isinstance(subject, AliasKey) else b"0",
+            b"" if isinstance(subject, ImageKey) else repr(self._horizon),
         )
+        return bool(reply != 0)
 
     async def forget_absence(self, subject: Subject) -> bool:
         return bool(await self._tell(FORGET_ABSENCE, pack_subject(subject)))
@@ -220,7 +239,7 @@ class RedisIndex:
     async def learn_packed(self, seen: Sequence[Packed]) -> None:
         by_age = self.eviction == "oldest"
         for start in range(0, len(seen), _BATCH):
-            words: list[bytes | str] = []
+            words: list[bytes | str] = [repr(self._horizon)]
             for key, value in seen[start : start + _BATCH]:
                 extra = ""
                 if not is_alias(key):
@@ -261,7 +280,8 @@ class RedisIndex:
         self, before: float, count: int, fence: str
     ) -> list[tuple[AliasKey, Alias]]:
         last_minute = int(before // 60) - 1
-        reply = await self._lead(DUE_ALIASES, last_minute, count, fence)
+        horizon = int(self._horizon // 60)
+        reply = await self._lead(DUE_ALIASES, last_minute, count, fence, horizon)
         return [(unpack_alias_key(key), unpack_alias(alias)) for key, alias in _pairs(reply)]
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
@@ -312,6 +332,11 @@ class RedisIndex:
             return await self.link.command(*words)
         except RedisAway as error:
             raise IndexAway(str(error)) from error
+
+    @property
+    def _horizon(self) -> float:
+        """Up to when times count."""
+        return self._now() + CLOCK_SLACK_S
 
     def _rank(self, entry: FileEntry) -> str:
         """The place in the order of eviction; empty where Redis works it out."""

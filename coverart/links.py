@@ -1,19 +1,21 @@
 """
 The symlinks by which nginx finds an image under its other names (design section 3).
 
-Their mtime says when the archive last confirmed the name. One that was not confirmed for long is
-retired: out of nginx's sight, and still known after a restart.
+Their mtime says when the archive was last asked about the name. One that was not confirmed for
+long, or is stamped ahead of the clock, is retired: out of nginx's sight, and still known after a
+restart. What was asked for earlier never takes the place of what was asked for later.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import stat
 from collections.abc import Iterable, Iterator
 
 from coverart import layout
 from coverart.directory import Directory
+from coverart.freshness import counted
 from coverart.model import Alias, AliasKey, ImageKey, ImageRequest, MediaType
 
 
@@ -24,7 +26,7 @@ class Links:
         self._directory = directory
 
     def make(self, request: ImageRequest, key: ImageKey, media: MediaType, at: float) -> None:
-        """Make an alias servable: a symlink, in place of one of the same name."""
+        """Make an alias servable: a symlink, in place of one of the same name that is no later."""
         link = layout.alias_path(request, media)
         temporary = self._directory.temporary_name()
         text = layout.link_text(link, layout.image_path(key, media))
@@ -34,9 +36,9 @@ class Links:
             os.makedirs(self._directory.absolute(layout.INCOMING), exist_ok=True)
             os.symlink(text, temporary)
         os.utime(temporary, (at, at), follow_symlinks=False)
-        self._directory.put_in_place(temporary, link)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._directory.absolute(link) + layout.RETIRED)
+        if self._directory.put_latest(temporary, link, at):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._directory.absolute(link) + layout.RETIRED)
 
     def retire_all(self, keys: Iterable[AliasKey], before: float) -> None:
         """
@@ -50,11 +52,12 @@ class Links:
 
     def retire(self, path: str, before: float) -> None:
         """The same for one symlink."""
-        with contextlib.suppress(FileNotFoundError):
-            link = self._directory.absolute(path)
-            status = os.lstat(link)
-            if stat.S_ISLNK(status.st_mode) and status.st_mtime < before:
-                os.replace(link, link + layout.RETIRED)
+        link = self._directory.absolute(path)
+        if os.path.islink(link) and self._directory.stamp(path) < before:
+            with self._directory.alone(path), contextlib.suppress(FileNotFoundError):
+                # Unless it was made anew in between.
+                if self._directory.stamp(path) < before:
+                    os.replace(link, link + layout.RETIRED)
 
     def confirm(self, key: AliasKey, alias: Alias) -> None:
         """
@@ -64,13 +67,16 @@ class Links:
         """
         self.remove_outdated(key, alias)
         at = alias.checked_at
-        for path in layout.alias_paths(key):
-            link = self._directory.absolute(path)
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(link + layout.RETIRED, link)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.islink(link):
-                    os.utime(link, (at, at), follow_symlinks=False)
+        paths = layout.alias_paths(key)
+        # All lie in one folder.
+        with self._directory.alone(paths[0]):
+            for path in paths:
+                link = self._directory.absolute(path)
+                with contextlib.suppress(FileNotFoundError):
+                    if not os.path.lexists(link):
+                        os.replace(link + layout.RETIRED, link)
+                    if os.path.islink(link) and self._directory.stamp(path) < at:
+                        os.utime(link, (at, at), follow_symlinks=False)
 
     def remove_outdated(self, key: AliasKey, alias: Alias) -> None:
         """Remove the symlinks of an alias that lead elsewhere, if they are older than it."""
@@ -84,9 +90,11 @@ class Links:
             leads_to = layout.read_link(layout.unretired(path), os.readlink(link))
             if leads_to is None or leads_to[0].ref == alias.target.ref:
                 return False
-            if os.lstat(link).st_mtime >= alias.checked_at:
-                return False
-            os.unlink(link)
+            with self._directory.alone(path):
+                at = counted(alias.checked_at, self._directory.now())
+                if self._directory.stamp(path) >= at:
+                    return False
+                os.unlink(link)
         except OSError:
             # There is none, or a file, or somebody else was first.
             return False
@@ -96,12 +104,16 @@ class Links:
         """Say whether remove() would find any; quick enough for the reactor thread."""
         return any(os.path.islink(self._directory.absolute(path)) for path in _paths(key))
 
-    def remove(self, key: AliasKey) -> None:
-        """Remove every symlink of an alias; never a regular file."""
+    def remove(self, key: AliasKey, until: float = math.inf) -> None:
+        """
+        Remove every symlink of an alias; never a regular file.
+
+        :param until: those that are stamped later stay.
+        """
         for path in _paths(key):
             link = self._directory.absolute(path)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.islink(link):
+                if os.path.islink(link) and self._directory.stamp(path) <= until:
                     os.unlink(link)
 
     def remove_dangling(self, path: str) -> bool:

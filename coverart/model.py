@@ -141,7 +141,11 @@ class Target:
 
 @attrs.frozen(kw_only=True)
 class Alias:
-    """Where a name pointed when the archive was last asked. `checked_at`: seconds, epoch."""
+    """
+    Where a name pointed when the archive was last asked.
+
+    `checked_at` is the time of the question, not of the answer, in seconds since the epoch.
+    """
 
     target: Target
     checked_at: float
@@ -152,9 +156,8 @@ class FileEntry:
     """
     A file that is held.
 
-    `media` is None for a listing. `stored_at` is the time of the download and the mtime of the
-    file, so that a rebuild from the bare disk finds it again; for a listing also the time when
-    the archive last confirmed it.
+    `media` is None for a listing. `stored_at` is when the archive was asked for it and the mtime
+    of the file, so that a rebuild from the bare disk finds it again.
     """
 
     size_bytes: int

@@ -34,6 +34,8 @@ local function entity(k) return k:byte(1) % 16 end
 -- struct.unpack returns the next position too: the parentheses drop it.
 local function size_of(v) return (struct.unpack('>I4', v, 2)) end
 local function checked(v) return (struct.unpack('>d', v, 27)) end
+-- A time ahead of all clocks was written by one that was wrong, and counts for nothing.
+local function counted(at, horizon) if at > horizon then return 0 end return at end
 -- '%.0f' keeps what tostring() of a large number would round.
 local function worth(v)
   local size = math.max(size_of(v), 4096)
@@ -91,6 +93,13 @@ local function put_alias(k, v, minute)
   end
   redis.call('DEL', p .. 'no:' .. k)
 end
+-- Whether what is known of a name or a listing was asked for after that.
+local function knows_later(k, at, horizon)
+  local v, no, latest = redis.call('HGET', bucket(k), k), redis.call('GET', p .. 'no:' .. k), 0
+  if v and (#v == 13 or #v == 34) then latest = counted((struct.unpack('>d', v, #v - 7)), horizon) end
+  if no then latest = math.max(latest, counted((struct.unpack('>d', no)), horizon)) end
+  return latest > counted(at, horizon)
+end
 """
 
 FIND_IMAGES = Script(
@@ -137,7 +146,16 @@ return {false, redis.call('GET', p .. 'no:' .. ARGV[2])}
     writes=False,
 )
 
-PUT_FILE = Script(_COMMON + "put_file(ARGV[2], ARGV[3], ARGV[4])")
+PUT_FILE = Script(
+    _COMMON
+    + """
+-- key, entry, rank, and for a listing up to when times count
+local k, v, horizon = ARGV[2], ARGV[3], tonumber(ARGV[5])
+if horizon and knows_later(k, (struct.unpack('>d', v, 6)), horizon) then return 0 end
+put_file(k, v, ARGV[4])
+return 1
+"""
+)
 
 FORGET_FILES = Script(
     _COMMON
@@ -188,15 +206,26 @@ end
 """
 )
 
-PUT_ALIAS = Script(_COMMON + "put_alias(ARGV[2], ARGV[3], ARGV[4])")
+PUT_ALIAS = Script(
+    _COMMON
+    + """
+if knows_later(ARGV[2], checked(ARGV[3]), tonumber(ARGV[5])) then return 0 end
+put_alias(ARGV[2], ARGV[3], ARGV[4])
+return 1
+"""
+)
 
 FORGET_ALIAS = Script(_COMMON + "return forget_alias(ARGV[2])")
 
 PUT_ABSENCE = Script(
     _COMMON
     + """
+-- key, since and until, life in ms, whether it is an alias; up to when times count, not for an image
+local horizon = tonumber(ARGV[6])
+if horizon and knows_later(ARGV[2], (struct.unpack('>d', ARGV[3])), horizon) then return 0 end
 redis.call('SET', p .. 'no:' .. ARGV[2], ARGV[3], 'PX', ARGV[4])
 if ARGV[5] == '1' then forget_alias(ARGV[2]) end
+return 1
 """
 )
 
@@ -205,11 +234,12 @@ FORGET_ABSENCE = Script(_COMMON + "return redis.call('DEL', p .. 'no:' .. ARGV[2
 LEARN = Script(
     _COMMON
     + """
-for i = 2, #ARGV, 3 do
+local horizon = tonumber(ARGV[2])
+for i = 3, #ARGV, 3 do
   local k, v, extra = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   local old = redis.call('HGET', bucket(k), k)
   if k:byte(1) >= 32 then
-    if not old or checked(old) < checked(v) then
+    if not old or counted(checked(old), horizon) < counted(checked(v), horizon) then
       put_alias(k, v, extra)
     end
   elseif not old then
@@ -253,6 +283,7 @@ if redis.call('GET', p .. 'lead') ~= ARGV[4] and ARGV[4] ~= '' then return {} en
 local found, left, seen = {}, tonumber(ARGV[3]), {}
 while left > 0 do
   local first = redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', ARGV[2], 'LIMIT', 0, 1)[1]
+    or redis.call('ZRANGEBYSCORE', p .. 'due', '(' .. ARGV[5], '+inf', 'LIMIT', 0, 1)[1]
   if not first then break end
   local k = redis.call('LPOP', p .. 'due:' .. first)
   if not k then

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -41,9 +43,9 @@ class OnDisk:
 class ImageStore(Directory):
     """The cache directory, and what its files are."""
 
-    def __init__(self, root: Path) -> None:
-        """:raises StoreFailed: as Directory does."""
-        super().__init__(root)
+    def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
+        """As Directory's. :raises StoreFailed: as Directory does."""
+        super().__init__(root, now)
         self.links = Links(self)
 
     def path_of(self, key: FileKey, media: MediaType | None) -> str:

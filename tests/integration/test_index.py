@@ -13,7 +13,7 @@ from coverart.index_redis import RedisIndex
 from coverart.model import ImageRequest
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
-from tests.support.index_promises import FRONT, PROMISES, Promise
+from tests.support.index_promises import FRONT, PROMISES, Promise, clock
 from tests.support.redis_server import RedisServer
 
 
@@ -29,12 +29,12 @@ async def shared_redis(tmp_path_factory):
 async def index(request, shared_redis):
     """An empty index of each kind."""
     if request.param == "memory":
-        yield MemoryIndex()
+        yield MemoryIndex(now=clock)
         return
     shared_redis.client().flushall()
     link = RedisLink(parse_address(shared_redis.url), reactor, reactor)
     link.connect()
-    yield RedisIndex(link, "test")
+    yield RedisIndex(link, "test", now=clock)
     await link.close()
 
 

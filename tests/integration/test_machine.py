@@ -65,7 +65,7 @@ class RedisMachine(CacheMachine):
         self.far, self.eviction = True, "oldest"
         self.link = MortalLink(parse_address(self.server.url), reactor, reactor)
         self.link.connect()
-        index = RedisIndex(self.link, NAME)
+        index = RedisIndex(self.link, NAME, now=self.now)
         self.prefix = index.prefix
         self.index = cast("Index", index)
         self.fetches = RedisFetches(self.link, index.prefix, self.clock)

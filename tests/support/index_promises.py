@@ -1,8 +1,8 @@
 """
 What every index promises, written once: PROMISES are run over each kind of index.
 
-A promise takes an empty index. Times lie in the far future, so that an index which lets things
-expire by itself keeps them.
+A promise takes an empty index whose clock is clock(). Times lie in the far future, so that an
+index which lets things expire by itself keeps them.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -38,6 +38,13 @@ Promise: TypeAlias = Callable[[Index], Awaitable[None]]
 PROMISES: list[Promise] = []
 
 NOW = 4_000_000_000.0
+
+
+def clock() -> float:
+    """The time of day of the index: after all that a promise puts into it."""
+    return NOW + 1000
+
+
 REF = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7)
 OTHER = ImageRef(owner=Entity.RELEASE, mbid=OTHER_MBID, image_id=8)
 OWN = REF.own_name
@@ -304,6 +311,66 @@ async def absence_renewed_and_forgotten(index: Index) -> None:
 
 
 @promise
+async def later_answers_stay(index: Index) -> None:
+    """What was asked for earlier replaces nothing: not an alias, nor a listing, nor their 404."""
+    moved = Alias(target=Target(ref=OTHER), checked_at=NOW + 5)
+    equal(await index.put_alias(FRONT, moved), True)
+    equal(await index.put_alias(FRONT, ALIAS), False)
+    equal(await index.put_absence(FRONT, GONE), False)
+    equal(await index.find_image(request(FRONT)), Found(alias=moved, target=moved.target))
+    new = FileEntry(size_bytes=25, stored_at=NOW + 5)
+    equal(await index.put_file(LISTING, new), True)
+    equal(await index.put_file(LISTING, FileEntry(size_bytes=10, stored_at=NOW)), False)
+    equal(await index.put_absence(LISTING, GONE), False)
+    equal(await index.find_listing(LISTING), Found(key=LISTING, entry=new))
+    equal((await index.totals()).size_bytes, 25)
+    # Asked for in the same moment, the last one counts.
+    again = Alias(target=Target(ref=REF), checked_at=NOW + 5)
+    equal(await index.put_alias(FRONT, again), True)
+    equal((await index.find_image(request(FRONT))).alias, again)
+
+
+@promise
+async def later_absences_stay(index: Index) -> None:
+    """An alias or a listing that was asked for before a 404 does not end it; an image does."""
+    gone = Absence(since=NOW + 5, until=NOW + 105)
+    for subject in (FRONT, LISTING, REF.at(250)):
+        equal(await index.put_absence(subject, gone), True)
+    equal(await index.put_absence(LISTING, GONE), False)
+    equal(await index.put_alias(FRONT, ALIAS), False)
+    equal(await index.put_file(LISTING, FileEntry(size_bytes=10, stored_at=NOW)), False)
+    equal(await index.find_image(request(FRONT)), Found(absence=gone))
+    equal(await index.find_listing(LISTING), Found(absence=gone))
+    equal(await index.put_file(REF.at(250), entry()), True)
+    equal((await index.find_image(request(OWN))).entry, entry())
+    equal(await index.put_absence(REF.at(250), gone), True)
+    equal((await index.find_image(request(OWN))).entry, entry())
+
+
+@promise
+async def times_ahead_of_the_clock_count_for_nothing(index: Index) -> None:
+    """What a clock wrote that was ahead gives way, and its aliases are due at once."""
+    ahead = clock() + 3600
+    wrong = Alias(target=Target(ref=OTHER), checked_at=ahead)
+    await index.put_alias(FRONT, wrong)
+    await index.put_alias(BACK, wrong)
+    await index.learn([(GROUP, wrong)])
+    await index.put_file(LISTING, FileEntry(size_bytes=10, stored_at=ahead))
+    due = sorted(await index.due_aliases(NOW, 10, ""), key=repr)
+    equal(due, sorted([(FRONT, wrong), (BACK, wrong), (GROUP, wrong)], key=repr))
+    equal(await index.due_aliases(NOW, 10, ""), [])
+    equal(await index.put_alias(FRONT, ALIAS), True)
+    await index.learn([(BACK, ALIAS), (FRONT, wrong)])
+    for key in (FRONT, BACK):
+        equal((await index.find_image(request(key))).alias, ALIAS)
+    new = FileEntry(size_bytes=25, stored_at=NOW)
+    equal(await index.put_file(LISTING, new), True)
+    equal((await index.find_listing(LISTING)).entry, new)
+    await index.put_absence(LISTING, Absence(since=ahead, until=ahead + 100))
+    equal((await index.find_listing(LISTING)).entry, new)
+
+
+@promise
 async def learns_what_is_new(index: Index) -> None:
     """A look at the disk fills gaps, and does not overrule what came in meanwhile."""
     await index.put_file(REF.at(250), entry(10, NOW + 9))
@@ -496,8 +563,10 @@ class Model:
         """Do one thing to both, and compare what the index says to it."""
         match step:
             case PutFile(key, held):
-                await index.put_file(key, held)
-                self.put_file(key, held)
+                later = isinstance(key, ListingKey) and self.knows_later(key, held.stored_at)
+                equal(await index.put_file(key, held), not later)
+                if not later:
+                    self.put_file(key, held)
             case ForgetFile(key, as_known):
                 known = self.files.get(key)
                 given = known if known and as_known else _entry_of(key, 2000, 0)
@@ -505,19 +574,33 @@ class Model:
                 if known == given:
                     del self.files[key]
             case PutAlias(name, alias):
-                await index.put_alias(name, alias)
-                self.put_alias(name, alias)
+                later = self.knows_later(name, alias.checked_at)
+                equal(await index.put_alias(name, alias), not later)
+                if not later:
+                    self.put_alias(name, alias)
             case ForgetAlias(name):
                 equal(await index.forget_alias(name), self.aliases.pop(name, None) is not None)
             case PutAbsence(subject, absence):
-                await index.put_absence(subject, absence)
-                self.absences[subject] = absence
-                if isinstance(subject, AliasKey):
-                    self.aliases.pop(subject, None)
+                later = not isinstance(subject, ImageKey) and self.knows_later(
+                    subject, absence.since
+                )
+                equal(await index.put_absence(subject, absence), not later)
+                if not later:
+                    self.absences[subject] = absence
+                    if isinstance(subject, AliasKey):
+                        self.aliases.pop(subject, None)
             case Learn(seen):
                 await index.learn(seen)
                 for thing, value in seen:
                     self.learn(thing, value)
+
+    def knows_later(self, subject: AliasKey | ListingKey, at: float) -> bool:
+        known = [self.absences[subject].since] if subject in self.absences else []
+        if isinstance(subject, AliasKey):
+            known += [self.aliases[subject].checked_at] if subject in self.aliases else []
+        elif subject in self.files:
+            known.append(self.files[subject].stored_at)
+        return any(each > at for each in known)
 
     def put_file(self, key: FileKey, held: FileEntry) -> None:
         self.files[key] = held

@@ -129,7 +129,7 @@ class CacheMachine(Promises):
 
     def new_process(self) -> None:
         """Everything that a start makes."""
-        self.memory = MemoryIndex(eviction=self.eviction)
+        self.memory = MemoryIndex(eviction=self.eviction, now=self.now)
         self.fetches: Fetches = Alone()
         self.leadership: Leadership = Alone()
         self.reach = GatedIndex(self.memory, self.threads if self.far else at_once)
@@ -138,7 +138,7 @@ class CacheMachine(Promises):
     def flush_index(self) -> None:
         """The index forgets everything while the process lives on."""
         # The gates ask this one by its place, and the process keeps what it knows of it.
-        self.memory = self.reach.inner = MemoryIndex(eviction=self.eviction)
+        self.memory = self.reach.inner = MemoryIndex(eviction=self.eviction, now=self.now)
 
     def process_gone(self) -> None:
         """Whatever has to be let go of when a process died."""
@@ -173,7 +173,7 @@ class CacheMachine(Promises):
     def _start(self) -> None:
         self.threads = HeldBack()
         self._complain()
-        self.store = MortalStore(self.root)
+        self.store = MortalStore(self.root, self.now)
         self.new_process()
         self.archive.gate = self.threads
         limits = Limits()

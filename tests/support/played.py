@@ -235,12 +235,12 @@ class MortalStore(ImageStore):
     While `full`, its disk takes half of what is written.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, now: Callable[[], float]) -> None:
         self._begun: list[tuple[int, int]] = []
         self._dead = False
         self.full = False
         self.refused = 0
-        super().__init__(root)
+        super().__init__(root, now)
         self.links = _LinksInNeedOfRoom(self)
 
     def begin(self) -> Temporary:

@@ -56,9 +56,9 @@ class AliasTests(SynchronousTestCase):
         self.assertEqual(self.judge(10**10), Verdict.STALE)
 
     def test_clock_set_back(self) -> None:
-        """A check in the future counts for one lifetime, not until the clock has caught up."""
-        self.assertEqual(self.judge(950), Verdict.HIT)
-        self.assertEqual(self.judge(899), Verdict.STALE)
+        """A check further ahead than clocks may differ is stale, not fresh until they catch up."""
+        self.assertEqual(self.judge(1000 - CLOCK_SLACK_S), Verdict.HIT)
+        self.assertEqual(self.judge(999 - CLOCK_SLACK_S), Verdict.STALE)
 
     def test_id(self) -> None:
         """An id names the same bytes after a merge, so it never ages."""
@@ -92,7 +92,8 @@ class ListingTests(SynchronousTestCase):
         found = Found(key=ListingKey(entity=Entity.RELEASE, mbid=MBID), entry=entry)
         for now, verdict in (
             *((1000, Verdict.HIT), (1049.9, Verdict.HIT), (1050, Verdict.STALE)),
-            *((10**10, Verdict.STALE), (960, Verdict.HIT), (949, Verdict.STALE)),
+            *((10**10, Verdict.STALE), (1000 - CLOCK_SLACK_S, Verdict.HIT)),
+            (999 - CLOCK_SLACK_S, Verdict.STALE),
         ):
             with self.subTest(now=now):
                 self.assertEqual(judge_listing(found, now, LIVES), verdict)

@@ -20,6 +20,7 @@ from tests.support.index_promises import (
     PROMISES,
     REF,
     Step,
+    clock,
     keeps_step,
     request,
     steps,
@@ -46,17 +47,17 @@ class MemoryIndexTests(SynchronousTestCase):
                 async def keep(index: Index) -> None:
                     await promise(index)  # noqa: B023 - called in this turn of the loop
 
-                self.result(keep(MemoryIndex()))
+                self.result(keep(MemoryIndex(now=clock)))
 
     @examples(150)
     @given(steps)
     def test_any_order(self, story: list[Step]) -> None:
         """Whatever happens in whatever order, totals and answers are exact after each step."""
-        self.result(keeps_step(MemoryIndex(), story))
+        self.result(keeps_step(MemoryIndex(now=clock), story))
 
     def test_absences_bounded(self) -> None:
         """The 404s remembered are bounded; the one remembered longest ago is forgotten first."""
-        index = MemoryIndex(most_absences=3)
+        index = MemoryIndex(most_absences=3, now=clock)
         keys = [
             ListingKey(entity=Entity.RELEASE, mbid=f"00000000-0000-0000-0000-{n:012x}")
             for n in range(5)
@@ -72,7 +73,7 @@ class MemoryIndexTests(SynchronousTestCase):
 
     def test_due_aliases(self) -> None:
         """Names not confirmed since are handed out once, the longest unconfirmed first."""
-        index = MemoryIndex()
+        index = MemoryIndex(now=clock)
         names = [
             AliasKey(entity=Entity.RELEASE, mbid=f"00000000-0000-0000-0000-{n:012x}", name="front")
             for n in range(4)
@@ -91,7 +92,7 @@ class MemoryIndexTests(SynchronousTestCase):
 
     def test_due_only_as_known(self) -> None:
         """What was confirmed, forgotten or is an id is not due; what was put twice is due once."""
-        index = MemoryIndex()
+        index = MemoryIndex(now=clock)
         self.result(index.put_alias(FRONT, ALIAS))
         confirmed = Alias(target=Target(ref=OTHER), checked_at=NOW + 50)
         self.result(index.put_alias(FRONT, confirmed))
@@ -106,7 +107,7 @@ class MemoryIndexTests(SynchronousTestCase):
 
     def test_odd_slices(self) -> None:
         """A slice under suspicion is named once."""
-        index = MemoryIndex()
+        index = MemoryIndex(now=clock)
         self.result(index.suspect(REF.at(250)))
         self.result(index.suspect(REF.at(500)))
         self.assertEqual(self.result(index.odd_slices()), [int(REF.mbid[:3], 16)])

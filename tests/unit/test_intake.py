@@ -70,7 +70,7 @@ class IntakeCase(SynchronousTestCase):
             metrics=self.metrics,
         )
 
-    def finish(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+    def finish(self, work: Coroutine[Deferred[Any], Any, object]) -> None:
         """Let it come to its end, in as many turns as it takes."""
         d = Deferred.fromCoroutine(work)
         for _ in range(200):

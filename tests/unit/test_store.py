@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import tempfile
+import threading
+import time
 from typing import Any
 
 import attrs
@@ -151,6 +153,22 @@ class WriteTests(StoreTests):
             ImageRequest(alias=FRONT, size=250), REF.at(250), MediaType.JPEG, 1000
         )
         self.assertTrue((self.root / LINK).is_symlink())
+
+    def test_latest_of_many(self) -> None:
+        """Of many who write a listing at once, the one that was asked for last has its place."""
+        path = layout.listing_path(LISTING)
+
+        def write(first: int) -> None:
+            for at in range(first, 200, 8):
+                self.store.write(path, b"%d" % at, at)
+
+        threads = [threading.Thread(target=write, args=(8 - n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(self.store.read(path), b"199")
+        self.assertEqual(self.incoming(), [])
 
     def test_remove(self) -> None:
         """Removing says whether there was something."""
@@ -403,6 +421,18 @@ class LinkTests(StoreTests):
         self.store.links.confirm(FRONT, Alias(target=Target(ref=REF), checked_at=2000))
         self.assertEqual((self.root / LINK).read_bytes(), JPEG)
 
+    def test_earlier_stays_out(self) -> None:
+        """A link is not replaced by one that was asked for earlier, unless a wrong clock made it."""
+        other = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=8)
+        request = ImageRequest(alias=FRONT, size=250)
+        self.link(at=2000)
+        self.store.links.make(request, other.at(250), MediaType.JPEG, 1999)
+        self.assertIn("_7_250", os.readlink(self.root / LINK))
+        self.assertEqual(os.listdir(self.root / layout.INCOMING), [])
+        self.link(at=time.time() + 3600)
+        self.store.links.make(request, other.at(250), MediaType.JPEG, 2000)
+        self.assertIn("_8_250", os.readlink(self.root / LINK))
+
     def test_retired_files(self) -> None:
         """No regular file is ever retired."""
         self.put()
@@ -561,7 +591,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.root = tempfile.mkdtemp()
         self.store = ImageStore(pathlib.Path(self.root))
         self.held: dict[str, bytes] = {}
-        self.links: dict[str, str] = {}
+        self.links: dict[str, tuple[int, str]] = {}
         self.open_fds: set[int] = set()
 
     def teardown(self) -> None:
@@ -607,7 +637,8 @@ class StoreMachine(RuleBasedStateMachine):
         request = ImageRequest(alias=name, size=key.size)
         self.store.links.make(request, key, MediaType.JPEG, at)
         link = layout.alias_path(request, MediaType.JPEG)
-        self.links[link] = layout.image_path(key, MediaType.JPEG)
+        if at >= self.links.get(link, (0, ""))[0]:
+            self.links[link] = at, layout.image_path(key, MediaType.JPEG)
 
     @rule(name=_names)
     def unlink(self, name: AliasKey) -> None:
@@ -647,7 +678,7 @@ class StoreMachine(RuleBasedStateMachine):
             if found is not None:
                 assert found.key == key
                 assert self.store.read(path) == self.held[path]
-        for link, target in self.links.items():
+        for link, (_, target) in self.links.items():
             found = self.store.examine(link)
             assert (found is not None) == (target in self.held), link
             if found is not None:

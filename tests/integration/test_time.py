@@ -1,0 +1,145 @@
+"""Slow answers, which put nothing old back, and clocks that were wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import pytest
+import pytest_twisted
+
+from coverart.simulator.faults import Gate, Rule, Stall
+from tests.support.running import Proxy, reached
+from tests.support.talk import Answer, start, within
+
+Run: TypeAlias = Callable[..., Awaitable[Proxy]]
+TOKEN = "t"  # noqa: S105
+HOUR_S = 3600.0
+
+
+@pytest_twisted.async_yield_fixture(params=["memory", "redis"])
+async def proxy(run: Run, redis: Any, request: Any) -> AsyncIterator[Proxy]:
+    """A proxy with each kind of index."""
+    shared = {"COVER_ART_REDIS_URL": redis.url} if request.param == "redis" else {}
+    yield await run(COVER_ART_ADMIN_TOKEN=TOKEN, **shared)
+
+
+def refresh(proxy: Proxy, path: str) -> Any:
+    """Ask the archive again."""
+    return proxy.get(f"/admin/refresh{path}", "POST", authorization=f"Bearer {TOKEN}")
+
+
+def how(answer: Answer) -> tuple[int, str]:
+    return answer.status, answer["X-Cache-Status"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_size_of_an_old_front(sim, proxy) -> None:
+    """A large size of the old front that lands last leaves the new front where it is."""
+    item = sim.catalogue.release(0)
+    front = f"/release/{item.mbid}/front"
+    await proxy.get(f"{front}-250")
+    sim.faults.add(Rule(hop="node", path="*1200*", times=1, does=Gate(name="hold")))
+    slow = start(proxy.get(f"{front}-1200"))
+    await reached(sim, "hold")
+    sim.catalogue.set_front(item.mbid, item.back.id)
+    assert (await refresh(proxy, f"{front}-250")).status == 200
+    new = await proxy.get(f"{front}-250")
+    assert new.body == sim.studio.archive_bytes(item.back, 250)
+    sim.faults.gates.open("hold")
+    answer = await within(slow)
+    assert answer.body == sim.studio.archive_bytes(item.front, 1200)
+    await proxy.settled()
+    seen = await proxy.get(f"{front}-250")
+    assert (how(seen), seen.body) == ((200, "HIT"), new.body)
+    (link,) = proxy.links()
+    assert str(item.back.id) in os.readlink(proxy.root / link)
+    large = await proxy.get(f"{front}-1200")
+    assert large.body == sim.studio.archive_bytes(item.back, 1200)
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_first_front(sim, proxy) -> None:
+    """The same for a name that was asked for the first time: hop 1 told it before it moved."""
+    item = sim.catalogue.release(0)
+    front = f"/release/{item.mbid}/front"
+    sim.faults.add(Rule(hop="node", path="*1200*", times=1, does=Gate(name="hold")))
+    slow = start(proxy.get(f"{front}-1200"))
+    await reached(sim, "hold")
+    sim.catalogue.set_front(item.mbid, item.back.id)
+    assert (await refresh(proxy, f"{front}-250")).status == 200
+    sim.faults.gates.open("hold")
+    await within(slow)
+    seen = await proxy.get(f"{front}-250")
+    assert (how(seen), seen.body) == ((200, "HIT"), sim.studio.archive_bytes(item.back, 250))
+    assert all(str(item.back.id) in os.readlink(proxy.root / link) for link in proxy.links())
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_listing(sim, proxy) -> None:
+    """A listing that lands after one that was asked for later is thrown away."""
+    item = sim.catalogue.release(0)
+    path = f"/release/{item.mbid}/"
+    await proxy.get(path)
+    sim.faults.add(Rule(hop="node", times=1, does=Stall(after_bytes=10, gate="rest")))
+    slow = start(refresh(proxy, path))
+    await reached(sim, "rest")
+    sim.catalogue.add_art(item.mbid)
+    assert (await refresh(proxy, path)).status == 200
+    (name,) = proxy.files()
+    new = (proxy.root / name).read_bytes()
+    sim.faults.gates.open("rest")
+    assert (await within(slow)).status == 200
+    seen = await proxy.get(path)
+    assert (how(seen), len(seen.json["images"])) == ((200, "HIT"), len(item.images) + 1)
+    assert (proxy.root / name).read_bytes() == new
+    totals = await proxy.cache.index.totals()
+    assert (totals.files, totals.size_bytes) == (1, len(new))
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_listing_of_art_since_removed(sim, proxy) -> None:
+    """A listing that lands after a later 404 leaves no file, and the 404 stands."""
+    item = sim.catalogue.release(0)
+    path = f"/release/{item.mbid}/"
+    await proxy.get(path)
+    sim.faults.add(Rule(hop="node", times=1, does=Stall(after_bytes=10, gate="rest")))
+    slow = start(refresh(proxy, path))
+    await reached(sim, "rest")
+    sim.catalogue.remove_art(item.mbid)
+    assert (await refresh(proxy, path)).status == 200
+    sim.faults.gates.open("rest")
+    await within(slow)
+    assert how(await proxy.get(path)) == (404, "ABSENT")
+    assert proxy.files() == []
+    assert (await proxy.cache.index.totals()).files == 0
+
+
+@pytest.mark.parametrize("index", ["memory", "redis"])
+@pytest_twisted.ensureDeferred
+async def test_checked_while_the_clock_was_ahead(sim, run, redis, index) -> None:
+    """
+    An alias stamped by a clock that was an hour ahead is retired by the next sweep, and stale.
+
+    Its links, in the index's sight or not, are out of nginx's; a refresh puts the new front there.
+    """
+    shared = {"COVER_ART_REDIS_URL": redis.url} if index == "redis" else {}
+    proxy = await run(COVER_ART_ALIAS_TTL="60", **shared)
+    item = sim.catalogue.release(0)
+    front = f"/release/{item.mbid}/front-250"
+    proxy.now.advance(HOUR_S)
+    await proxy.get(front)
+    proxy.now.advance(-HOUR_S)
+    swept = await proxy.cleanup.sweep()
+    assert swept.retired == 1
+    (link,) = proxy.links()
+    assert link.endswith(".stale")
+    sim.catalogue.set_front(item.mbid, item.back.id)
+    assert how(await proxy.get(front)) == (200, "STALE")
+    await proxy.settled()
+    seen = await proxy.get(front)
+    assert (how(seen), seen.body) == ((200, "HIT"), sim.studio.archive_bytes(item.back, 250))
+    (link,) = proxy.links()
+    assert not link.endswith(".stale")
+    assert str(item.back.id) in os.readlink(proxy.root / link)
