@@ -18,14 +18,14 @@ class Forbidden(CoverError):
     """No token is set, so nobody may."""
 
     status: ClassVar[int] = 403
-    said: ClassVar[str] = "admin routes are switched off"
+    said = "admin routes are switched off"
 
 
 class Unauthorized(CoverError):
     """The token is missing or wrong."""
 
     status: ClassVar[int] = 401
-    said: ClassVar[str] = "wrong token"
+    said = "wrong token"
 
 
 class AdminRoutes:

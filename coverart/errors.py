@@ -16,7 +16,7 @@ class CoverError(Exception):
     """A request can't be answered with a cover. `detail` is for the log, never for the client."""
 
     status: ClassVar[int] = 500
-    said: ClassVar[str] = "internal error"
+    said: str = "internal error"
 
     def __init__(self, detail: str = "", *, retry_after_s: float | None = None) -> None:
         super().__init__(detail or self.said)
@@ -30,7 +30,11 @@ class Malformed(CoverError):
     """The path names nothing the archive could have."""
 
     status = 400
-    said = "malformed request"
+
+    def __init__(self, why: str) -> None:
+        """:param why: what is wrong with it, in words that quote nothing of it."""
+        self.said = f"no such path: {why}"
+        super().__init__()
 
 
 class NotInArchive(CoverError):

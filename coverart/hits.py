@@ -52,6 +52,8 @@ class HitsFirst(Resource):
         return self._by_route(request) if sent is None else sent
 
     def _by_route(self, request: LoggedRequest) -> bytes | int:
+        # Routes match the canonical path, whatever was sent.
+        request.postpath = request.key[1:].encode().split(b"/")
         rendered: bytes | int = self._routed.render(request)
         return rendered
 

@@ -7,11 +7,13 @@ import math
 import re
 from typing import Any
 
-from coverart.errors import BadUpstream, Malformed
-from coverart.model import ImageRequest
-from coverart.request_path import parse
+from coverart.errors import BadUpstream, CoverError
+from coverart.model import ImageRequest, MediaType
+from coverart.request_path import parse, spell
 
 _ABSOLUTE = re.compile(r"https?://[^/?#]+(?P<path>/[^?#]*)", re.IGNORECASE)
+
+_EXTENSIONS = {f".{media.extension}" for media in MediaType}
 
 MOST_DEEP = 50
 """Levels of objects in lists in objects; the archive's own has five."""
@@ -104,13 +106,20 @@ def _no_number(name: str) -> None:
 
 
 def _turn(url: object, public_url: str) -> str | None:
-    """This proxy's URL for one of the archive's, keeping its spelling; None if it has none."""
+    """
+    This proxy's URL for one of the archive's, with the same extension; None if it has none.
+
+    Spelled anew: what the archive answers may mean something else to who resolves its dots.
+    """
     match = _ABSOLUTE.fullmatch(url) if isinstance(url, str) else None
     if match is None:
         return None
     path = match["path"]
     try:
         thing = parse(path.encode("utf-8", "surrogatepass"))
-    except Malformed:
+    except CoverError:
         return None
-    return public_url + path if isinstance(thing, ImageRequest) else None
+    if not isinstance(thing, ImageRequest):
+        return None
+    extension = path[-4:] if path[-4:].lower() in _EXTENSIONS else ""
+    return f"{public_url}{spell(thing)}{extension}"

@@ -1,38 +1,36 @@
 """
-From the path of a request to the canonical thing it asks for; everything else is malformed.
+From the path of a request to the canonical thing it asks for (pure).
 
-The archive's redirect service is loose (any name that starts with "front" is the front, sizes
-match by prefix). Here each thing has one key however it is spelled, and only a key ever becomes
-a file name, so a path can't name a file that the archive has no name for.
+The archive's redirect service is loose, and its clients rely on that. What it answers is answered
+here, however it is spelled, and what it refuses is refused: its code is the contract
+(metabrainz/artwork-redirect, artwork_redirect/request.py). Each thing has one key, and only a key
+ever becomes a file name, so that a path can't name a file that the archive has no name for.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
 
-from coverart.errors import Malformed
-from coverart.model import ORIGINAL, AliasKey, Entity, ImageRequest, ListingKey, Name
+from coverart.errors import Malformed, NotInArchive
+from coverart.model import ORIGINAL, SIZES, AliasKey, Entity, ImageRequest, ListingKey, Name
 
-_MBID = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-_ID = "[1-9][0-9]{0,17}"
-"""Ids are PostgreSQL bigints without leading zeros; 18 digits always fit 63 bits."""
-_EXTENSION = r"\.(?i:jpg|jpeg|png|gif|pdf)"
-
-_ART = re.compile(
-    f"/(?P<entity>release|release-group|event)/(?P<mbid>{_MBID})"
-    f"(?:/?|/(?P<name>front|back|{_ID})(?:-(?P<size>250|500|1200))?(?:{_EXTENSION})?)"
+_MBID = rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_WHOLE = re.compile(rb"/(?:[!-$&-~]|%(?!00)[0-9a-fA-F]{2})*")
+"""What HTTP servers take (RFC 3986 section 2): all but ASCII's letters and signs is encoded, no NUL."""
+_IS_MBID = re.compile(_MBID).fullmatch
+_DIGITS = re.compile(rb"[0-9]*").match
+_FILE = re.compile(
+    rb"mbid-(?P<mbid>" + _MBID + rb")/mbid-(?P<again>" + _MBID + rb")-(?P<id>[0-9]+)"
+    rb"(?:_thumb(?P<size>250|500|1200))?\.(?i:jpe?g|png|gif|pdf)"
 )
-_DOWNLOAD = re.compile(
-    f"/download/mbid-(?P<mbid>{_MBID})/mbid-(?P<again>{_MBID})-(?P<id>{_ID})"
-    f"(?:_thumb(?P<size>250|500|1200))?{_EXTENSION}"
-)
-_NAMES = {
-    Entity.RELEASE: re.compile("front|back|[0-9]+"),
-    Entity.RELEASE_GROUP: re.compile("front"),
-    Entity.EVENT: re.compile("front|[0-9]+"),
-}
-_LONGEST = 160
-"""Longer than any path above; nothing longer is looked at."""
+_SIZES = {str(size).encode(): size for size in SIZES}
+_ENTITIES = {entity.value.encode(): entity for entity in Entity}
+_MOST_DIGITS = 18
+"""Ids are PostgreSQL bigints; so many digits always fit 63 bits."""
+_LONGEST = 8192
+"""As much as nginx takes for a whole request line."""
 
 
 def parse(path: bytes) -> ImageRequest | ListingKey:
@@ -40,42 +38,78 @@ def parse(path: bytes) -> ImageRequest | ListingKey:
     Say what a path asks for.
 
     :param path: the path as it came over the wire, still percent-encoded, without the query.
-        No canonical path needs an encoded byte, so one that has any is malformed.
-    :raises Malformed: it is none of the archive's paths (design section 5 lists them).
+    :raises Malformed: the archive refuses it too; the error says why and quotes nothing of it.
+    :raises NotInArchive: it asks for an id that no image can have.
 
-    An MBID in upper case is taken as lower case. The extension asked for is dropped, as the
-    archive drops it: the type of an answer is that of its bytes.
+    The path is decoded once. Doubled slashes, segments of a single dot, and all that follows the
+    name of an image do not count. A name that begins with "front" or "back" is that, else its
+    leading digits are the id; a size is what follows the last dash, if it begins with one.
+    Only this is not the archive's: an MBID in upper case is taken as lower case, and the file names
+    of archive.org are understood below /download.
     """
-    if len(path) > _LONGEST or not path.isascii():
-        raise Malformed("path too long or not ASCII")
-    text = path.decode("ascii")
-    if (art := _ART.fullmatch(text)) is not None:
-        entity = Entity(art["entity"])
-        mbid = art["mbid"].lower()
-        if (name := art["name"]) is None:
-            return ListingKey(entity=entity, mbid=mbid)
-        if _NAMES[entity].fullmatch(name) is None:
-            raise Malformed("this entity has no image of that name")
-        return _image(entity, mbid, name, art["size"])
-    if (file := _DOWNLOAD.fullmatch(text)) is not None:
-        mbid = file["mbid"].lower()
-        if mbid == file["again"].lower():
-            # Items of events look the same; clients build this spelling for releases only.
-            return _image(Entity.RELEASE, mbid, file["id"], file["size"])
-    raise Malformed("not a path of the archive")
-
-
-def _image(entity: Entity, mbid: str, name: str, size: str | None) -> ImageRequest:
-    canonical: Name
-    if name == "front":
-        canonical = "front"
-    elif name == "back":
-        canonical = "back"
-    else:
-        canonical = int(name)
+    if len(path) > _LONGEST:
+        raise Malformed("it is too long")
+    if not _WHOLE.fullmatch(path):
+        raise Malformed("it has bytes that no URL has, or encodes one wrongly")
+    first, _, rest = unquote_to_bytes(path).lstrip(b"/").partition(b"/")
+    # The last segment counts though it be a dot, as in the archive.
+    *middle, last = rest.split(b"/")
+    segments = [each for each in middle if each not in (b"", b".")] + [last]
+    if first == b"download":
+        return _file(segments)
+    if (entity := _ENTITIES.get(first)) is None:
+        raise Malformed("it begins with release, release-group, event or download")
+    if not _IS_MBID(segments[0]):
+        raise Malformed("an MBID has 8-4-4-4-12 hexadecimal digits")
+    mbid = segments[0].decode().lower()
+    if not (name := b"".join(segments[1:2])):
+        return ListingKey(entity=entity, mbid=mbid)
+    _, dash, size = name.rpartition(b"-")
     return ImageRequest(
-        alias=AliasKey(entity=entity, mbid=mbid, name=canonical),
-        size=ORIGINAL if size is None else int(size),
+        alias=AliasKey(entity=entity, mbid=mbid, name=_name(entity, name, segments[2:])),
+        size=next(
+            (n for digits, n in _SIZES.items() if dash and size.startswith(digits)), ORIGINAL
+        ),
+    )
+
+
+def _name(entity: Entity, name: bytes, further: Sequence[bytes]) -> Name:
+    depth = 3
+    for each in further:
+        depth += -1 if each == b".." else bool(each)
+        if depth < 0:
+            # nginx refuses that by itself, before the archive's code as before this.
+            raise Malformed("it climbs above its root")
+    if name.startswith(b"front"):
+        return "front"
+    if entity is Entity.RELEASE_GROUP:
+        raise Malformed("of a release group there is only the front")
+    if name.startswith(b"back") and entity is Entity.RELEASE:
+        return "back"
+    return _id(name)
+
+
+def _id(name: bytes) -> int:
+    found = _DIGITS(name)
+    digits = b"" if found is None else found[0]
+    if not digits:
+        raise Malformed("an id begins with digits")
+    significant = digits.lstrip(b"0")
+    if not 0 < len(significant) <= _MOST_DIGITS:
+        raise NotInArchive("no image has such an id")
+    return int(significant)
+
+
+def _file(segments: Sequence[bytes]) -> ImageRequest:
+    file = _FILE.fullmatch(b"/".join(segments))
+    # Items of events look the same; clients build this spelling for releases only.
+    if file is None or file["mbid"].lower() != file["again"].lower():
+        raise Malformed("a download is mbid-MBID/mbid-MBID-ID.jpg, with the same MBID twice")
+    return ImageRequest(
+        alias=AliasKey(
+            entity=Entity.RELEASE, mbid=file["mbid"].decode().lower(), name=_id(file["id"])
+        ),
+        size=_SIZES.get(file["size"], ORIGINAL),
     )
 
 

@@ -47,7 +47,7 @@ class MethodNotAllowed(CoverError):
     """This path does not understand that method."""
 
     status: ClassVar[int] = 405
-    said: ClassVar[str] = "method not allowed"
+    said = "method not allowed"
 
     def __init__(self, allow: bytes = METHODS) -> None:
         """:param allow: the methods that this path understands."""
@@ -59,14 +59,14 @@ class RangeNotSatisfiable(CoverError):
     """Nothing of what the Range header asks for is there (RFC 9110 section 15.5.17)."""
 
     status: ClassVar[int] = 416
-    said: ClassVar[str] = "range not satisfiable"
+    said = "range not satisfiable"
 
 
 class PreconditionFailed(CoverError):
     """If-Match or If-Unmodified-Since does not hold (RFC 9110 section 15.5.13)."""
 
     status: ClassVar[int] = 412
-    said: ClassVar[str] = "precondition failed"
+    said = "precondition failed"
 
 
 def open_to_all(request: Request) -> None:

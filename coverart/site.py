@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +20,17 @@ from coverart.metrics import Metrics
 from coverart.model import ImageRequest, ListingKey
 from coverart.reception import Reception
 from coverart.request_path import parse, spell
-from coverart.responses import MethodNotAllowed, open_to_all, options, refuse
+from coverart.responses import MethodNotAllowed, open_to_all, options, refuse, sized
 
+API = b"https://musicbrainz.org/doc/Cover_Art_Archive/API"
+_DAY = (b"cache-control", b"public, max-age=86400")
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")
+PAGES: Mapping[bytes, tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]] = {
+    b"/robots.txt": (200, b"User-agent: *\nAllow: /", (_TEXT, _DAY)),
+    b"/api": (301, b"See: %s\n" % API, (_TEXT, _DAY, (b"location", API))),
+    b"/favicon.ico": (204, b"", (_DAY,)),
+}
+"""What the archive answers to anybody besides covers; it has a picture for the last."""
 OPERATOR_PATHS = frozenset(
     {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json"}
 )
@@ -30,19 +40,23 @@ DRAIN_LOOK_S = 0.02
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
 
 
-@lru_cache(maxsize=8192)
 def _read(path: bytes) -> tuple[ImageRequest | ListingKey, str]:
-    """What a path asks for and how it is told in the log; some paths are asked for again and again."""
+    """What a path asks for and how it is told in the log."""
     thing = parse(path)
     return thing, spell(thing)
+
+
+_read_short = lru_cache(maxsize=8192)(_read)
+"""Some paths are asked for again and again; none of those is long, and long ones fill the memory."""
+_SHORT = 160
 
 
 class Front(Resource):
     """
     Parses the path and checks the method, then hands over to the Klein application that knows.
 
-    The routes match decoded paths; this looks at the path as it came, so that no two layers can
-    read it in two ways.
+    The routes of operators match byte for byte, as nginx matches them before it lets anyone ask;
+    only what asks for a cover is decoded, and only once (request_path.py).
     """
 
     isLeaf = True
@@ -63,18 +77,37 @@ class Front(Resource):
                 request.thing = parse(path["thing"])
                 request.key = f"{path['verb'].decode()} {spell(request.thing)}"
                 if request.method == b"POST":
+                    request.postpath = [b"admin", path["verb"], b"thing"]
                     return self._rendered(self._admin, request)
                 raise MethodNotAllowed(b"POST")
+            elif request.path in PAGES:
+                request.key = request.path.decode("ascii")
+                inner = None
             else:
-                request.thing, request.key = _read(request.path)
+                read = _read_short if len(request.path) <= _SHORT else _read
+                request.thing, request.key = read(request.path)
                 inner = self._art
             if request.method == b"OPTIONS":
                 return options(request)
             if request.method not in (b"GET", b"HEAD"):
                 raise MethodNotAllowed
+            if inner is None:
+                return self._page(request)
         except CoverError as error:
             return refuse(request, error)
         return self._rendered(inner, request)
+
+    @staticmethod
+    def _page(request: LoggedRequest) -> bytes:
+        status, body, headers = PAGES[request.path]
+        request.setResponseCode(status)
+        for name, value in headers:
+            request.setHeader(name, value)
+        if not body:
+            # Twisted would declare one for an answer that has none.
+            request.defaultContentType = None
+            return body
+        return sized(request, body)
 
     @staticmethod
     def _rendered(inner: IResource, request: LoggedRequest) -> bytes | int:

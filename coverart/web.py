@@ -72,7 +72,6 @@ class CoverRoutes:
     @app.route("/release/<path:_>")
     @app.route("/release-group/<path:_>")
     @app.route("/event/<path:_>")
-    @app.route("/download/<path:_>")
     async def art(self, request: LoggedRequest, _: str) -> Any:
         """Answer with the image or listing that the path names."""
         thing: ImageRequest | ListingKey = request.thing

@@ -2,7 +2,8 @@
 What each hop answers, as pure rules: a request's parts in, status, headers and body out.
 
 Hop 1 follows the source of the redirect service (metabrainz/artwork-redirect), with its looseness:
-any name that begins with ``front`` is the front, and a size matches by its first digits.
+the path is decoded, any name that begins with ``front`` is the front, and a size matches by its
+first digits.  In front of it is an nginx, which refuses some paths by itself.
 """
 
 import hashlib
@@ -10,13 +11,17 @@ import json
 import re
 from email.utils import formatdate, parsedate_to_datetime
 from html import escape
-from urllib.parse import unquote
+from os.path import splitext
+from urllib.parse import unquote, unquote_to_bytes
+from wsgiref.util import shift_path_info
 
 import attrs
 
 from coverart.simulator.catalogue import THUMBNAIL_SIZES, Catalogue, Entity, Image, Item
 
 _MBID = re.compile(r"[a-f0-9]{8}-[a-f0-9]{4}-[a-f0-9]{4}-[a-f0-9]{4}-[a-f0-9]{12}")
+_NOT_FOR_NGINX = re.compile(r"[\x00-\x20\x7f]|%00|%(?![0-9a-fA-F]{2})")
+_API = b"https://musicbrainz.org/doc/Cover_Art_Archive/API"
 _ALLOW = (b"Allow", b"GET, HEAD, OPTIONS")
 _ANY_ORIGIN = (b"Access-Control-Allow-Origin", b"*")
 _HTML = (b"Content-Type", b"text/html; charset=utf-8")
@@ -124,34 +129,88 @@ def _redirect_service(
 ) -> Answer:
     if method not in {*_READ, "OPTIONS"}:
         return _page(405, "Method Not Allowed", "Only GET, HEAD, OPTIONS.", _ALLOW, _ANY_ORIGIN)
-    parts = [part for part in unquote(path).split("/") if part]
-    if not parts:
-        if method == "OPTIONS":
-            return Answer(status=200, headers=(_ALLOW, _ANY_ORIGIN))
-        return _page(200, "Cover Art Archive", "A simulated archive of cover art.", _ANY_ORIGIN)
-    if parts == ["robots.txt"]:
-        return Answer(
-            status=200,
-            headers=((b"Content-Type", b"text/plain; charset=utf-8"), _ANY_ORIGIN),
-            body=b"User-agent: *\nAllow: /",
-        )
-    entity = next((name for name in _ENTITIES[host] if name == parts[0]), None)
-    if entity is None:
-        supported = ", ".join(_ENTITIES[host])
-        raise _bad(f"Only the following entities are supported: {supported}")
-    if len(parts) == 1:
-        raise _bad("no MBID specified")
-    mbid, name = parts[1], parts[2] if len(parts) > 2 else ""
-    if not _MBID.fullmatch(mbid):
-        raise _bad("invalid MBID specified")
+    if _nginx_refuses(path):
+        raise _bad("nginx does not pass this on")
+    decoded = unquote_to_bytes(path.encode("latin-1")).decode("latin-1")
+    environ = {"PATH_INFO": decoded, "SCRIPT_NAME": ""}
+    first = _pop(environ)
     if method == "OPTIONS":
-        return Answer(status=200, headers=(_ALLOW, _ANY_ORIGIN))
+        return _options(host, first, environ)
+    if first in {"", "coverartarchive.html", "eventartarchive.html"}:
+        return _page(200, "Cover Art Archive", "A simulated archive of cover art.", _ANY_ORIGIN)
+    if first == "robots.txt":
+        return _text(200, b"User-agent: *\nAllow: /")
+    if first == "api":
+        return _text(301, b"See: %s\n" % _API, (b"Location", _API))
+    if first == "img":
+        raise _missing("There are no pictures here.")
+    entity = _entity(host, first)
+    mbid = _mbid(shift_path_info(environ))
+    name = _pop(environ)
     target = _target(catalogue, entity, mbid, name)
     location = f"{places.archive}/download/{target}"
     body = _page(307, "Redirecting...", f"You should be redirected to {location}").body
     return Answer(
         status=307, headers=((b"Location", location.encode()), _HTML, _ANY_ORIGIN), body=body
     )
+
+
+def _nginx_refuses(path: str) -> bool:
+    """
+    Say whether the server in front of the service answers a path with a 400 of its own.
+
+    It resolves dots for itself, and none leads above the root, though it passes on what came.
+    """
+    if not path.startswith("/") or _NOT_FOR_NGINX.search(path):
+        return True
+    depth = 0
+    for part in unquote(path).split("/"):
+        depth += -1 if part == ".." else part not in {"", "."}
+        if depth < 0:
+            return True
+    return False
+
+
+def _pop(environ: dict[str, str]) -> str:
+    """Take the first segment of what is left, as werkzeug's pop_path_info did."""
+    segment, slash, rest = environ["PATH_INFO"].lstrip("/").partition("/")
+    environ["PATH_INFO"] = slash + rest
+    return segment.encode("latin-1").decode("utf-8", "replace")
+
+
+def _entity(host: str, name: str) -> Entity:
+    for entity in _ENTITIES[host]:
+        if entity == name:
+            return entity
+    supported = ", ".join(_ENTITIES[host])
+    raise _bad(f"Only the following entities are supported: {supported}")
+
+
+def _mbid(text: str | None) -> str:
+    if not text:
+        raise _bad("no MBID specified")
+    if not _MBID.fullmatch(text):
+        raise _bad("invalid MBID specified")
+    return text
+
+
+def _options(host: str, first: str, environ: dict[str, str]) -> Answer:
+    """OPTIONS is stricter with names than GET."""
+    if first == "*" and environ["PATH_INFO"]:
+        raise _bad("There is more than an asterisk.")
+    if first not in {"", "*"}:
+        _entity(host, first)
+        _mbid(shift_path_info(environ))
+        name, *sizes = splitext(shift_path_info(environ) or "")[0].split("-")
+        strange = name not in {"", "front", "back"} and not name.isdecimal()
+        if strange or (sizes and sizes[0] not in {str(size) for size in THUMBNAIL_SIZES}):
+            raise _bad("There is no such image.")
+    return Answer(status=200, headers=(_ALLOW, _ANY_ORIGIN))
+
+
+def _text(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> Answer:
+    kind = (b"Content-Type", b"text/plain; charset=utf-8")
+    return Answer(status=status, headers=(kind, *headers, _ANY_ORIGIN), body=body)
 
 
 def _target(catalogue: Catalogue, entity: Entity, mbid: str, name: str) -> str:
@@ -172,10 +231,11 @@ def _target(catalogue: Catalogue, entity: Entity, mbid: str, name: str) -> str:
     elif name.startswith("back") and entity == "release":
         image = item.back if item else None
     else:
-        digits = re.match(r"[0-9]+", name)
-        if digits is None:
-            raise _bad(f"{name} does not contain a valid image id")
-        image = item.image(int(digits[0][:20])) if item else None
+        try:
+            image_id = int(re.sub("[^0-9].*", "", name))
+        except ValueError:
+            raise _bad(f"{name} does not contain a valid image id") from None
+        image = item.image(image_id) if item else None
     if item is None or image is None:
         raise _missing(f"No such image found for {entity} with identifier {mbid}")
     return f"mbid-{item.mbid}/{file_name(item, image, _loose_size(name))}"

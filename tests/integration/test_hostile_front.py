@@ -15,6 +15,7 @@ from coverart.simulator.faults import Gate, Rule
 from tests.integration.test_hostile_requests import (
     BODIES,
     CHUNKS,
+    COVERS,
     END,
     FRAMING,
     LINES,
@@ -42,7 +43,7 @@ def attacks(path: bytes) -> dict[str, bytes]:
     for name, data in CHUNKS.items():
         chunked = b"Transfer-Encoding: chunked\r\n\r\n"
         found[f"chunks: {name}"] = head + chunked + data + SMUGGLED
-    for name, target in TARGETS.items():
+    for name, target in (TARGETS | COVERS).items():
         found[f"target: {name}"] = head.replace(path, target) + b"\r\n"
     return found
 

@@ -13,7 +13,7 @@ from coverart import layout
 from coverart.breaker import LONGEST_RETRY_AFTER_S, Breaker
 from coverart.client import _retry_after_s
 from coverart.conditions import Validators, condition, spans
-from coverart.errors import BadUpstream, Malformed
+from coverart.errors import BadUpstream, Malformed, NotInArchive
 from coverart.listing import check, rewrite
 from coverart.model import Entity, ImageRequest, ListingKey
 from coverart.redirects import Rules, archive_file
@@ -31,7 +31,7 @@ def path(data: bytes) -> None:
     """A path is malformed, or of a thing that spells back to itself and lies within the layout."""
     try:
         thing = parse(data)
-    except Malformed:
+    except (Malformed, NotInArchive):
         return
     assert parse(spell(thing).encode()) == thing
     names = (
@@ -157,6 +157,7 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"/release/" + _MBID + b"/front-250.jpg",
         b"/release-group/" + _MBID.upper() + b"/",
         b"/event/" + _MBID + b"/12",
+        b"//%72elease/./" + _MBID + b"/007x-2500.webp/../x",
         b"/download/mbid-" + _MBID + b"/mbid-" + _MBID + b"-7_thumb250.jpg",
     ),
     "place": (

