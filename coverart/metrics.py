@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from glob import glob
 
 import attrs
 import prometheus_client
@@ -224,7 +225,7 @@ class Metrics:
     def _all_families(self) -> Iterable[Metric]:
         # Set before the library was imported, or it would count in memory.
         if FOLDER_VARIABLE in os.environ:
-            gathered: Iterable[Metric] = MultiProcessCollector(None).collect()
+            gathered: Iterable[Metric] = MultiProcessCollector.merge(_begun_files())
             return gathered
         return self._registry.collect()
 
@@ -248,6 +249,16 @@ class Metrics:
                 if sample.name == name and sample.labels == labels:
                     return sample.value
         return None
+
+
+def _begun_files() -> list[str]:
+    """
+    The files in which the processes behind the port count.
+
+    One that is being made is empty for a moment, and nothing was counted in it yet.
+    """
+    files = glob(os.path.join(os.environ[FOLDER_VARIABLE], "*.db"))
+    return [file for file in files if os.path.getsize(file)]
 
 
 def _untold(families: Iterable[Metric]) -> dict[str, int]:

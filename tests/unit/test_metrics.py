@@ -1,11 +1,15 @@
 """What is counted, and what Prometheus and /cache-status are told of it."""
 
+import os
+from unittest.mock import patch
+
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.metrics import OUTCOMES, SWEPT, Metrics
+from coverart.metrics import FOLDER_VARIABLE, OUTCOMES, SWEPT, Metrics
 from coverart.service import DELAY_EVERY_S, ReactorDelay
+from tests.support.doubles import folder
 
 
 class MetricsTests(SynchronousTestCase):
@@ -68,6 +72,14 @@ class MetricsTests(SynchronousTestCase):
         self.assertIn("coverart_upstream_requests_total", samples)
         self.assertEqual([name for name in samples if name.endswith("_created")], [])
         self.assertEqual([family.name for family in families if not family.documentation], [])
+
+    def test_asked_while_another_starts(self) -> None:
+        """Another process behind the port has just made its file, and counted nothing in it yet."""
+        counts = folder(self)
+        (counts / "counter_2.db").touch()
+        with patch.dict(os.environ, {FOLDER_VARIABLE: str(counts)}):
+            self.assertEqual(self.metrics.expose(), b"")
+            self.assertEqual(set(self.metrics.untold().values()), {0})
 
     def test_apart(self) -> None:
         """Two of them count each for itself."""
