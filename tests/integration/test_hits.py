@@ -8,13 +8,11 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
-from twisted.internet.task import deferLater
 
 from tests.integration.test_cleanup import fill
 from tests.support.redis_server import RedisServer
 from tests.support.running import Proxy
-from tests.support.talk import until
+from tests.support.talk import becomes, until
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -91,11 +89,8 @@ async def test_between_sweeps(sim, run, nginx) -> None:
     proxy = await run(COVER_ART_HIT_LOG=str(nginx.path))
     await proxy.get(sim.catalogue.examples()["thumbnail"])
     nginx.sent(proxy.files()[0], 5)
-    for _ in range(1000):
-        if (await status(proxy))["direct_hits"]:
-            break
-        await deferLater(reactor, 0.02)
-    assert did(await status(proxy)) == (5, 5, 1)
+    told = await becomes(lambda: status(proxy), lambda told: told["direct_hits"], "it is told")
+    assert did(told) == (5, 5, 1)
 
 
 @pytest_twisted.ensureDeferred
@@ -162,11 +157,7 @@ async def test_redis_away(sim, run, redis: RedisServer, nginx) -> None:
     redis.client().replicaof("NO", "ONE")
     assert redis.client().hgetall(b"coverart:1:default:tally") == {b"misses": b"1"}
     index = proxy.cache.index
-    for _ in range(1000):
-        await index.totals()
-        if index.available:
-            break
-        await deferLater(reactor, 0.02)
+    await becomes(index.totals, lambda _: index.available, "Redis is back")
     await proxy.service.stand()
     await until(lambda: proxy.leadership.token, "it leads")
     await proxy.service.take_in()

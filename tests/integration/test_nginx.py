@@ -14,7 +14,6 @@ from typing import Any
 import pytest_twisted
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.task import deferLater
 from twisted.names import dns
 from twisted.names.common import ResolverBase
 from twisted.names.server import DNSServerFactory
@@ -23,7 +22,7 @@ from coverart.simulator.faults import Cut, Rule, Stall
 from tests.support.nginx_server import NginxServer
 from tests.support.programs import find_nginx
 from tests.support.running import reached
-from tests.support.talk import LOCAL, SAFETY_S, connect, until
+from tests.support.talk import LOCAL, becomes, connect, until
 
 reactor: Any = _reactor
 
@@ -158,10 +157,9 @@ async def test_app_replaced(run, nginx) -> None:
 
 async def answer_of(front: NginxServer, field: str) -> str:
     """What /health says, as soon as nginx finds an app."""
-    deadline = reactor.seconds() + SAFETY_S
-    while (answer := await front.get("/health")).status == 503:
-        assert reactor.seconds() < deadline, front.log
-        await deferLater(reactor, 0.1)
+    answer = await becomes(
+        lambda: front.get("/health"), lambda answer: answer.status != 503, "nginx finds an app"
+    )
     return str(answer.json[field])
 
 

@@ -25,7 +25,7 @@ from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
 from tests.integration.conftest import STUDIO
 from tests.support.running import Proxy, ProxyChild, reached
-from tests.support.talk import SAFETY_S, Answer, ask, connect, start, until, within
+from tests.support.talk import SAFETY_S, Answer, ask, becomes, connect, start, until, within
 
 DAY_S = 86_400
 LARGE = 11
@@ -271,10 +271,15 @@ async def test_descriptors_used_up(sim, spawn) -> None:
 
 async def child_answer(child: ProxyChild) -> Answer:
     """Ask until a connection is let in: the places are free in a moment."""
-    for _ in range(1000):
+
+    async def attempt() -> Answer | None:
         with contextlib.suppress(ResponseNeverReceived, ConnectError):
             return await ask(f"{child.url}/health")
-    raise AssertionError("nobody is let in any more")
+        return None
+
+    answer = await becomes(attempt, lambda answer: answer is not None, "somebody is let in")
+    assert answer is not None
+    return answer
 
 
 @pytest_twisted.ensureDeferred

@@ -19,7 +19,7 @@ from coverart.simulator.faults import Rule, Stall
 from coverart.tap import Options, makeService
 from tests.support.redis_server import RedisServer
 from tests.support.running import Child, ProxyChild, reached
-from tests.support.talk import Wire, ask, connect, start, until, within
+from tests.support.talk import Wire, ask, becomes, connect, start, until, within
 
 STOPPED = {0, -signal.SIGTERM}
 
@@ -39,24 +39,26 @@ class Port:
             int(pid) for pid in re.findall(rf"process {number} of 2 runs as pid (\d+)", self.log())
         ]
 
-    def serving(self) -> int:
-        """How many processes began to serve so far."""
-        return len(re.findall(r"CoverService#info \d\] cache at", self.log()))
-
     async def metrics(self) -> dict[str, float]:
         """What a scrape tells, by series."""
         answer = await ask(f"{self.child.url}/metrics")
         assert answer.status == 200
-        lines = [line for line in answer.body.decode().splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+        return series(answer.body)
 
     async def becomes(self, condition: Callable[[dict[str, float]], bool], what: str) -> None:
         """Scrape until something is so."""
-        for _ in range(500):
-            told = await self.metrics()
-            if condition(told):
-                return
-        raise AssertionError(f"never: {what}; at last {told}")
+        await becomes(self.metrics, condition, what)
+
+
+def series(scraped: bytes) -> dict[str, float]:
+    """The values of a scrape."""
+    lines = [line for line in scraped.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def began(count: int) -> Callable[[dict[str, float]], bool]:
+    """Whether so many processes have begun to serve."""
+    return lambda told: told["coverart_process_starts_total"] == count
 
 
 @pytest_twisted.async_yield_fixture
@@ -67,7 +69,7 @@ async def port(tmp_path: Path, monkeypatch, spawn, redis: RedisServer):
     child = spawn(COVER_ART_PROCESSES="2", COVER_ART_REDIS_URL=redis.url)
     two = Port(child)
     await child.ready()
-    await until(lambda: two.serving() == 2, "both serve")
+    await two.becomes(began(2), "both serve")
     yield two
     # The children of a killed parent end by themselves, a moment later.
     child.kill()
@@ -134,10 +136,12 @@ async def test_one_is_killed(sim, port) -> None:
     told = await port.metrics()
     asked = broken = 0
     os.kill(victim, signal.SIGKILL)
-    while port.serving() < 3:
+    serving = told
+    while not began(3)(serving):
         try:
             assert (await ask(port.child.url + path)).status == 200
             asked += 1
+            serving = await port.metrics()
         except ConnectError as error:
             raise AssertionError("refused") from error
         except ResponseNeverReceived:
@@ -169,8 +173,7 @@ async def test_parent_ends(sim, port, tmp_path, signal_) -> None:
     await reached(sim, "rest")
     pids = port.pids(1) + port.pids(2)
     port.child.process.send_signal(signal_)
-    while await listens(port.child.port):
-        pass
+    await becomes(lambda: listens(port.child.port), lambda told: not told, "nobody is let in")
     sim.faults.gates.open("rest")
     answer = await asking
     assert (answer.status, answer.body) == (200, body)
@@ -210,18 +213,22 @@ async def test_unix_socket(sim, tmp_path, children, redis) -> None:
     )
     children.append(child)
     child.log = tmp_path / "cwd" / "twistd.log"
-    await until(child.log.exists, "it logs")
+
+    async def metrics() -> dict[str, float]:
+        wire = Wire()
+        await connectProtocol(UNIXClientEndpoint(reactor, path), wire)
+        wire.get("/metrics", "Connection: close")
+        await wire.end()
+        assert wire.status == 200
+        return series(wire.body)
+
+    await until(lambda: os.path.exists(path), "it listens")
+    await becomes(metrics, began(2), "both serve")
     words = re.compile(r"process \d of 2 runs as pid (\d+)")
-    await until(lambda: child.log.read_text().count("] cache at") == 2, "both serve")
     first = int(words.findall(child.log.read_text())[0])
     os.kill(first, signal.SIGTERM)
-    await until(lambda: f"(pid {first}) ended after" in child.log.read_text(), "one ends")
-    wire = Wire()
-    await connectProtocol(UNIXClientEndpoint(reactor, path), wire)
-    wire.get("/health", "Connection: close")
-    await wire.end()
-    assert wire.status == 200
-    await until(lambda: child.log.read_text().count("] cache at") == 3, "it is started again")
+    await until(lambda: gone(first), "one ends")
+    await becomes(metrics, began(3), "it is started again")
     child.process.send_signal(signal.SIGTERM)
     assert await within(start(child.exit_code())) in STOPPED
     assert not os.path.exists(path)

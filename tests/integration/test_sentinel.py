@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest_twisted
 import valkey
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
 
 from coverart.index_redis import RedisIndex
-from coverart.model import Entity, FileEntry, ListingKey
+from coverart.model import Entity, FileEntry, Found, ListingKey
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
 from tests.support.programs import find_redis
 from tests.support.running import free_port
-from tests.support.talk import SAFETY_S, until
+from tests.support.talk import becomes, until
 
 LISTING = ListingKey(entity=Entity.RELEASE, mbid="353710ec-1509-4df9-8ce2-9bd5011e3b80")
 PASSWORD = "a secret"  # noqa: S105 - of this test's own servers
@@ -87,11 +85,12 @@ async def test_follows_the_master(tmp_path: Path) -> None:
 
 async def _put(index: RedisIndex) -> None:
     """Tell the index of a file until it knows it."""
-    deadline = time.monotonic() + SAFETY_S
-    while (await index.find_listing(LISTING)).entry is None:
-        assert time.monotonic() < deadline
+
+    async def attempt() -> Found:
         await index.put_file(LISTING, FileEntry(size_bytes=3, stored_at=1.0))
-        await deferLater(reactor, 0.05)
+        return await index.find_listing(LISTING)
+
+    await becomes(attempt, lambda found: found.entry is not None, "it is told")
 
 
 def _knows_replica(sentinel: Any) -> bool:

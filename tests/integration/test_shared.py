@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
-from twisted.internet.task import deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 
 from coverart.layout import image_path
 from coverart.simulator.faults import Gate, Rule, Status
 from tests.support.redis_server import RedisServer
 from tests.support.running import Proxy
-from tests.support.talk import start, until, within
+from tests.support.talk import becomes, start, until, within
 
 KEY = b"coverart:1:default:"
 KINDS = ("thumbnail", "listing", "png")
@@ -249,23 +246,16 @@ async def sweep(pair: tuple[Proxy, ...], slices: int = 64) -> None:
 async def until_available(pair: tuple[Proxy, ...]) -> None:
     """Ask until both processes have Redis back, and one leads."""
     indexes = [proxy.cache.index for proxy in pair]
-    await eventually(
+    await becomes(
         lambda: gatherResults([start(index.totals()) for index in indexes]),
-        lambda: all(index.available for index in indexes),
+        lambda _: all(index.available for index in indexes),
+        "Redis is back",
     )
-    await eventually(
+    await becomes(
         lambda: gatherResults([start(proxy.leadership.stand()) for proxy in pair]),
-        lambda: any(proxy.leadership.token for proxy in pair),
+        lambda _: any(proxy.leadership.token for proxy in pair),
+        "one leads",
     )
-
-
-async def eventually(attempt: Any, done: Any) -> None:
-    """Try again until it is so, in turns of the reactor."""
-    deadline = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < deadline
-        await attempt()
-        await deferLater(reactor, 0.02)
 
 
 @pytest_twisted.ensureDeferred

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +89,9 @@ class RawArchive(Factory):
     def location(self, hop: str, path: str) -> str:
         """Where a hop sends to when nothing is wrong."""
         if hop == "1":
-            name = "index.json" if path.count("/") == 2 else f"mbid-{MBID}-7.jpg"
+            asked = re.match("[0-9]+", path.rpartition("/")[2].partition("-")[0] or "-")
+            name = f"mbid-{MBID}-{asked[0] if asked else 7}.jpg"
+            name = "index.json" if path.count("/") == 2 else name
             return f"{self.url}/download/mbid-{MBID}/{name}"
         return f"{self.url}/0/items/{path.removeprefix('/download/')}"
 

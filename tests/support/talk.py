@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import attrs
 import treq
@@ -16,6 +17,8 @@ from twisted.python.failure import Failure
 from twisted.web.client import Agent, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH
+
+T = TypeVar("T")
 
 LOCAL = "127.0.0.1"
 LOOK_S = 0.01
@@ -79,6 +82,20 @@ async def until(condition: Any, what: str, seconds: float = SAFETY_S) -> None:
     while not condition():
         assert reactor.seconds() < deadline, f"never: {what}"
         await pause()
+
+
+async def becomes(
+    ask: Callable[[], Awaitable[T]],
+    is_so: Callable[[T], bool],
+    what: str,
+    seconds: float = SAFETY_S,
+) -> T:
+    """Ask now and then until what is told is so; give it."""
+    deadline = reactor.seconds() + seconds
+    while not is_so(told := await ask()):
+        assert reactor.seconds() < deadline, f"never: {what}; at last {told}"
+        await pause()
+    return told
 
 
 async def pause() -> None:
