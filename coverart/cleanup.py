@@ -26,7 +26,9 @@ from coverart.reconcile import Reconciler, Stuck
 from coverart.store import ImageStore
 
 BATCH = 200
-"""Files or aliases handled at once: a few milliseconds of the reactor's time."""
+"""Files handled at once: a few milliseconds of the reactor's time."""
+RETIRED_AT_ONCE = 20
+"""Aliases are handed out once, so a stop waits for a batch of them: a second on a slow disk."""
 SLICES_A_SWEEP = 64
 MANY_ODD = 16
 """So many slices with a surprise mean that something happened to the whole directory."""
@@ -91,7 +93,12 @@ class Cleanup:
             index=index, store=store, in_thread=in_thread, stuck=self._stuck
         )
         self._cursor = 0
+        self._stopping = False
         self._directory = store.identity()
+
+    def stop(self) -> None:
+        """Do no more: a sweep under way ends behind the file or alias that it is at."""
+        self._stopping = True
 
     async def sweep(self, *, slices: int = SLICES_A_SWEEP) -> Sweep | None:
         """
@@ -100,7 +107,7 @@ class Cleanup:
         :param slices: how many parts of the index to compare with the disk.
         :returns: what was done; None if another process leads or the index is away.
         """
-        if await self._leadership.stand() is None:
+        if self._stopping or await self._leadership.stand() is None:
             return None
         done = Sweep()
         before, self._directory = self._directory, await self._in_thread(self._store.identity)
@@ -131,7 +138,11 @@ class Cleanup:
             try:
                 await step(done)
             except LostLease:
-                self.log.warn("cleanup stops at {step}: another process leads now", step=name)
+                self.log.warn(
+                    "cleanup ends at {step}: {reason}",
+                    step=name,
+                    reason="the service stops" if self._stopping else "another process leads now",
+                )
                 break
             except IndexAway as error:
                 self.log.warn(
@@ -145,41 +156,43 @@ class Cleanup:
         self._tell(done)
         return done
 
-    def _token(self) -> str:
+    def _check(self) -> str:
+        """
+        Called before each step, in a thread too.
+
+        :returns: the token of this term.
+        :raises LostLease: another process leads, or this one stops.
+        """
         token = self._leadership.token
-        if token is None:
+        if token is None or self._stopping:
             raise LostLease
         return token
 
     async def _remove_orphans(self, done: Sweep) -> None:
         """Temporary files of processes that are gone."""
-        self._token()
-        done.orphans = await self._in_thread(self._store.remove_orphans, self._now())
+        done.orphans = await self._in_thread(self._store.remove_orphans, self._now(), self._check)
 
     async def _make_whole(self, done: Sweep) -> None:
         """Fill an index that lost what it knew."""
         if not await self._index.whole():
-            self._token()
-            done.learnt += await self._reconciler.learn_all(self._token)
+            done.learnt += await self._reconciler.learn_all(self._check)
             await self._index.set_whole()
 
     async def _order(self, _: Sweep) -> None:
         """Make the order of eviction that of the setting."""
-        self._token()
-        await self._index.prepare()
+        await self._index.prepare(self._check)
 
     async def _settle_doubts(self, done: Sweep) -> None:
         """Look after files that a killed process was storing or removing."""
         while keys := await self._index.doubtful(BATCH):
-            self._token()
-            done.learnt += await self._reconciler.settle(keys)
+            done.learnt += await self._reconciler.settle(keys, self._check)
             if len(keys) < BATCH:
                 return
 
     async def _retire(self, done: Sweep) -> None:
         """Take the symlinks of aliases past their time out of nginx's sight."""
         before = self._now() - self._bounds.alias_ttl_s
-        while due := await self._index.due_aliases(before, BATCH, self._token()):
+        while due := await self._index.due_aliases(before, RETIRED_AT_ONCE, self._check()):
             keys = [key for key, _ in due]
             await self._in_thread(self._retire_links, keys, before)
             done.retired += len(keys)
@@ -210,7 +223,7 @@ class Cleanup:
                         break
                     victims.append((key, entry))
                     size_bytes -= entry.size_bytes
-                token = self._token()
+                token = self._check()
                 gone = await self._index.forget_files(victims, token)
                 if not gone:
                     return
@@ -237,7 +250,7 @@ class Cleanup:
         """
         stuck = []
         for key, entry in gone:
-            if self._leadership.token != token:
+            if self._check() != token:
                 raise LostLease
             try:
                 self._store.remove_entry(key, entry)
@@ -254,7 +267,7 @@ class Cleanup:
         numbers = list(dict.fromkeys([*odd, *self._next(slices)]))
         for number in numbers:
             before = self._now() - self._bounds.alias_ttl_s
-            mended = await self._reconciler.compare(number, before, self._token)
+            mended = await self._reconciler.compare(number, before, self._check)
             done.learnt += mended.learnt
             done.forgotten += mended.forgotten
             done.dangling += mended.dangling

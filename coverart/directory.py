@@ -286,9 +286,11 @@ class Directory:
         except OSError:
             return 0
 
-    def remove_orphans(self, now: float) -> int:
+    def remove_orphans(self, now: float, check: Callable[[], object] = lambda: None) -> int:
         """
         Remove temporary files whose writer is gone. :returns: how many.
+
+        :param check: called before each; what it raises ends the work.
 
         Only files with names of ours, and only in a folder of ours: who runs this may be allowed to
         remove more than who made a symlink in its place.
@@ -299,6 +301,7 @@ class Directory:
         removed = 0
         with contextlib.suppress(OSError), self._incoming() as fd:
             for name in os.listdir(fd):
+                check()
                 if _TEMPORARY(name):
                     with contextlib.suppress(OSError):
                         removed += _remove_orphan(name, fd, now)

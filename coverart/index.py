@@ -7,7 +7,7 @@ file when it is served, and an index that lost everything is filled again from t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -201,8 +201,12 @@ class Index(Protocol):
         age and are never handed out.
         """
 
-    async def prepare(self) -> None:
-        """Bring the order of eviction in line with COVER_ART_CACHE_EVICTION, if it was changed."""
+    async def prepare(self, check: Callable[[], object]) -> None:
+        """
+        Bring the order of eviction in line with COVER_ART_CACHE_EVICTION, if it was changed.
+
+        :param check: called now and then; what it raises ends the work, to be begun anew.
+        """
 
     async def doubtful(self, count: int) -> list[FileKey]:
         """Up to `count` keys whose file was being stored or removed by a process that is gone."""

@@ -174,7 +174,7 @@ class MemoryIndex:
             if packed is not None:
                 self._queue.use(packed_key, unpack_entry(packed), times)
 
-    async def prepare(self) -> None:
+    async def prepare(self, check: Callable[[], object]) -> None:
         """The order of eviction is always the one that was set."""
 
     async def settle(self, keys: Sequence[FileKey]) -> None:

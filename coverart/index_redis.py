@@ -174,12 +174,13 @@ class RedisIndex:
             words = [word for key, times in batch for word in (pack_file_key(key), str(times))]
             await self._ask(USE, None, *words)
 
-    async def prepare(self) -> None:
+    async def prepare(self, check: Callable[[], object]) -> None:
         ranked = await self._command("HGET", self.prefix + b"sum", b"policy")
         if (ranked or b"oldest").decode() == self.eviction:
             return
         self.log.info("ranking everything anew for {eviction}", eviction=self.eviction)
         for number in range(SLICES):
+            check()
             by_age = b"1" if self.eviction == "oldest" else b"0"
             await self._lead(RERANK, f"{number:03x}", by_age)
         await self._command("HSET", self.prefix + b"sum", b"policy", self.eviction)

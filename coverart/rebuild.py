@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 import attrs
 
@@ -15,6 +16,13 @@ from coverart.names import Link as PackedLink
 from coverart.names import Names
 from coverart.packing import LARGEST_FILE_BYTES
 from coverart.store import link_target
+
+Check: TypeAlias = Callable[[], object]
+"""Called for each folder, file or step; raises LostLease once the caller must stop."""
+
+
+def unchecked() -> None:
+    """A Check for who is never stopped."""
 
 
 def walk(root: str) -> Iterator[Seen]:
@@ -73,13 +81,14 @@ class DiskSlice:
         return found
 
 
-def read_slice(root: str, number: int) -> DiskSlice:
+def read_slice(root: str, number: int, check: Check = unchecked) -> DiskSlice:
     """Everything of the MBIDs whose first three digits are `number`."""
     digits = f"{number:03x}"
     files: dict[FileKey, FileEntry] = {}
     links = []
     for entity in Entity:
         for thing in _things(root, layout.folder(entity, digits)):
+            check()
             if isinstance(thing, Link):
                 links.append(thing)
             else:
@@ -162,7 +171,7 @@ class Ground:
     strangers: list[str]
 
 
-def survey(root: str) -> Ground:
+def survey(root: str, check: Check = unchecked) -> Ground:
     """Look at the upper folders."""
     leaves: list[tuple[Entity, str]] = []
     strangers = _others(root, "", {layout.INCOMING, *(entity.value for entity in Entity)})
@@ -171,6 +180,7 @@ def survey(root: str) -> Ground:
         for length in (1, 2, 3):
             below = []
             for folder, begin in level:
+                check()
                 digits = re.compile(f"{begin}[0-9a-f]{{{length - len(begin)}}}")
                 for name, is_folder in _names(f"{root}/{folder}"):
                     if is_folder and digits.fullmatch(name):
@@ -262,10 +272,11 @@ def _look(fd: int, leaf: Leaf) -> tuple[list[tuple[str, int, float]], list[tuple
     return files, links
 
 
-def walk_packed(root: str) -> Iterator[list[Packed]]:
+def walk_packed(root: str, check: Check = unchecked) -> Iterator[list[Packed]]:
     """What walk() gives, packed, so much at a time as an index learns at once."""
     seen: list[Packed] = []
-    for entity, digits in survey(root).leaves:
+    for entity, digits in survey(root, check).leaves:
+        check()
         seen += read_leaf(root, entity, digits).seen
         while len(seen) >= LEARN_AT_ONCE:
             yield seen[:LEARN_AT_ONCE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 from twisted.logger import Logger
@@ -12,11 +12,8 @@ from twisted.logger import Logger
 from coverart.incoming import InThread
 from coverart.index import LEARN_AT_ONCE, Index, Packed, Seen, Slice
 from coverart.model import Alias, AliasKey, FileEntry, FileKey, ImageRequest, ListingKey
-from coverart.rebuild import DiskSlice, Link, read_slice, walk_packed
+from coverart.rebuild import Check, DiskSlice, Link, read_slice, walk_packed
 from coverart.store import MTIME_SLACK_S, ImageStore, OnDisk
-
-Check = Callable[[], object]
-"""Called before something is destroyed; raises LostLease if it must not be."""
 
 
 @attrs.define(kw_only=True)
@@ -78,17 +75,18 @@ class Reconciler:
     async def learn_all(self, check: Check) -> int:
         """Tell the index everything that is on the disk. :returns: how many things that was."""
         count = 0
-        batches = walk_packed(str(self._store.root))
+        batches = walk_packed(str(self._store.root), check)
         while seen := await self._in_thread(_next, batches):
             check()
             await self._index.learn_packed(seen)
             count += len(seen)
         return count
 
-    async def settle(self, keys: Sequence[FileKey]) -> int:
+    async def settle(self, keys: Sequence[FileKey], check: Check) -> int:
         """Look after files in doubt. :returns: how many the index had to learn or forget."""
         mended = 0
         for key in keys:
+            check()
             on_disk: OnDisk | None = await self._in_thread(self._store.find, _own_name(key))
             entry = await self._known(key)
             if on_disk is not None and on_disk.key == key and _stored_anew(on_disk.entry, entry):
@@ -106,17 +104,18 @@ class Reconciler:
         :param expired_before: aliases last confirmed before that are past their time.
         """
         mended = Mended()
-        on_disk: DiskSlice = await self._in_thread(read_slice, str(self._store.root), number)
+        on_disk: DiskSlice = await self._in_thread(read_slice, str(self._store.root), number, check)
         known = await self._index.slice(number)
         aliases = on_disk.aliases
         news: list[Seen] = [(k, e) for k, e in on_disk.files.items() if k not in known.files]
         news += [(k, a) for k, a in aliases.items() if _tells_more(a, known.aliases.get(k))]
-        check()
         for start in range(0, len(news), LEARN_AT_ONCE):
+            check()
             await self._index.learn(news[start : start + LEARN_AT_ONCE])
         anew = [(k, e) for k, e in on_disk.files.items() if _stored_anew(e, known.files.get(k, e))]
         for key, entry in anew:
             # By a process that was killed before it could tell.
+            check()
             await self._index.put_file(key, entry)
         mended.learnt = len(news) + len(anew)
         lost = [
@@ -190,10 +189,10 @@ class Reconciler:
     ) -> None:
         """Names past their time that lead to nothing that is held are not worth their place."""
         for key, alias in known.aliases.items():
+            check()
             if key not in on_disk and alias.checked_at < expired_before:
                 own = ImageRequest(alias=alias.target.ref.own_name, size=0)
                 if (await self._index.find_image(own)).target is None:
-                    check()
                     await self._index.forget_alias(key)
 
     async def _known(self, key: FileKey) -> FileEntry | None:

@@ -226,6 +226,7 @@ class CoverService(Service):
 
     async def _stop(self) -> None:
         self._delay.stop()
+        self.cleanup.stop()
         if self._intake is not None:
             self._intake.stopping = True
         for loop in (self._sweeps, self._terms, self._intakes):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
+import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from tests.support.running import ProxyChild, UnprivilegedChild
+from coverart import layout
+from coverart.model import Entity, ImageRef, MediaType
+from coverart.store import ImageStore
+from tests.support.redis_server import RedisServer
+from tests.support.running import ROOT, ProxyChild, UnprivilegedChild
 from tests.support.talk import ask, until
 
 MEGABYTE = 2**20
@@ -36,6 +44,31 @@ def size(child: ProxyChild) -> int:
         except FileNotFoundError:
             continue
     return found
+
+
+SLOW = """
+import os, pathlib, time
+def slow(name):
+    real = getattr(os, name)
+    def call(*args, **named):
+        if isinstance(args[0], int) or os.environ["COVER_ART_CACHE_DIR"] in str(args[0]):
+            pathlib.Path(os.environ["SLOW_BEGAN"]).touch()
+            time.sleep(0.02)
+        return real(*args, **named)
+    setattr(os, name, call)
+slow(os.environ["SLOW_CALL"])
+"""
+"""A disk on which one call takes 20 ms: Python runs this before anything else."""
+
+
+def thousand(root: Path) -> None:
+    """A thousand images of 2 kB in as many folders."""
+    store = ImageStore(root)
+    for number in range(1000):
+        mbid = f"{number:03x}00000-0000-4000-8000-000000000000"
+        key = ImageRef(owner=Entity.RELEASE, mbid=mbid, image_id=7).at(250)
+        path = layout.image_path(key, MediaType.JPEG)
+        store.write(path, b"\xff\xd8\xff\xe0" + bytes(2000), 1_600_000_000.0 + number)
 
 
 async def sweeps(child: ProxyChild) -> int:
@@ -91,3 +124,52 @@ async def test_file_that_cannot_be_removed(sim, tmp_path: Path, children) -> Non
         folder.chmod(0o755)
     await fill(sim, child, 30, 5)
     await until(lambda: kept not in child.files(), "it goes")
+
+
+@pytest.mark.parametrize("call", ["unlink", "scandir"])
+@pytest_twisted.ensureDeferred
+async def test_stops_in_the_middle_of_a_sweep(
+    sim, tmp_path: Path, children, redis: RedisServer, call
+) -> None:
+    """
+    SIGTERM while a sweep is evicting, or reads the disk, on a slow disk: the end comes at once.
+
+    Both would go on for 20 s. The lead is handed over, and the next process ends the work.
+    """
+    thousand(tmp_path / "cache")
+    began = tmp_path / "began"
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW)
+    settings = {
+        **sim.environment(),
+        "COVER_ART_REDIS_URL": redis.url,
+        "COVER_ART_CACHE_MAX_SIZE": "1",
+        "COVER_ART_CACHE_CLEAN_TO": "0.01",
+    }
+    child = ProxyChild(
+        tmp_path / "cache",
+        tmp_path / "cwd",
+        **settings,
+        PYTHONPATH=f"{tmp_path / 'slow'}{os.pathsep}{ROOT}",
+        SLOW_CALL=call,
+        SLOW_BEGAN=str(began),
+    )
+    children.append(child)
+    if call == "unlink":
+        await until(lambda: len(child.files()) < 1000, "it is evicting")
+    await until(began.exists, "it is at it")
+    told = time.monotonic()
+    child.process.send_signal(signal.SIGTERM)
+    assert await child.exit_code() in {0, -signal.SIGTERM}
+    assert time.monotonic() - told < 3.0
+    assert len(child.files()) > 500
+    assert redis.client().get(b"coverart:1:default:lead") is None
+    after = ProxyChild(tmp_path / "cache", tmp_path / "cwd", **settings)
+    children.append(after)
+    await after.ready()
+    status = (await ask(f"{after.url}/cache-status")).json
+    assert size(after) <= MEGABYTE
+    assert (status["cached_files"], status["cache_size_bytes"]) == (
+        len(after.files()),
+        size(after),
+    )

@@ -30,7 +30,7 @@ class Refusing(MemoryIndex):
     async def whole(self) -> bool:
         return False
 
-    async def prepare(self) -> None:
+    async def prepare(self, check: Any) -> None:
         raise IndexAway("OOM")
 
     async def learn_packed(self, seen: Sequence[Any]) -> None:
