@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import socket
+from pathlib import Path
 
 import pytest
 import pytest_twisted
@@ -25,7 +27,7 @@ from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
 from tests.integration.conftest import STUDIO
 from tests.support.running import Proxy, ProxyChild, reached
-from tests.support.talk import SAFETY_S, Answer, ask, becomes, connect, start, until, within
+from tests.support.talk import LOCAL, SAFETY_S, Answer, ask, becomes, connect, start, until, within
 
 DAY_S = 86_400
 LARGE = 11
@@ -356,19 +358,48 @@ async def test_large_body(sim, proxy, framing) -> None:
 async def test_pipelined(sim, proxy) -> None:
     """Requests sent ahead are answered in turn; past 16 kB of them no more are read meanwhile."""
     sim.faults.add(Rule(hop="release", does=Gate(name="hold")))
-    wire = await proxy.wire(fronts(sim, 1)[0])
-    await until(lambda: proxy.waiting() == 1, "it waits")
-    (channel,) = proxy.site.reception.open
-    count = 5000
-    wire.transport.write(b"GET /health HTTP/1.1\r\nHost: test\r\nX: " + b"x" * 900 + b"\r\n\r\n")
-    for _ in range(count - 1):
-        wire.get("/health", "X: " + "x" * 900)
-    await until(lambda: sum(map(len, channel._dataBuffer)) > 16_384, "they are read")
-    # One read of the socket more than the bound, whatever is sent.
-    assert sum(map(len, channel._dataBuffer)) <= 16_384 + 65_536
-    assert wire.received == b""
-    sim.faults.gates.open("hold")
-    await until(lambda: wire.received.count(b"HTTP/1.1 200") == count + 1, "all are answered")
+    head = "GET {} HTTP/1.1\r\nHost: test\r\nX: " + "x" * 900 + "\r\n\r\n"
+    with socket.create_connection((LOCAL, proxy.port)) as client:
+        client.setblocking(False)
+        client.send(head.format(fronts(sim, 1)[0]).encode())
+        await until(lambda: proxy.waiting() == 1, "it waits")
+        # More than the system holds for a connection that nobody reads.
+        ahead = head.format("/health").encode() * 20_000
+        sent = client.send(ahead)
+        assert sent < len(ahead)
+        for _ in range(100):
+            # In each of these turns it could have read 64 kB.
+            assert (await proxy.get("/health")).status == 200
+        taken = sent - queued(client)
+        # One read of the socket more than the bound, whatever is sent.
+        assert taken <= 16_384 + 65_536
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+        sim.faults.gates.open("hold")
+        answers = bytearray()
+
+        def read() -> int:
+            with contextlib.suppress(BlockingIOError):
+                answers.extend(client.recv(1 << 20))
+            return answers.count(b"HTTP/1.1 200")
+
+        complete = sent // len(head.format("/health"))
+        await until(lambda: read() == complete + 1, "all are answered")
+
+
+def queued(client: socket.socket) -> int:
+    """How much of what was sent on a connection to this machine lies in the system's buffers."""
+    ours, theirs = (f"{name[1]:04X}" for name in (client.getsockname(), client.getpeername()))
+    total = 0
+    for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
+        words = line.split()
+        ends = [word.rpartition(":")[2] for word in words[1:3]]
+        unsent, unread = (int(size, 16) for size in words[4].split(":"))
+        if ends == [ours, theirs]:
+            total += unsent
+        elif ends == [theirs, ours]:
+            total += unread
+    return total
 
 
 # An archive that asks to be left alone
