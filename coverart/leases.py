@@ -103,17 +103,17 @@ class RedisLeadership:
         self._key = prefix + b"lead"
         self._name = name
         self._life_s = life_s
-        self._monotonic = monotonic
+        self.monotonic = monotonic
         self._token: str | None = None
         self._sure_until = 0.0
 
     @property
     def token(self) -> str | None:
-        return self._token if self._monotonic() < self._sure_until else None
+        return self._token if self.monotonic() < self._sure_until else None
 
     async def stand(self) -> str | None:
         # Counted from before the request left: the term in Redis can only begin later.
-        asked = self._monotonic()
+        asked = self.monotonic()
         life_ms = int(self._life_s * 1000)
         try:
             if self._token is not None and await self._link.run(

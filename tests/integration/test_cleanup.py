@@ -196,7 +196,7 @@ async def test_paused_leader_deletes_nothing(sim, run, redis: RedisServer) -> No
     sweeping = start(first.cleanup.sweep(slices=0))
     await until(stopped.is_set, "the leader is at it")
     # As after SIGSTOP: its own time went on, Redis forgot it, and another leads.
-    leadership._monotonic = lambda: time.monotonic() + 3600
+    leadership.monotonic = lambda: time.monotonic() + 3600
     redis.client().delete(b"coverart:1:default:lead")
     assert await second.leadership.stand() is not None
     store.remove_entry = remove
@@ -209,5 +209,5 @@ async def test_paused_leader_deletes_nothing(sim, run, redis: RedisServer) -> No
     totals = await second.cache.index.totals()
     assert (totals.files, totals.size_bytes) == (len(first.files()), sizes(first))
     assert totals.by_entity[Entity.RELEASE] == totals.files
-    leadership._monotonic = time.monotonic
+    leadership.monotonic = time.monotonic
     await deferLater(reactor, 0)
