@@ -157,7 +157,7 @@ Behaviour = (
     | RedirectLoop
 )
 _DELAYS = (Latency, Gate)
-_KINDS: dict[str, type[Any]] = {
+KINDS: dict[str, type[Any]] = {
     "latency": Latency,
     "gate": Gate,
     "refuse": Refuse,
@@ -176,7 +176,7 @@ _KINDS: dict[str, type[Any]] = {
     "redirect": Redirect,
     "redirect_loop": RedirectLoop,
 }
-_KIND_OF = {kind: name for name, kind in _KINDS.items()}
+_KIND_OF = {kind: name for name, kind in KINDS.items()}
 
 
 def _behaviours(value: Any) -> tuple[Any, ...]:
@@ -255,12 +255,12 @@ def _rule_from_json(value: Any) -> Rule:
 
 
 def _behaviour_from_json(value: Any) -> Behaviour:
-    if not isinstance(value, dict) or value.get("kind") not in _KINDS:
-        raise ValueError(f"does: objects with a kind out of {', '.join(_KINDS)}")
+    if not isinstance(value, dict) or value.get("kind") not in KINDS:
+        raise ValueError(f"does: objects with a kind out of {', '.join(KINDS)}")
     fields = {name: field for name, field in value.items() if name != "kind"}
     if isinstance(fields.get("data"), str):
         fields["data"] = base64.b64decode(fields["data"], validate=True)
-    made: Behaviour = _KINDS[value["kind"]](**fields)
+    made: Behaviour = KINDS[value["kind"]](**fields)
     return made
 
 

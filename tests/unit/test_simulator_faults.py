@@ -95,7 +95,7 @@ class RuleTests(SynchronousTestCase):
             Redirect(location="http://x/"),
             RedirectLoop(),
         ]
-        self.assertEqual(len(every), len(faults._KINDS))
+        self.assertEqual(len(every), len(faults.KINDS))
         for behaviour in every:
             with self.subTest(behaviour=behaviour):
                 rule = Rule(hop="node", does=behaviour)
