@@ -201,11 +201,21 @@ def _options(host: str, first: str, environ: dict[str, str]) -> Answer:
     if first not in {"", "*"}:
         _entity(host, first)
         _mbid(shift_path_info(environ))
-        name, *sizes = splitext(shift_path_info(environ) or "")[0].split("-")
-        strange = name not in {"", "front", "back"} and not name.isdecimal()
-        if strange or (sizes and sizes[0] not in {str(size) for size in THUMBNAIL_SIZES}):
-            raise _bad("There is no such image.")
+        if image := shift_path_info(environ):
+            name, *sizes = splitext(image)[0].split("-")
+            if name not in {"front", "back"} and not _is_number(name):
+                raise _bad("There is no such image.")
+            if sizes and sizes[0] not in {str(size) for size in THUMBNAIL_SIZES}:
+                raise _bad("There is no such size.")
     return Answer(status=200, headers=(_ALLOW, _ANY_ORIGIN))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _text(status: int, body: bytes, *headers: tuple[bytes, bytes]) -> Answer:

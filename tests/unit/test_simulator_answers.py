@@ -69,6 +69,44 @@ class RedirectServiceTests(SynchronousTestCase):
             with self.subTest(name=name):
                 self.assertEqual(self.location(f"/release/{self.mbid}/{name}"), base + tail)
 
+    def test_any_spelling(self) -> None:
+        """The path is decoded once; slashes, single dots and what follows a name do not count."""
+        front = self.release.front
+        assert front is not None
+        base = f"http://ia/download/mbid-{self.mbid}/mbid-{self.mbid}-{front.id}"
+        for path, tail in {
+            f"//release///{self.mbid}//front/": ".jpg",
+            f"/release/./{self.mbid}/./front/../x": ".jpg",
+            f"/%72elease%2f{self.mbid}%2Ffront%2d250": "_thumb250.jpg",
+            f"/release/{self.mbid}/00{front.id}-500.": "_thumb500.jpg",
+            f"/release/{self.mbid}/front%0a\xff": ".jpg",
+        }.items():
+            with self.subTest(path=path):
+                self.assertEqual(self.location(path), base + tail)
+        self.assertIn("index.json", self.location(f"/release//{self.mbid}/./"))
+        for path in (
+            *(f"/./release/{self.mbid}/front", f"/release/{self.mbid}/.", "/%2e%2e/release"),
+            *(f"/release/{self.mbid}/%2566ront", f"/release/{self.mbid}/../front"),
+            # These the nginx in front of the service refuses.
+            *(f"/release/{self.mbid}/front/../../../..", f"/release/{self.mbid}/front%00"),
+            *(f"/release/{self.mbid}/front%", f"/release/{self.mbid}/front%zz"),
+        ):
+            with self.subTest(path=path):
+                self.assertEqual(self.get(path).status, 400)
+        self.assertEqual(self.get(f"/release/{self.mbid}/0").status, 404)
+
+    def test_pages(self) -> None:
+        """Besides covers there are a page, leave for crawlers and the way to the manual."""
+        self.assertEqual(self.get("/").status, 200)
+        self.assertEqual(self.get("/robots.txt").body, b"User-agent: *\nAllow: /")
+        api = self.get("//api/")
+        self.assertEqual(api.status, 301)
+        self.assertEqual(
+            api.header(b"Location"), b"https://musicbrainz.org/doc/Cover_Art_Archive/API"
+        )
+        self.assertEqual(self.get("/favicon.ico").status, 400)
+        self.assertEqual(self.get("/img/logo.svg").status, 404)
+
     def test_listing(self) -> None:
         """The listing is asked for with and without a slash."""
         for path in (f"/release/{self.mbid}", f"/release/{self.mbid}/"):
@@ -131,6 +169,24 @@ class RedirectServiceTests(SynchronousTestCase):
         options = self.get(path, method="OPTIONS")
         self.assertEqual((options.status, options.header(b"Allow")), (200, b"GET, HEAD, OPTIONS"))
         self.assertEqual(self.get(path, method="POST").status, 405)
+
+    def test_options(self) -> None:
+        """OPTIONS knows only plain names, of any entity alike, and asks nothing about them."""
+        for path, status in {
+            "/": 200,
+            "/*": 200,
+            "/*/x": 400,
+            "/robots.txt": 400,
+            f"/release/{self.mbid}": 200,
+            f"/release/{self.mbid}/7-500.png": 200,
+            f"/release-group/{self.mbid}/back-250": 200,
+            f"/release/{self.mbid}/front-1000": 400,
+            f"/release/{self.mbid}/-250": 400,
+            f"/release/{self.mbid}/frontal": 400,
+            "/release/x/front": 400,
+        }.items():
+            with self.subTest(path=path):
+                self.assertEqual(self.get(path, method="OPTIONS").status, status)
 
 
 class ArchiveTests(SynchronousTestCase):
