@@ -32,13 +32,13 @@ def first_byte_s(url: str) -> float:
     raise RuntimeError(f"too many redirects, the last to {url}")
 
 
-def whole(url: str) -> tuple[bytes, bytes]:
-    """Head and body of one answer, no redirects followed. :raises RuntimeError: not a 2xx."""
+def whole(url: str, *, status: int = 200) -> tuple[bytes, bytes]:
+    """Head and body of one answer, no redirects followed. :raises RuntimeError: another status."""
     with _connected(url, close=True) as connection:
         head, body = _head(connection)
         while piece := connection.recv(1 << 16):
             body += piece
-    if not head.split(b" ", 2)[1].startswith(b"2"):
+    if int(head.split(b" ", 2)[1]) != status:
         raise RuntimeError(f"{url}: {head.decode('latin-1')}")
     return head, body
 

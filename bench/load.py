@@ -29,8 +29,8 @@ function request()
 end
 function done(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format("bench %d %d %d\\n", summary.requests, summary.duration,
-    e.connect + e.read + e.write + e.status + e.timeout))
+  io.write(string.format("bench %d %d %d %d\\n", summary.requests, summary.duration,
+    e.connect + e.read + e.write + e.timeout, e.status))
 end
 """
 
@@ -108,17 +108,27 @@ def measure(
     connections: int,
     seconds: float,
     once: bool = False,
+    status: int = 200,
+    scheme: str = "http",
+    header: str = "",
 ) -> Figure:
     """
     Load a server with keep-alive connections that always ask for the next of `paths`.
 
     :param folder: for the files that wrk reads.
     :param once: each path may be asked only once; there must be enough of them.
+    :param status: what every answer has to be; of wrk's no more is known than from 400 on or not.
+    :param scheme: https is for wrk alone.
+    :param header: one more, for wrk alone.
     :raises RuntimeError: an answer was an error, or paths ran out.
     """
     cpu_before_s = child.cpu_s()
-    run = _by_wrk if shutil.which("wrk") else _by_python
-    load = run(port, paths, folder, connections, seconds)
+    if shutil.which("wrk"):
+        load = _by_wrk(port, paths, folder, connections, seconds, status, scheme, header)
+    elif scheme == "http" and not header:
+        load = asyncio.run(_ask_all(port, paths, connections, seconds, status))
+    else:
+        raise CannotMeasureError("wrk, not installed")
     cpu_after_s = child.cpu_s()
     if not load.answers:
         raise CannotMeasureError(f"an idler machine: {child.name} gave no answer in {seconds:g} s")
@@ -181,30 +191,38 @@ def _said(text: str, numbers: int) -> list[int]:
 
 
 def _by_wrk(
-    port: int, paths: Sequence[str], folder: Path, connections: int, seconds: float
+    port: int,
+    paths: Sequence[str],
+    folder: Path,
+    connections: int,
+    seconds: float,
+    status: int,
+    scheme: str,
+    header: str,
 ) -> Load:
     script, listed = folder / "load.lua", folder / "paths"
     script.write_text(_SCRIPT)
     listed.write_text("".join(f"{path}\n" for path in paths))
-    url = f"http://{LOCAL}:{port}/"
+    # By its name where TLS is: that of the certificate.
+    url = f"{scheme}://{LOCAL if scheme == 'http' else 'localhost'}:{port}/"
     # wrk takes whole seconds.
-    options = ("-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s")
-    command = ["wrk", *options, "-s", str(script), url, "--", str(listed)]
+    options = [f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
+    if header:
+        options += ["-H", header]
+    command = ["wrk", "-t1", *options, "-s", str(script), url, "--", str(listed)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    answers, micros, failed = _said(said, 3)
-    return Load(answers=answers, failed=failed, seconds=micros / 1e6)
+    answers, micros, failed, refused = _said(said, 4)
+    if status >= 400:
+        # What is no refusal is what should not be there.
+        refused = answers - refused
+    return Load(answers=answers, failed=failed + refused, seconds=micros / 1e6)
 
 
-def _by_python(
-    port: int, paths: Sequence[str], folder: Path, connections: int, seconds: float
+async def _ask_all(
+    port: int, paths: Sequence[str], connections: int, seconds: float, status: int
 ) -> Load:
-    del folder
-    return asyncio.run(_ask_all(port, paths, connections, seconds))
-
-
-async def _ask_all(port: int, paths: Sequence[str], connections: int, seconds: float) -> Load:
     following = itertools.cycle(paths)
-    asking = [_Asking(following) for _ in range(connections)]
+    asking = [_Asking(following, status) for _ in range(connections)]
     loop = asyncio.get_running_loop()
     for each in asking:
         await loop.create_connection(lambda each=each: each, LOCAL, port)  # type: ignore[misc]
@@ -226,8 +244,9 @@ async def _ask_all(port: int, paths: Sequence[str], connections: int, seconds: f
 class _Asking(asyncio.Protocol):
     """One connection: asks, reads the answer's end off its head, asks again."""
 
-    def __init__(self, paths: itertools.cycle[str]) -> None:
+    def __init__(self, paths: itertools.cycle[str], status: int) -> None:
         self.answers = self.failed = 0
+        self._begins = f"HTTP/1.1 {status} ".encode()
         self._paths = paths
         self._data = b""
         self._left: int | None = None
@@ -256,7 +275,7 @@ class _Asking(asyncio.Protocol):
             head, end, rest = self._data.partition(b"\r\n\r\n")
             if not end:
                 return
-            if not head.startswith(b"HTTP/1.1 2"):
+            if not head.startswith(self._begins):
                 self.failed += 1
             lowered = head.lower()
             self._data = rest

@@ -148,6 +148,14 @@ class Archive:
         if rules:
             self._control("POST", "/rules", list(rules))
 
+    def held_at(self, gate: str) -> None:
+        """Wait until a request is held at a gate."""
+        self._control("GET", f"/gates/{gate}?waiting=1")
+
+    def let_go(self, gate: str) -> None:
+        """Let the request go on that was held first."""
+        self._control("POST", f"/gates/{gate}/release?count=1")
+
     def releases(self, count: int) -> list[str]:
         """MBIDs with a front in all sizes, not handed out before: cold for every proxy of a run."""
         mbids: list[str] = []

@@ -21,7 +21,12 @@ ACCEL_PREFIX = "/cache-files/"
 
 
 def _hits(
-    bench: Bench, *, body_bytes: int, through_nginx: bool = False, **settings: str
+    bench: Bench,
+    *,
+    body_bytes: int,
+    through_nginx: bool = False,
+    bare: str = "bare_klein.py",
+    **settings: str,
 ) -> list[Pair]:
     archive = bench.archive()
     cover = b"\xff\xd8\xff\xe0" + bytes(FILE_BYTES - 4)
@@ -30,20 +35,17 @@ def _hits(
     mbids = archive.releases(COVERS)
     paths = [f"/release/{mbid}/front-250" for mbid in mbids]
     cache_dir = bench.folder("cache")
-    bare_app = str(ROOT / "bench" / "bare_klein.py")
     folder = bench.folder("load")
     with contextlib.ExitStack() as stack:
         proxy, port = stack.enter_context(
             bench.proxy(COVER_ART_CACHE_DIR=str(cache_dir), **settings)
         )
-        env = {"BENCH_BODY_BYTES": str(body_bytes)}
-        bare = stack.enter_context(bench.twistd("--python", bare_app, env=env))
-        bare_port = bare.port()
         for path in paths:
             whole(f"http://{LOCAL}:{port}{path}")
         ours, _ = whole(f"http://{LOCAL}:{port}{paths[0]}")
-        theirs, _ = whole(f"http://{LOCAL}:{bare_port}{paths[0]}")
-        whole(f"http://{LOCAL}:{bare_port}/padding/{max(0, len(ours) - len(theirs))}")
+        server, bare_port = stack.enter_context(
+            bare_server(bench, bare, ours, body_bytes, paths[0])
+        )
 
         if through_nginx:
             _, port = stack.enter_context(fronts.shipped(bench, cache_dir, port))
@@ -56,7 +58,9 @@ def _hits(
             return measure(proxy, port, asked, folder, connections=CONNECTIONS, seconds=seconds)
 
         def reference(seconds: float = bench.seconds) -> Figure:
-            return measure(bare, bare_port, paths, folder, connections=CONNECTIONS, seconds=seconds)
+            return measure(
+                server, bare_port, paths, folder, connections=CONNECTIONS, seconds=seconds
+            )
 
         coverart(WARM_S)
         reference(WARM_S)
@@ -64,7 +68,25 @@ def _hits(
 
 
 @contextlib.contextmanager
-def _redis(bench: Bench) -> Iterator[str]:
+def bare_server(
+    bench: Bench, app: str, ours: bytes, body_bytes: int, path: str
+) -> Iterator[fronts.Served]:
+    """
+    A server with nothing behind it, whose answers have as many bytes as ours.
+
+    :param app: the file in this folder that is run.
+    :param ours: the head of one of our answers.
+    """
+    env = {"BENCH_BODY_BYTES": str(body_bytes)}
+    with bench.twistd("--python", str(ROOT / "bench" / app), env=env) as child:
+        port = child.port()
+        theirs, _ = whole(f"http://{LOCAL}:{port}{path}")
+        whole(f"http://{LOCAL}:{port}/padding/{max(0, len(ours) - len(theirs))}")
+        yield child, port
+
+
+@contextlib.contextmanager
+def redis_url(bench: Bench) -> Iterator[str]:
     """The URL of a Redis of the run's own."""
     process, address = start_redis(bench.folder("redis"))
     try:
@@ -79,9 +101,14 @@ def accel(bench: Bench) -> list[Pair]:
     return _hits(bench, body_bytes=0, COVER_ART_ACCEL=ACCEL_PREFIX)
 
 
+def accel_web(bench: Bench) -> list[Pair]:
+    """The application decides, against what Klein itself stands on."""
+    return _hits(bench, body_bytes=0, bare="bare_web.py", COVER_ART_ACCEL=ACCEL_PREFIX)
+
+
 def accel_redis(bench: Bench) -> list[Pair]:
     """The same with the index in Redis."""
-    with _redis(bench) as url:
+    with redis_url(bench) as url:
         return _hits(bench, body_bytes=0, COVER_ART_ACCEL=ACCEL_PREFIX, COVER_ART_REDIS_URL=url)
 
 
@@ -92,7 +119,7 @@ def through(bench: Bench) -> list[Pair]:
 
 def through_redis(bench: Bench) -> list[Pair]:
     """The same with the index in Redis."""
-    with _redis(bench) as url:
+    with redis_url(bench) as url:
         return _hits(
             bench,
             body_bytes=0,
@@ -115,6 +142,14 @@ ROWS = (
         unit="/s",
         goal=Goal(bound=0.8),
         measure=accel,
+    ),
+    Row(
+        name="hit-web",
+        what="hit decided by the app (X-Accel), 64 connections",
+        reference="bare twisted.web resource",
+        unit="/s",
+        goal=Goal(bound=0.5),
+        measure=accel_web,
     ),
     Row(
         name="hit-redis",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -39,16 +39,29 @@ class Pair:
 
 @attrs.frozen(kw_only=True)
 class Goal:
-    """Where the ratio coverart : reference should be: at least or at most a bound."""
+    """
+    Where the ratio coverart : reference should be: at least or at most a bound.
+
+    :ivar of: what is bounded: "ratio"; "later", by how much coverart's figure is the larger one; or
+        "figure", coverart's own, whatever the reference's. The last two in the unit of the row.
+    """
 
     bound: float
     at_most: bool = False
+    of: Literal["ratio", "later", "figure"] = "ratio"
 
-    def reached(self, ratio: float) -> bool:
-        return ratio <= self.bound if self.at_most else ratio >= self.bound
+    def reached(self, ratio: float, *, later: float = 0.0, figure: float = 0.0) -> bool:
+        value = {"ratio": ratio, "later": later, "figure": figure}[self.of]
+        return value <= self.bound if self.at_most else value >= self.bound
 
-    def __str__(self) -> str:
-        return f"{'<=' if self.at_most else '>='} {self.bound:g}"
+    def told(self, unit: str) -> str:
+        """As the table shows it."""
+        bound = f"{'<=' if self.at_most else '>='} {self.bound:g}"
+        return {
+            "ratio": bound,
+            "later": f"{bound} {unit} later",
+            "figure": f"{bound} {unit}",
+        }[self.of]
 
 
 @attrs.frozen(kw_only=True)
@@ -96,7 +109,8 @@ class Result:
         """None where there is no goal or nothing was measured."""
         if self.row.goal is None or not self.pairs:
             return None
-        return self.row.goal.reached(self.ratio)
+        later = statistics.median(pair.coverart.value - pair.reference.value for pair in self.pairs)
+        return self.row.goal.reached(self.ratio, later=later, figure=self.coverart)
 
     def as_json(self) -> dict[str, Any]:
         told: dict[str, Any] = {
@@ -104,7 +118,7 @@ class Result:
             "what": self.row.what,
             "reference": self.row.reference,
             "unit": self.row.unit,
-            "goal": None if self.row.goal is None else str(self.row.goal),
+            "goal": None if self.row.goal is None else self.row.goal.told(self.row.unit),
             "reached": self.reached,
         }
         if not self.pairs:
@@ -152,7 +166,7 @@ def render(results: Sequence[Result]) -> str:
     costs: list[str] = []
     for result in results:
         row = result.row
-        goal = "-" if row.goal is None else str(row.goal)
+        goal = "-" if row.goal is None else row.goal.told(row.unit)
         if not result.pairs:
             lines.append([row.name, row.what, "-", "-", "-", "-", goal, result.why_not])
             continue
