@@ -11,12 +11,22 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import rows_app, rows_beside, rows_front, rows_hit, rows_latency, rows_miss, rows_scan
+from bench import (
+    rows_app,
+    rows_beside,
+    rows_front,
+    rows_hit,
+    rows_latency,
+    rows_miss,
+    rows_scan,
+    rows_tls,
+)
 from bench.processes import Bench
 from bench.table import CannotMeasureError, Result, Row, render
 
 ROWS: tuple[Row, ...] = (
     *rows_front.ROWS,
+    *rows_tls.ROWS,
     *rows_hit.ROWS,
     *rows_app.ROWS,
     *rows_miss.ROWS,

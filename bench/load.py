@@ -211,11 +211,19 @@ def _by_wrk(
         options += ["-H", header]
     command = ["wrk", "-t1", *options, "-s", str(script), url, "--", str(listed)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    answers, micros, failed, refused = _said(said, 4)
-    if status >= 400:
-        # What is no refusal is what should not be there.
-        refused = answers - refused
-    return Load(answers=answers, failed=failed + refused, seconds=micros / 1e6)
+    return load_of(said, status)
+
+
+def load_of(said: str, status: int) -> Load:
+    """
+    What came of a load, from what the script of wrk wrote in the end.
+
+    :param status: what every answer had to be; from 400 on, an answer that is no refusal has failed.
+    :raises RuntimeError: it wrote nothing that the script writes.
+    """
+    answers, micros, broken, refused = _said(said, 4)
+    wrong = answers - refused if status >= 400 else refused
+    return Load(answers=answers, failed=broken + wrong, seconds=micros / 1e6)
 
 
 async def _ask_all(

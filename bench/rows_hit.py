@@ -12,6 +12,7 @@ from bench.load import measure
 from bench.million import start_redis
 from bench.processes import LOCAL, ROOT, STOP_S, Bench
 from bench.table import Figure, Goal, Pair, Row, interleaved
+from coverart.redis_address import Address
 
 CONNECTIONS = 64
 COVERS = 200
@@ -86,11 +87,11 @@ def bare_server(
 
 
 @contextlib.contextmanager
-def redis_url(bench: Bench) -> Iterator[str]:
-    """The URL of a Redis of the run's own."""
+def redis_server(bench: Bench) -> Iterator[Address]:
+    """Where a Redis of the run's own is."""
     process, address = start_redis(bench.folder("redis"))
     try:
-        yield str(address)
+        yield address
     finally:
         process.terminate()
         process.wait(STOP_S)
@@ -108,8 +109,10 @@ def accel_web(bench: Bench) -> list[Pair]:
 
 def accel_redis(bench: Bench) -> list[Pair]:
     """The same with the index in Redis."""
-    with redis_url(bench) as url:
-        return _hits(bench, body_bytes=0, COVER_ART_ACCEL=ACCEL_PREFIX, COVER_ART_REDIS_URL=url)
+    with redis_server(bench) as address:
+        return _hits(
+            bench, body_bytes=0, COVER_ART_ACCEL=ACCEL_PREFIX, COVER_ART_REDIS_URL=str(address)
+        )
 
 
 def through(bench: Bench) -> list[Pair]:
@@ -119,13 +122,13 @@ def through(bench: Bench) -> list[Pair]:
 
 def through_redis(bench: Bench) -> list[Pair]:
     """The same with the index in Redis."""
-    with redis_url(bench) as url:
+    with redis_server(bench) as address:
         return _hits(
             bench,
             body_bytes=0,
             through_nginx=True,
             COVER_ART_ACCEL=ACCEL_PREFIX,
-            COVER_ART_REDIS_URL=url,
+            COVER_ART_REDIS_URL=str(address),
         )
 
 
