@@ -1,4 +1,4 @@
-"""What the cache answers: a file that is held, one that is arriving, nothing, or where to look."""
+"""What the cache answers: a file, one that is arriving or not stored, nothing, or where to look."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import attrs
 
-from coverart.fetch import Arriving
+from coverart.fetch import Arriving, Unstored
 from coverart.model import Alias, FileEntry, FileKey, Target
 
 
@@ -39,17 +39,44 @@ class Held:
 
 @attrs.frozen(kw_only=True)
 class Flowing:
-    """A large image to serve while it arrives."""
+    """An image to serve while it arrives, or from memory where it could not be stored."""
 
     arriving: Arriving
     joined: bool = False
     status: Status = Status.MISS
 
     @property
+    def unstored(self) -> str | None:
+        """Why it is not stored, as far as that is known."""
+        return self.arriving.incoming.unstored
+
+    @property
     def hops(self) -> int:
         return 0 if self.joined else self.arriving.trip.hops
 
     def as_joined(self) -> Flowing:
+        """The same answer for one who waited on another's fetch."""
+        return attrs.evolve(self, joined=True)
+
+
+@attrs.frozen(kw_only=True)
+class Passing:
+    """A listing to serve that could not be stored."""
+
+    listing: Unstored
+    joined: bool = False
+    status: Status = Status.MISS
+
+    @property
+    def unstored(self) -> str:
+        """Why it is not stored."""
+        return self.listing.why
+
+    @property
+    def hops(self) -> int:
+        return 0 if self.joined else self.listing.hops
+
+    def as_joined(self) -> Passing:
         """The same answer for one who waited on another's fetch."""
         return attrs.evolve(self, joined=True)
 
@@ -77,4 +104,4 @@ class Pointed:
     hops: int = 0
 
 
-Answer: TypeAlias = Held | Flowing | Absent
+Answer: TypeAlias = Held | Flowing | Passing | Absent

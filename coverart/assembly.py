@@ -44,6 +44,7 @@ from coverart.operations import OperatorRoutes, Standing
 from coverart.reception import Door, Reception, bound
 from coverart.redirects import Rules
 from coverart.redis_link import RedisLink
+from coverart.room import Room
 from coverart.service import CoverService, DiskThreads, Shared
 from coverart.site import make_site
 from coverart.store import ImageStore
@@ -70,16 +71,6 @@ class Keeping:
     shared: Shared | None
     cleanup: Cleanup
     metrics: Metrics
-
-
-def go_by_monotonic_time(reactor: Any) -> None:
-    """
-    Let a reactor that does not run yet time its calls by a clock that nobody sets.
-
-    Twisted goes by the time of day: set back by an hour, it makes every call wait for that hour.
-    """
-    if not reactor.running:
-        reactor.seconds = time.monotonic
 
 
 def keep(
@@ -184,12 +175,14 @@ def assemble(
         },
         clock=reactor,
     )
+    room = Room(store=store, index=index, max_bytes=settings.max_bytes, clock=reactor)
     cache = CoverCache(
         index=index,
         store=store,
         fetcher=Fetcher(
             index=index,
             store=store,
+            room=room,
             upstream=upstream,
             in_thread=threads,
             fetches=kept.fetches,
@@ -201,7 +194,6 @@ def assemble(
         lifetimes=settings.lifetimes,
         most_fetches=settings.max_waiting,
         turn=misses.next,
-        clock=reactor,
         now=now,
         metrics=kept.metrics,
     )
@@ -210,6 +202,7 @@ def assemble(
         cache=cache,
         cleanup=kept.cleanup,
         leadership=kept.leadership,
+        room=room,
         shared=kept.shared,
         metrics=kept.metrics,
         threads=threads,

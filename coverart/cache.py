@@ -7,17 +7,17 @@ about, for the X-Cache-Status header and the log.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from coverart.answers import Absent, Answer, Flowing, Held, Pointed, Status
-from coverart.errors import CoverError, NotInArchive, Overloaded
-from coverart.fetch import Fetched, Fetcher
+from coverart.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
+from coverart.errors import CoverError, NotInArchive, Overloaded, StoreFailed
+from coverart.fetch import Arriving, Fetched, Fetcher, Unstored
 from coverart.flight import Announce, Flight
 from coverart.freshness import (
     Lifetimes,
@@ -72,7 +72,6 @@ class CoverCache:
         fetcher: Fetcher,
         fetches: Fetches,
         lifetimes: Lifetimes,
-        clock: IReactorTime,
         now: Callable[[], float],
         most_fetches: int = MOST_FETCHES,
         turn: Callable[[], Deferred[None]] = at_once,
@@ -88,7 +87,6 @@ class CoverCache:
         self._metrics = metrics or Metrics()
         self._fetcher = fetcher
         self._fetches = fetches
-        self._clock = clock
         self._now = now
         self._most_fetches = most_fetches
         self._turn = turn
@@ -131,10 +129,15 @@ class CoverCache:
             return Absent(status=Status.ABSENT)
         joined = self._requests.running(thing)
         answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
-        if isinstance(answer, Flowing) and answer.arriving.incoming.over:
+        if _too_late(answer):
             # All of it came, and the index is still being told: the answer after that is a file.
+            # Or part of it was let go of, unstored, and it is fetched again after that.
             landing = self._requests.landing(thing)
-            answer = await (self.get(thing) if landing is None else landing)
+            if landing is not None:
+                with contextlib.suppress(StoreFailed):
+                    answer = await landing
+            if _too_late(answer):
+                answer = await self.get(thing)
         return answer.as_joined() if joined else answer
 
     def hit(self, request: ImageRequest) -> Held | Deferred[Held | None] | None:
@@ -317,6 +320,7 @@ class CoverCache:
         if on_disk is not None:
             return self._adopted(thing, on_disk)
         trip = self._fetcher.trip()
+        fetched: Fetched | Arriving | Unstored
         try:
             if isinstance(thing, ListingKey):
                 fetched = await self._fetcher.listing(thing, trip)
@@ -336,6 +340,14 @@ class CoverCache:
                 "{key} could not be fetched: {detail}", key=spell(thing), detail=error.detail
             )
             raise
+        if isinstance(fetched, Unstored):
+            return Passing(listing=fetched)
+        if isinstance(fetched, Arriving):
+            # Those who wait begin to read as they are told.
+            landing = self._requests.landing(thing)
+            if landing is not None:
+                landing.addBoth(lambda _: fetched.incoming.release())
+            return Flowing(arriving=fetched)
         return self._answer(fetched, Status.MISS)
 
     def _adopted(self, thing: ImageRequest | ListingKey, fetched: Fetched) -> Held:
@@ -374,7 +386,7 @@ class CoverCache:
 
     def _refresh(self, thing: ImageRequest | ListingKey) -> None:
         key = thing if isinstance(thing, ListingKey) else thing.alias
-        if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._clock.seconds():
+        if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._now():
             return
         if len(self._refreshes) >= MOST_REFRESHES:
             self._metrics.overload["refresh"].inc()
@@ -392,7 +404,7 @@ class CoverCache:
         self._refreshes.run(key, lambda _: self._refresh_once(thing)).addErrback(failed)
 
     def _pause(self, key: AliasKey | ListingKey) -> None:
-        self._pauses[key] = self._clock.seconds() + REFRESH_PAUSE_S
+        self._pauses[key] = self._now() + REFRESH_PAUSE_S
         if len(self._pauses) > MOST_PAUSES:
             self._pauses.popitem(last=False)
 
@@ -412,7 +424,9 @@ class CoverCache:
         found, _ = await self._look(thing)
         try:
             if isinstance(thing, ListingKey):
-                await self._fetcher.listing(thing, trip)
+                fetched = await self._fetcher.listing(thing, trip)
+                if isinstance(fetched, Unstored):
+                    raise StoreFailed(f"the new one can't be stored ({fetched.why})")
             else:
                 alias = await self._fetcher.resolve(thing.alias, trip)
                 await self._fetcher.repoint(thing, alias, trip)
@@ -445,6 +459,11 @@ class CoverCache:
 
     def _is_fresh(self, key: AliasKey, alias: Alias) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)
+
+
+def _too_late(answer: Answer) -> bool:
+    """Say whether the beginning of an image that arrives is not to be had any more."""
+    return isinstance(answer, Flowing) and answer.arriving.incoming.over
 
 
 def _lease(thing: ImageRequest | ListingKey) -> bytes:

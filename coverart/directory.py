@@ -207,8 +207,8 @@ class Directory:
         return put
 
     def abandon(self, temporary: Temporary) -> None:
-        """Throw a temporary file away."""
-        with contextlib.suppress(FileNotFoundError):
+        """Throw a temporary file away; where that can't be, a sweep does when it can."""
+        with contextlib.suppress(OSError):
             os.unlink(temporary.path)
         os.close(temporary.fd)
 
@@ -321,7 +321,7 @@ def _remove_orphan(name: str, folder: int, now: float) -> bool:
     status = os.lstat(name, dir_fd=folder)
     age_s = now - status.st_mtime
     if stat.S_ISLNK(status.st_mode):
-        if now - counted(status.st_mtime, now) <= SYMLINK_AGE_S:
+        if age_s <= SYMLINK_AGE_S:
             return False
         os.unlink(name, dir_fd=folder)
         return True

@@ -42,6 +42,7 @@ from coverart.model import (
 )
 from coverart.packing import pack_file_key
 from coverart.request_path import spell
+from coverart.room import Room
 from coverart.store import ImageStore, OnDisk
 from coverart.upstream import Upstream
 
@@ -69,10 +70,22 @@ class Fetched:
 
 @attrs.frozen(kw_only=True)
 class Arriving:
-    """A large image of which the first bytes are there."""
+    """An image that is read from where it arrives: a large one, or one that can't be stored."""
 
     incoming: Incoming
     trip: Trip
+
+
+@attrs.frozen(kw_only=True)
+class Unstored:
+    """A listing that could not be stored."""
+
+    key: ListingKey
+    body: bytes
+    stored_at: float
+    why: str
+    """A token (RFC 9110 section 5.6.2)."""
+    hops: int = 0
 
 
 class Fetcher:
@@ -85,6 +98,7 @@ class Fetcher:
         *,
         index: Index,
         store: ImageStore,
+        room: Room,
         upstream: Upstream,
         in_thread: InThread,
         fetches: Fetches,
@@ -94,6 +108,7 @@ class Fetcher:
     ) -> None:
         self._index = index
         self._store = store
+        self._room = room
         self._upstream = upstream
         self._in_thread = in_thread
         self._fetches = fetches
@@ -159,7 +174,7 @@ class Fetcher:
         announce: Announce[Arriving],
         *,
         fresh: bool,
-    ) -> Fetched:
+    ) -> Fetched | Arriving:
         """
         Fetch an image and make the name it was asked by point at it.
 
@@ -167,8 +182,10 @@ class Fetcher:
         :param fresh: whether the target in it can be taken as still right; else it serves only
             if hop 1 can't be asked.
         :param announce: called if the image is large, once it can be read while it arrives.
+        :returns: one that is arriving if it could not be stored. The caller must release() it
+            when those who wait have it.
         :raises NotInArchive: `derived` tells whether the name or only this size is missing.
-        :raises CoverError: it could not be had, or not be kept.
+        :raises CoverError: it could not be had.
         """
         target = found.target if fresh else None
         alias = found.alias
@@ -185,6 +202,8 @@ class Fetcher:
                 raise
             target = alias.target
             entry = await self._image(target, request, trip, announce)
+        if isinstance(entry, Incoming):
+            return Arriving(incoming=entry, trip=trip)
         alias = await self.point(request, alias, entry)
         return Fetched(key=target.ref.at(request.size), entry=entry, alias=alias, hops=trip.hops)
 
@@ -214,6 +233,9 @@ class Fetcher:
         :raises CoverError: it could not be had; the name stays as it was.
         """
         entry = await self._image(alias.target, request, trip, lambda _: None)
+        if isinstance(entry, Incoming):
+            entry.release()
+            raise StoreFailed(f"its new image can't be stored ({entry.unstored})")
         await self.point(request, alias, entry)
 
     async def resolve(self, key: AliasKey, trip: Trip) -> Alias:
@@ -279,16 +301,25 @@ class Fetcher:
             key = alias.target.ref.at(request.size)
             self._store.links.make(request, key, entry.media, alias.checked_at)
 
-    async def listing(self, key: ListingKey, trip: Trip) -> Fetched:
+    async def listing(self, key: ListingKey, trip: Trip) -> Fetched | Unstored:
         """
         Fetch a listing. :raises NotInArchive: no such entity, or no art of it.
-        :raises CoverError: it could not be had, or not be kept.
+        :raises CoverError: it could not be had.
         """
         body, asked_at = await self._asked(self._upstream.listing(key, trip), trip)
-        try:
-            kept = await self._in_thread(self._keep_listing, key, body, asked_at)
-        except OSError as error:
-            raise StoreFailed(f"can't write a listing: {error.strerror}") from error
+        why, kept = self._room.claim(len(body)), True
+        if why is not None:
+            await self._in_thread(listing.check, body)
+        else:
+            try:
+                kept = await self._in_thread(self._keep_listing, key, body, asked_at)
+                self._room.stored()
+            except OSError as error:
+                why = self._room.failed(layout.listing_path(key), error)
+            finally:
+                self._room.release(len(body))
+        if why is not None:
+            return Unstored(key=key, body=body, stored_at=asked_at, why=why, hops=trip.hops)
         entry = FileEntry(size_bytes=len(body), stored_at=asked_at)
         if not kept:
             # One that was asked for later landed before.
@@ -310,7 +341,8 @@ class Fetcher:
 
     async def _image(
         self, target: Target, request: ImageRequest, trip: Trip, announce: Announce[Arriving]
-    ) -> FileEntry:
+    ) -> FileEntry | Incoming:
+        """:returns: what is stored; or what could not be, held for the caller to release."""
         key = target.ref.at(request.size)
         looked = target.ref == request.alias.own_ref
         answer = await self._images.run(
@@ -318,14 +350,22 @@ class Fetcher:
         )
         if isinstance(answer, FileEntry):
             return answer
+        landed: FileEntry | Incoming = answer
         landing = self._images.landing(key)
-        if not answer.over:
-            announce(Arriving(incoming=answer, trip=trip))
-        if landing is None:
-            raise StoreFailed("an image arrived and can't be found")
-        landed = await landing
+        # Let go of in part, for those who read it and are slow.
+        late = answer.over
+        if landing is not None:
+            if not late:
+                announce(Arriving(incoming=answer, trip=trip))
+            try:
+                landed = await landing
+            except StoreFailed:
+                if not late:
+                    raise
         if isinstance(landed, Incoming):
-            raise StoreFailed("an image never landed")
+            if late:
+                return await self._image(target, request, trip, announce)
+            landed.hold()
         return landed
 
     async def _download(
@@ -336,10 +376,10 @@ class Fetcher:
         say: Callable[[FileEntry | Incoming], None],
         *,
         looked: bool,
-    ) -> FileEntry:
+    ) -> FileEntry | Incoming:
         if not looked and (held := await self._held(key)) is not None:
             return held
-        entries: list[FileEntry] = []
+        entries: list[FileEntry | Incoming] = []
 
         async def here() -> bytes:
             known = await self._known(key)
@@ -360,15 +400,20 @@ class Fetcher:
         target: Target,
         trip: Trip,
         say: Callable[[FileEntry | Incoming], None],
-    ) -> FileEntry:
+    ) -> FileEntry | Incoming:
         incoming = Incoming(
             key,
             store=self._store,
+            room=self._room,
             in_thread=self._in_thread,
             largest_bytes=self._limits.largest_image_bytes,
             stored_at=self._now(),
             announce=say,
         )
+        if (landing := self._images.landing(key)) is not None:
+            # Those who wait for it take hold of it as it lands.
+            incoming.hold()
+            landing.addBoth(lambda _: incoming.release())
         try:
             await self._asked(self._upstream.image(target, key.size, incoming, trip), trip)
             entry = await incoming.finish()
@@ -378,6 +423,8 @@ class Fetcher:
         except BaseException:
             incoming.fail(CoverError("a fetch ended unexpectedly"))
             raise
+        if entry is None:
+            return incoming
         await self._index.put_file(key, entry)
         return entry
 

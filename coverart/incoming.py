@@ -4,6 +4,9 @@ An image on its way from the archive to the disk, and to clients that read it wh
 Small images stay in memory until they are whole and are then written in one go; larger ones are
 written as they come, a piece at a time off the reactor thread. Every reader reads the growing
 file at its own pace, so memory stays flat and a slow client holds up nobody.
+
+What can't be stored stays in memory from there on, for its readers alone. `room` bounds that in
+all: then what all readers have passed is let go, and the archive is paused.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from coverart import layout
 from coverart.content import ENOUGH, accept
 from coverart.directory import Temporary
 from coverart.errors import BadUpstream, CoverError, StoreFailed
 from coverart.model import FileEntry, ImageKey, MediaType
+from coverart.room import Room
 from coverart.store import ImageStore
 
 SMALL_BYTES = 256 * 1024
@@ -48,34 +51,43 @@ class Incoming:
         key: ImageKey,
         *,
         store: ImageStore,
+        room: Room,
         in_thread: InThread,
         largest_bytes: int,
         stored_at: float,
-        announce: Callable[[Incoming], None],
+        announce: Callable[[Incoming], object],
     ) -> None:
         """
         :param stored_at: becomes the file's mtime; readers of the growing file need it before.
-        :param announce: called once, when a large image of declared length proved to be one.
+        :param announce: called once, when a large image of declared length proved to be one and
+            it is known whether the disk takes its first bytes.
         """
         self.key = key
         self.stored_at = stored_at
         self.length: int | None = None
         self.media: MediaType | None = None
         self.received = 0
+        self.unstored: str | None = None
+        """Why it is not stored, as a token (RFC 9110 section 5.6.2); None as long as it may be."""
         self._store = store
+        self._room = room
         self._in_thread = in_thread
         self._largest_bytes = largest_bytes
         self._announce = announce
         self._announced = self._writing = False
-        self._buffer: list[bytes] = []
-        self._buffered = 0
+        self._buffer = bytearray()
+        self._base = 0
+        """Where in the image the buffer begins."""
+        self._claimed = 0
         self._head = b""
         self._temporary: Temporary | None = None
         self._flushed = 0
         self._flushing = False
         self._error: CoverError | None = None
         self._ended = False
-        self._readers = 0
+        self._readers: dict[object, int] = {}
+        """How far each has read."""
+        self._holds = 0
         self._waiting: list[Deferred[None]] = []
 
     # The upstream's side
@@ -86,20 +98,24 @@ class Incoming:
 
         :raises BadUpstream: it is over the limit, or part of an earlier answer is written.
         """
-        if self._writing:
+        if self._writing or self._announced:
             raise BadUpstream("the archive broke off in the middle of an image")
         self._check_size(0 if length is None else length)
+        self._let_go()
+        self.unstored = None
         self.length = length
         self.media = None
-        self.received = 0
-        self._buffer, self._buffered, self._head = [], 0, b""
+        self.received = self._base = 0
+        self._head = b""
+        self._claim(0 if length is None else length)
 
     def write(self, data: bytes) -> None:
         """
         Take a piece of the body.
 
         :raises BadUpstream: it is no image, or grew over the limit.
-        :raises StoreFailed: an earlier piece could not be written.
+        :raises StoreFailed: it can't be stored, and either there is no memory for it or nobody
+            reads it any more.
         """
         if self._error is not None:
             raise self._error
@@ -109,27 +125,34 @@ class Incoming:
             self._head = (self._head + data)[:ENOUGH]
             if len(self._head) == ENOUGH:
                 self.media = accept(self._head, self.key.size)
-        self._buffer.append(data)
-        self._buffered += len(data)
-        if self.media is not None and max(self.length or 0, self.received) > SMALL_BYTES:
-            # Without a declared length there is no telling readers how much will come.
-            if self.length is not None and not self._announced:
-                self._announced = True
-                self._announce(self)
+        self._buffer += data
+        if self.unstored is not None:
+            self._room.keep(len(data))
+        self._claim(self.received)
+        if self.media is not None and self.size_bytes > SMALL_BYTES:
             self._flush()
+        self._make_sure_of_memory()
+
+    @property
+    def size_bytes(self) -> int:
+        """As declared, or what has come, if that is more."""
+        return max(self.length or 0, self.received)
 
     def room(self) -> Deferred[None] | None:
         """None while more may be written; else a Deferred that fires when it may."""
-        if self._buffered < BACKLOG_BYTES or not self._flushing:
+        if self.unstored is not None:
+            return self._room.wait() if self._room.crowded else None
+        if len(self._buffer) < BACKLOG_BYTES or not self._flushing:
             return None
         return self._wait()
 
-    async def finish(self) -> FileEntry:
+    async def finish(self) -> FileEntry | None:
         """
         Make the whole image visible at the place of its key.
 
+        :returns: None if it could not be stored: hold() it before this for who wants to read it.
         :raises BadUpstream: the body is shorter than declared, or too short to be an image.
-        :raises StoreFailed: the disk does not take it.
+        :raises StoreFailed: it can't be stored, and there is no memory for it.
         """
         if self.media is None or (self.length is not None and self.received != self.length):
             raise BadUpstream(f"the archive sent {self.received} of {self.length} bytes")
@@ -137,13 +160,19 @@ class Incoming:
             await self._wait()
         if self._error is not None:
             raise self._error
-        data, self._buffer = b"".join(self._buffer), []
-        path = layout.image_path(self.key, self.media)
-        try:
-            self._temporary = await self._in_thread(self._commit, self._temporary, data, path)
-        except OSError as error:
-            raise StoreFailed(f"{path}: {error.strerror}") from error
-        self._flushed = self.received
+        if self.unstored is None:
+            data = bytes(self._buffer)
+            try:
+                self._temporary = await self._in_thread(self._commit, self._temporary, data)
+            except OSError as error:
+                self._keep_in_memory(self._room.failed(self._path, error))
+        if self.unstored is not None:
+            self._make_sure_of_memory()
+            self._end()
+            return None
+        self._room.stored()
+        self._buffer.clear()
+        self._base = self._flushed = self.received
         self._end()
         return FileEntry(size_bytes=self.received, stored_at=self.stored_at, media=self.media)
 
@@ -154,12 +183,16 @@ class Incoming:
         self._error = self._error or error
         self._end()
 
-    def _commit(self, temporary: Temporary | None, data: bytes, path: str) -> Temporary:
+    @property
+    def _path(self) -> str:
+        return self._store.path_of(self.key, self.media)
+
+    def _commit(self, temporary: Temporary | None, data: bytes) -> Temporary:
         """In a thread: all that is left to write, then the name."""
         temporary = temporary or self._store.begin()
         try:
             self._store.append(temporary, data)
-            self._store.commit(temporary, path, self.stored_at)
+            self._store.commit(temporary, self._path, self.stored_at)
         except OSError:
             if self._temporary is None:
                 self._store.abandon(temporary)
@@ -172,14 +205,53 @@ class Incoming:
 
     # Writing out
 
-    def _flush(self) -> None:
-        if self._flushing or not self._buffer:
+    def _claim(self, size_bytes: int) -> None:
+        """See to room on the disk for so much in all."""
+        more = size_bytes - self._claimed
+        if self.unstored is None and more > 0:
+            why = self._room.claim(more)
+            if why is None:
+                self._claimed += more
+            else:
+                self._keep_in_memory(why)
+
+    def _keep_in_memory(self, why: str) -> None:
+        """From here on nothing of it goes to the disk."""
+        self.unstored = why
+        self._room.keep(len(self._buffer))
+        self._give_back()
+
+    def _give_back(self) -> None:
+        claimed, self._claimed = self._claimed, 0
+        self._room.release(claimed)
+
+    def _make_sure_of_memory(self) -> None:
+        """:raises StoreFailed: it can't be stored, nor be kept in memory for anybody."""
+        if self.unstored is None:
             return
-        data, self._buffer = b"".join(self._buffer), []
-        self._flushing = self._writing = True
-        self._in_thread(self._write_out, data).addCallbacks(
-            self._written, self._not_written, callbackArgs=(len(data),)
-        )
+        if self._announced and not self._readers and self.received != self.length:
+            raise StoreFailed(f"it can't be stored ({self.unstored}), and nobody reads it any more")
+        if self._room.crowded:
+            self._trim()
+            if self._room.crowded and self._buffer and not self._readers:
+                raise StoreFailed(f"it can't be stored ({self.unstored}), and memory is full, too")
+
+    def _flush(self) -> None:
+        if self.unstored is not None:
+            self._announce_once()
+            self._wake()
+        elif self._buffer and not self._flushing:
+            data = bytes(self._buffer)
+            self._flushing = self._writing = True
+            self._in_thread(self._write_out, data).addCallbacks(
+                self._written, self._not_written, callbackArgs=(len(data),)
+            )
+
+    def _announce_once(self) -> None:
+        # Without a declared length there is no telling readers how much will come.
+        if self.length is not None and not self._announced and self._error is None:
+            self._announced = True
+            self._announce(self)
 
     def _write_out(self, data: bytes) -> None:
         """In a thread."""
@@ -189,18 +261,22 @@ class Incoming:
 
     def _written(self, _: None, count: int) -> None:
         self._flushed += count
-        self._buffered -= count
+        if self.unstored is None:
+            self._base += count
+            del self._buffer[:count]
+        self._announce_once()
         self._flush_ended()
-        if self._error is None:
-            self._flush()
 
     def _not_written(self, failure: Failure) -> None:
-        reason = getattr(failure.value, "strerror", None) or failure.getErrorMessage()
-        self._error = StoreFailed(f"can't write an image: {reason}")
+        if self.unstored is None:
+            self._keep_in_memory(self._room.failed(self._path, failure.value))
         self._flush_ended()
 
     def _flush_ended(self) -> None:
         self._flushing = False
+        if self._error is None:
+            # Before finish() is woken, which writes what is left.
+            self._flush()
         self._wake()
         if self._ended:
             self._close_if_unread()
@@ -209,19 +285,36 @@ class Incoming:
 
     @property
     def over(self) -> bool:
-        """Whether a reader who comes now is too late: the image has its place, or there is none."""
-        return self._ended and self._temporary is None
+        """Whether a reader who comes now is too late: the beginning is not to be had from here."""
+        if self.unstored is None:
+            return self._ended and self._temporary is None
+        return self._base > self._flushed or (self._ended and self._error is not None)
 
-    def attach(self) -> None:
-        """A reader comes: what was received stays readable until it has called detach()."""
-        self._readers += 1
+    def hold(self) -> None:
+        """Somebody may want to read it after its end: it stays readable until release()."""
+        self._holds += 1
 
-    def detach(self) -> None:
-        self._readers -= 1
+    def release(self) -> None:
+        self._holds -= 1
         if self._ended:
             self._close_if_unread()
 
-    def read(self, offset: int, count: int) -> bytes:
+    def attach(self, reader: object, offset: int = 0) -> None:
+        """
+        A reader comes: what was received stays readable until it has called detach().
+
+        From `offset`, that is, and of what is not stored what it has not read yet.
+        """
+        self._readers[reader] = offset
+
+    def detach(self, reader: object) -> None:
+        del self._readers[reader]
+        if self._ended:
+            self._close_if_unread()
+        elif self.unstored is not None and not self._readers:
+            self._trim()
+
+    def read(self, reader: object, offset: int, count: int) -> bytes:
         """
         Up to `count` bytes from `offset`; empty if they are not there yet (see more()).
 
@@ -229,33 +322,62 @@ class Incoming:
 
         In the reactor thread: what is read was written moments ago and lies in memory.
         """
+        data = b""
         if offset < self._flushed and self._temporary is not None:
-            return os.pread(self._temporary.fd, min(count, self._flushed - offset), offset)
-        if self._error is not None:
+            data = os.pread(self._temporary.fd, min(count, self._flushed - offset), offset)
+        elif self.unstored is not None and self._base <= offset < self.received:
+            data = bytes(self._buffer[offset - self._base : offset - self._base + count])
+        elif self._error is not None:
             raise self._error
-        if self._ended:
+        elif self._ended or offset < self._base:
             raise StoreFailed("an image ended before its reader came")
-        return b""
+        self._readers[reader] = offset + len(data)
+        if self._room.crowded:
+            self._trim()
+        return data
 
     def more(self, offset: int) -> Deferred[None]:
         """Fires when something can be read from `offset`, or the download ended."""
-        if offset < self._flushed or self._ended or self._error is not None:
+        there = self._flushed if self.unstored is None else self.received
+        if offset < there or self._ended or self._error is not None:
             return succeed(None)
         return self._wait()
 
+    def _trim(self) -> None:
+        """Let go of what is not stored and all readers have passed."""
+        # Those who wait for all of it have to come first.
+        if self.unstored is None or (self._holds if self._ended else not self._announced):
+            return
+        passed = min((self.received, *self._readers.values())) - self._base
+        if passed > 0:
+            del self._buffer[:passed]
+            self._base += passed
+            self._room.let_go(passed)
+
     def _end(self) -> None:
         self._ended = True
+        self._give_back()
         self._wake()
         self._close_if_unread()
 
     def _close_if_unread(self) -> None:
-        if self._readers or self._temporary is None or self._flushing:
+        if self._readers or self._holds or self._flushing:
             return
-        temporary, self._temporary = self._temporary, None
-        if self._error is None:
-            os.close(temporary.fd)
-        else:
-            self._store.abandon(temporary)
+        self._let_go()
+        if self._temporary is not None:
+            temporary, self._temporary = self._temporary, None
+            if self._error is None and self.unstored is None:
+                os.close(temporary.fd)
+            else:
+                self._store.abandon(temporary)
+
+    def _let_go(self) -> None:
+        """Drop what is in memory."""
+        count = len(self._buffer)
+        self._buffer = bytearray()
+        self._base += count
+        if self.unstored is not None:
+            self._room.let_go(count)
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

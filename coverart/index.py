@@ -101,6 +101,14 @@ class Index(Protocol):
         """What is evicted first."""
 
     @property
+    def size_bytes(self) -> int:
+        """
+        Bytes held, as far as is known without asking.
+
+        Of an index that lives elsewhere: as it was told last, and what was stored here since.
+        """
+
+    @property
     def available(self) -> bool:
         """Whether the index can be asked now."""
 

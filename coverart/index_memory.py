@@ -79,7 +79,7 @@ class MemoryIndex:
         self._by_check: list[bytes] = []
         self._last_check = 0.0
         self._now = now
-        self._size_bytes = 0
+        self.size_bytes = 0
         self._file_counts = dict.fromkeys(Entity, 0)
         self._alias_counts = dict.fromkeys(Entity, 0)
         self._tallies: Counter[str] = Counter()
@@ -141,13 +141,13 @@ class MemoryIndex:
         files = self._files[slice_of(packed_key)]
         old = files.get(packed_key)
         files[packed_key] = pack_entry(entry)
-        self._size_bytes += entry.size_bytes
+        self.size_bytes += entry.size_bytes
         if old is None:
             self._file_counts[entity_of(packed_key)] += 1
             renewed = True
         else:
             known = unpack_entry(old)
-            self._size_bytes -= known.size_bytes
+            self.size_bytes -= known.size_bytes
             renewed = known.stored_at != entry.stored_at
         if renewed:
             self._queue.put(packed_key, entry)
@@ -162,7 +162,7 @@ class MemoryIndex:
         if files.get(packed_key) != pack_entry(entry):
             return False
         del files[packed_key]
-        self._size_bytes -= entry.size_bytes
+        self.size_bytes -= entry.size_bytes
         self._file_counts[entity_of(packed_key)] -= 1
         self._queue.remove(packed_key, evicted=evicted)
         return True
@@ -250,7 +250,7 @@ class MemoryIndex:
             elif key not in self._files[number]:
                 self._files[number][key] = value
                 fresh.append(thing)
-        self._size_bytes += self._queue.learn(fresh)
+        self.size_bytes += self._queue.learn(fresh)
         for kind, count in Counter([key[0] for key, _ in fresh]).items():
             self._file_counts[entity_of(bytes([kind]))] += count
         if self._absences:
@@ -262,7 +262,7 @@ class MemoryIndex:
 
     async def totals(self) -> Totals:
         return Totals(
-            size_bytes=self._size_bytes,
+            size_bytes=self.size_bytes,
             files=sum(self._file_counts.values()),
             by_entity=dict(self._file_counts),
             aliases=dict(self._alias_counts),

@@ -112,6 +112,7 @@ class RedisIndex:
         self._now = now
         self.eviction = eviction
         self.prefix = f"coverart:{LAYOUT}:{name}:".encode()
+        self.size_bytes = 0
         self._dropped = False
         # Asked for with each request: a round trip of its own costs more than all the rest of a hit.
         self._finds: Gathered[tuple[bytes, bytes, bytes], Any] = Gathered(self._find_all, _FINDS)
@@ -154,6 +155,7 @@ class RedisIndex:
             return Found()
 
     async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
+        self.size_bytes += entry.size_bytes
         horizon = b"" if isinstance(key, ImageKey) else repr(self._horizon)
         told = (pack_file_key(key), pack_entry(entry), self._rank(entry), horizon)
         return bool(await self._tell(PUT_FILE, *told) != 0)
@@ -259,9 +261,9 @@ class RedisIndex:
         if reply is None:
             return Totals()
         counts, first, leader, tallies = reply
-        size_bytes, files, *rest = (int(count or 0) for count in counts)
+        self.size_bytes, files, *rest = (int(count or 0) for count in counts)
         return Totals(
-            size_bytes=size_bytes,
+            size_bytes=self.size_bytes,
             files=files,
             by_entity=dict(zip(Entity, rest[:3], strict=True)),
             aliases=dict(zip(Entity, rest[3:], strict=True)),

@@ -151,10 +151,24 @@ def sized(request: Request, body: bytes) -> bytes:
     return b"" if request.method == b"HEAD" else body
 
 
-def say_status(request: LoggedRequest, status: Status, *, joined: bool, hops: int) -> None:
-    """How the answer came about, for the client and for the log."""
+def say_status(
+    request: LoggedRequest,
+    status: Status,
+    *,
+    joined: bool,
+    hops: int,
+    unstored: str | None = None,
+) -> None:
+    """
+    How the answer came about, for the client and for the log.
+
+    :param unstored: why a miss was not stored, as a token.
+    """
     request.setHeader(b"x-cache-status", status.value.encode())
-    request.setHeader(b"cache-status", _CACHE_STATUS[status, joined])
+    told = _CACHE_STATUS[status, joined]
+    if unstored is not None:
+        told = f"{told.decode().removesuffix('; stored')}; stored=?0; detail={unstored}".encode()
+    request.setHeader(b"cache-status", told)
     request.tell(status.value, joined=joined, hops=hops)
 
 

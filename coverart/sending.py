@@ -111,7 +111,7 @@ class _Follower:
         self._ended = False
 
     def start(self) -> None:
-        self._incoming.attach()
+        self._incoming.attach(self, self._at)
         self._request.registerProducer(self, True)
         self.resumeProducing()
 
@@ -136,7 +136,7 @@ class _Follower:
                 self._request.finish()
                 return
             try:
-                data = self._incoming.read(self._at, min(PIECE_BYTES, self._stop - self._at))
+                data = self._incoming.read(self, self._at, min(PIECE_BYTES, self._stop - self._at))
             except (CoverError, OSError) as error:
                 self._cut(error)
                 return
@@ -158,6 +158,6 @@ class _Follower:
     def _end(self) -> None:
         if not self._ended:
             self._ended = True
-            self._incoming.detach()
+            self._incoming.detach(self)
             if self._waiting is not None:
                 self._waiting.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
@@ -18,11 +18,12 @@ from twisted.python.threadpool import ThreadPool
 from twisted.web.client import HTTPConnectionPool
 
 from coverart.cache import CoverCache
-from coverart.cleanup import Cleanup
+from coverart.cleanup import SLICES_A_SWEEP, Cleanup
 from coverart.intake import Intake
 from coverart.leases import LEADER_LIFE_S, Leadership, RedisFetches
 from coverart.metrics import Metrics
 from coverart.redis_link import RedisAway, RedisLink
+from coverart.room import Room
 from coverart.tallies import tell_counts
 
 DISK_THREADS = 8
@@ -30,6 +31,8 @@ STOP_S = 20.0
 """So long a stop waits for fetches that clients wait for."""
 TAKE_IN_S = 5.0
 """So often the leader looks into the hit log."""
+LOOK_EVERY_S = 1.0
+"""So often it is asked whether more is held than the maximum."""
 DELAY_EVERY_S = 0.25
 """So often the reactor's delay is looked at."""
 MEGABYTE = 1 << 20
@@ -100,6 +103,7 @@ class CoverService(Service):
         cache: CoverCache,
         cleanup: Cleanup,
         leadership: Leadership,
+        room: Room,
         shared: Shared | None,
         metrics: Metrics,
         threads: DiskThreads,
@@ -115,6 +119,7 @@ class CoverService(Service):
         self.cache = cache
         self.cleanup = cleanup
         self.leadership = leadership
+        self._room = room
         self._shared = shared
         self.metrics = metrics
         self._delay = ReactorDelay(reactor, metrics.reactor_delay.observe)
@@ -125,6 +130,8 @@ class CoverService(Service):
         self._limit_bytes = limit_bytes
         self._interval_s = interval_s
         self._sweeps = LoopingCall(self._sweep)
+        self._looks = LoopingCall(self._keep_within)
+        self._sweeping = DeferredLock()
         self._terms = LoopingCall(self.stand)
         # Apart from the terms, which must be kept however long a log is.
         self._intakes = LoopingCall(self.take_in)
@@ -154,16 +161,28 @@ class CoverService(Service):
         self.rebuilding = True
         for loop, seconds in (
             (self._sweeps, self._interval_s),
+            (self._looks, LOOK_EVERY_S),
             (self._terms, LEADER_LIFE_S / 3),
             (self._intakes, TAKE_IN_S),
         ):
             loop.clock = self._reactor
             self._loops.append(loop.start(seconds, now=loop is self._sweeps))
 
-    async def _sweep(self) -> None:
+    async def _keep_within(self) -> None:
+        """Sweep at once where more is held than the maximum, whichever process stored it."""
+        if self.rebuilding or self._sweeping.locked:
+            return
+        if self._shared is not None:
+            # Others store too; index.size_bytes goes by what it was told last.
+            await self.cache.index.totals()
+        if self._room.over and self.leadership.token is not None:
+            await self._sweep(slices=0)
+
+    async def _sweep(self, slices: int = SLICES_A_SWEEP) -> None:
         """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""
+        await self._sweeping.acquire()
         try:
-            await self.cleanup.sweep()
+            await self.cleanup.sweep(slices=slices)
             self.metrics.leader.set(self.leadership.token is not None)
             if self._first:
                 self._first = False
@@ -173,6 +192,8 @@ class CoverService(Service):
                 await self._say_what_is_held()
         except Exception:
             self.log.failure("a cleanup failed")
+        finally:
+            self._sweeping.release()
         self.rebuilding = False
 
     async def stand(self) -> None:
@@ -229,7 +250,7 @@ class CoverService(Service):
         self.cleanup.stop()
         if self._intake is not None:
             self._intake.stopping = True
-        for loop in (self._sweeps, self._terms, self._intakes):
+        for loop in (self._sweeps, self._looks, self._terms, self._intakes):
             if loop.running:
                 loop.stop()
         for ended in self._loops:

@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from coverart.client import ArchiveClient, Trip
-from coverart.errors import BadUpstream, CoverError, NotInArchive, PassingTrouble
+from coverart.errors import BadUpstream, CoverError, NotInArchive, PassingTrouble, StoreFailed
 from coverart.model import AliasKey, Entity, ListingKey, Target
 from coverart.redirects import ArchiveFile, Hop, Rules, archive_file, file_name
 from coverart.transfer import BytesSink, Sink
@@ -137,6 +137,9 @@ class Upstream:
         if node is not None:
             try:
                 await self._follow(self._rules.check(node + name), mbid, name, sink, trip, "node")
+            except StoreFailed:
+                # Our own trouble, which no other node mends.
+                raise
             except CoverError as error:
                 # The item may have moved to another node; archive.org knows.
                 self._nodes.pop(mbid, None)

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from coverart import listing
 from coverart.access import LoggedRequest
-from coverart.answers import Absent, Flowing, Held, Pointed, Status
+from coverart.answers import Absent, Flowing, Held, Passing, Pointed, Status
 from coverart.cache import CoverCache
 from coverart.conditions import Validators
 from coverart.content import ENOUGH, check_type
@@ -93,6 +93,8 @@ class CoverRoutes:
         self._say(request, thing, answer)
         if isinstance(answer, Flowing):
             return self._flowing(request, answer)
+        if isinstance(answer, Passing):
+            return await self._passing(request, answer)
         if isinstance(answer, Held):
             return await self._sent(request, answer)
         raise NotInArchive
@@ -138,9 +140,12 @@ class CoverRoutes:
         self,
         request: LoggedRequest,
         thing: ImageRequest | ListingKey,
-        answer: Held | Flowing | Absent | Pointed,
+        answer: Held | Flowing | Passing | Absent | Pointed,
     ) -> None:
-        say_status(request, answer.status, joined=answer.joined, hops=answer.hops)
+        unstored = answer.unstored if isinstance(answer, Flowing | Passing) else None
+        say_status(
+            request, answer.status, joined=answer.joined, hops=answer.hops, unstored=unstored
+        )
         cacheable(request, thing, self._cache.lifetimes)
 
     async def _sent(self, request: LoggedRequest, held: Held) -> Any:
@@ -170,8 +175,18 @@ class CoverRoutes:
     async def _rewritten(self, request: LoggedRequest, held: Held, public_url: str) -> bytes:
         """A listing whose URLs lead to this proxy, so always sent from here."""
         body: bytes = await self._in_thread(self._rewrite, held.path, public_url)
+        return self._listed(request, body, held.entry.stored_at)
+
+    async def _passing(self, request: LoggedRequest, passing: Passing) -> bytes:
+        """A listing that lies nowhere."""
+        body = passing.listing.body
+        if self._ways.public_url is not None:
+            body = await self._in_thread(listing.rewrite, body, self._ways.public_url)
+        return self._listed(request, body, passing.listing.stored_at)
+
+    def _listed(self, request: LoggedRequest, body: bytes, stored_at: float) -> bytes:
         typed(request, None)
-        validators = Validators(size_bytes=len(body), modified=int(held.entry.stored_at))
+        validators = Validators(size_bytes=len(body), modified=int(stored_at))
         to_send = parts(request, validators, None, single=True)
         return b"".join(body[part.span.start : part.span.stop] for part in to_send)
 
@@ -185,7 +200,7 @@ class CoverRoutes:
             # nginx would wait for a buffer full of it.
             request.setHeader(b"x-accel-buffering", b"no")
         typed(request, incoming.media)
-        validators = Validators(size_bytes=incoming.length or 0, modified=int(incoming.stored_at))
+        validators = Validators(size_bytes=incoming.size_bytes, modified=int(incoming.stored_at))
         to_send = parts(request, validators, incoming.media, single=True)
         return ArrivingBody(incoming, to_send[0].span) if to_send else b""
 

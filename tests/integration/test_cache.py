@@ -39,7 +39,7 @@ from coverart.simulator.faults import (
     WrongLength,
 )
 from coverart.simulator.service import Simulator
-from tests.support.running import Machine, Proxy, free_port, reached
+from tests.support.running import Proxy, free_port, reached
 from tests.support.talk import LOCAL, Answer, ask, start, until
 
 DATA = Path(__file__).parent.parent / "data"
@@ -414,10 +414,8 @@ async def test_front_changed_then_restart(sim, proxy) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_new_front_can_not_be_had(sim, run) -> None:
+async def test_new_front_can_not_be_had(sim, proxy) -> None:
     """A front that points elsewhere stays as it was until the new image is held."""
-    machine = Machine()
-    proxy = await run(machine=machine)
     item = sim.catalogue.release(0)
     path = f"/release/{item.mbid}/front-250"
     await proxy.get(path)
@@ -428,7 +426,7 @@ async def test_new_front_can_not_be_had(sim, run) -> None:
         check(sim, await proxy.get(path), "STALE", item.front)
         await proxy.settled()
     sim.faults.remove(number)
-    machine.advance(120)
+    proxy.now.advance(120)
     check(sim, await proxy.get(path), "STALE", item.front)
     await proxy.settled()
     check(sim, await proxy.get(path), "HIT", item.back)
@@ -1008,16 +1006,16 @@ async def test_directory_removed_by_hand(sim, proxy) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_directory_takes_no_files(sim, proxy) -> None:
-    """A directory that takes no files is a 503 that says to come back, and mends by itself."""
+    """From a directory that takes no files clients get all the same, uncached; it mends by itself."""
     item = sim.catalogue.release(0)
     path = f"/release/{item.mbid}/front-250"
     incoming = proxy.root / ".incoming"
     incoming.rmdir()
     incoming.write_text("in the way")
-    answer = await proxy.get(path)
-    assert answer.status == 503
-    assert answer.json == {"error": "the cache can't store files now"}
-    assert int(answer["Retry-After"]) > 0
+    for _ in range(2):
+        answer = await proxy.get(path)
+        check(sim, answer, "MISS", item.front)
+        assert answer["Cache-Status"] == "coverart; fwd=uri-miss; stored=?0; detail=ENOTDIR"
     incoming.unlink()
     check(sim, await proxy.get(path), "MISS", item.front)
 

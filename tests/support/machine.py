@@ -46,6 +46,7 @@ from coverart.model import (
     ListingKey,
 )
 from coverart.reconcile import Reconciler
+from coverart.room import Room
 from coverart.upstream import Upstream
 from tests.support.doubles import HeldBack, at_once
 from tests.support.played import (
@@ -183,6 +184,7 @@ class CacheMachine(Promises):
             fetcher=Fetcher(
                 index=self.index,
                 store=self.store,
+                room=Room(store=self.store, index=self.index, max_bytes=ROOM, clock=self.clock),
                 upstream=cast("Upstream", self.archive),
                 in_thread=self.threads,
                 fetches=self.fetches,
@@ -192,7 +194,6 @@ class CacheMachine(Promises):
             ),
             fetches=self.fetches,
             lifetimes=LIVES,
-            clock=self.clock,
             now=self.now,
             metrics=METRICS,
         )

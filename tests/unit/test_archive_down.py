@@ -21,6 +21,7 @@ from coverart.leases import Alone
 from coverart.metrics import Metrics
 from coverart.model import AliasKey, Entity, ImageRequest, ListingKey
 from coverart.redirects import Rules
+from coverart.room import Room
 from coverart.store import ImageStore
 from coverart.upstream import Upstream
 from tests.support.doubles import ScriptedArchive, at_once, folder, redirect, reply, stall
@@ -74,6 +75,7 @@ class ArchiveDownTests(SynchronousTestCase):
         fetcher = Fetcher(
             index=index,
             store=store,
+            room=Room(store=store, index=index, max_bytes=1 << 30, clock=self.clock),
             upstream=upstream,
             in_thread=at_once,
             fetches=Alone(),
@@ -89,7 +91,6 @@ class ArchiveDownTests(SynchronousTestCase):
             lifetimes=Lifetimes(
                 alias_s=LIFE_S, listing_s=LIFE_S, absent_s=3600, absent_thumb_s=300
             ),
-            clock=self.clock,
             now=self.now,
             metrics=self.metrics,
         )

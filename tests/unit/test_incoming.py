@@ -1,17 +1,21 @@
 """An image on its way to the disk, and readers of what is there of it."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart import layout
+from coverart import layout, room
 from coverart.errors import BadUpstream, CoverError, NotReached, StoreFailed
 from coverart.incoming import BACKLOG_BYTES, SMALL_BYTES, Incoming, InThread
+from coverart.index_memory import MemoryIndex
 from coverart.model import ORIGINAL, Entity, FileEntry, ImageRef, MediaType
+from coverart.room import Room
 from coverart.store import ImageStore
 from tests.support.doubles import HeldBack, at_once, folder
 from tests.support.strategies import MBID, examples
@@ -33,7 +37,11 @@ class IncomingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.root = folder(self)
         self.store = ImageStore(self.root)
+        self.room = Room(
+            store=self.store, index=MemoryIndex(), max_bytes=10 * LARGEST, clock=Clock()
+        )
         self.announced: list[Incoming] = []
+        self.announce: Callable[[Incoming], object] = self.announced.append
         self.disk = HeldBack()
 
     def incoming(self, in_thread: InThread = at_once, size: int = ORIGINAL) -> Incoming:
@@ -41,15 +49,22 @@ class IncomingTests(SynchronousTestCase):
         return Incoming(
             KEY.ref.at(size),
             store=self.store,
+            room=self.room,
             in_thread=in_thread,
             largest_bytes=LARGEST,
             stored_at=1000,
-            announce=self.announced.append,
+            announce=self.announce,
         )
 
-    def finish(self, incoming: Incoming) -> Deferred[FileEntry]:
+    def finish(self, incoming: Incoming) -> Deferred[FileEntry | None]:
         """The end of the download."""
         return Deferred.fromCoroutine(incoming.finish())
+
+    def finished(self, incoming: Incoming) -> FileEntry:
+        """What it ended with: stored."""
+        entry = self.successResultOf(self.finish(incoming))
+        assert entry is not None
+        return entry
 
     def temporary(self) -> list[str]:
         """Unfinished files."""
@@ -90,7 +105,7 @@ class SmallTests(IncomingTests):
         incoming = self.incoming()
         incoming.begin(None)
         incoming.write(body)
-        self.assertEqual(self.successResultOf(self.finish(incoming)).size_bytes, LARGE)
+        self.assertEqual(self.finished(incoming).size_bytes, LARGE)
         self.assertEqual((self.visible(), self.announced), (body, []))
 
     def test_cut_and_too_long(self) -> None:
@@ -121,7 +136,7 @@ class SmallTests(IncomingTests):
         incoming.begin(20)
         for n in range(20):
             incoming.write(jpeg(20)[n : n + 1])
-        self.assertIs(self.successResultOf(self.finish(incoming)).media, MediaType.JPEG)
+        self.assertIs(self.finished(incoming).media, MediaType.JPEG)
 
     def test_too_short(self) -> None:
         """Nothing, or less than tells a type, is no image even where it is as declared."""
@@ -154,20 +169,39 @@ class SmallTests(IncomingTests):
         incoming.write(b"\x89PNG\r\n\x1a\n" + b"x" * 100)
         incoming.begin(100)
         incoming.write(jpeg(100))
-        entry = self.successResultOf(self.finish(incoming))
+        entry = self.finished(incoming)
         self.assertEqual((entry.size_bytes, entry.media), (100, MediaType.JPEG))
         self.assertEqual(self.visible(), jpeg(100))
 
     def test_disk_refuses(self) -> None:
-        """A disk that does not take the file is our trouble, not the archive's."""
+        """What the disk does not take is read from memory by those who wait, and then let go."""
         before = self.descriptors()
         incoming = self.incoming()
+        incoming.hold()
         incoming.begin(100)
         incoming.write(jpeg(100))
         (self.root / "release").write_bytes(b"in the way")
-        self.failureResultOf(self.finish(incoming), StoreFailed)
-        incoming.fail(CoverError())
+        self.assertIsNone(self.successResultOf(self.finish(incoming)))
+        self.assertEqual((incoming.unstored, incoming.over), ("ENOTDIR", False))
+        incoming.attach(self)
+        incoming.release()
+        self.assertEqual(incoming.read(self, 0, 1000), jpeg(100))
+        incoming.detach(self)
+        self.assertTrue(incoming.over)
         self.assertEqual((self.temporary(), self.descriptors()), ([], before))
+
+    def test_over_the_bound(self) -> None:
+        """Past the bound on what is held nothing is written, whatever its length was said to be."""
+        self.patch(room, "SLACK_BYTES", 150)
+        self.room = Room(store=self.store, index=MemoryIndex(), max_bytes=0, clock=Clock())
+        coming = [self.incoming() for _ in range(3)]
+        for incoming, declared in zip(coming, (100, None, 100), strict=True):
+            incoming.begin(declared)
+            incoming.write(jpeg(100))
+        for incoming in coming:
+            self.successResultOf(self.finish(incoming))
+        self.assertEqual([each.unstored for each in coming], [None, "cache-full", "cache-full"])
+        self.assertIsNone(self.room.claim(150))
 
 
 class LargeTests(IncomingTests):
@@ -196,65 +230,65 @@ class LargeTests(IncomingTests):
         """Each reader gets all that has come, from where it stands, in its own pieces."""
         body = jpeg(LARGE)
         incoming = self.begun()
-        incoming.attach()
-        incoming.attach()
-        self.assertEqual(incoming.read(0, 10), body[:10])
-        self.assertEqual(incoming.read(500, 10_000), body[500:1000])
-        self.assertEqual(incoming.read(1000, 10), b"")
+        incoming.attach(self)
+        incoming.attach("another")
+        self.assertEqual(incoming.read(self, 0, 10), body[:10])
+        self.assertEqual(incoming.read(self, 500, 10_000), body[500:1000])
+        self.assertEqual(incoming.read(self, 1000, 10), b"")
         more = incoming.more(1000)
         self.assertNoResult(more)
         incoming.write(body[1000:])
         self.successResultOf(more)
-        self.assertEqual(incoming.read(1000, LARGE), body[1000:])
+        self.assertEqual(incoming.read(self, 1000, LARGE), body[1000:])
         self.successResultOf(self.finish(incoming))
-        self.assertEqual(incoming.read(0, LARGE), body)
-        incoming.detach()
-        incoming.detach()
+        self.assertEqual(incoming.read(self, 0, LARGE), body)
+        incoming.detach(self)
+        incoming.detach("another")
         self.assertEqual(self.visible(), body)
 
     def test_closed_after_the_last(self) -> None:
         """The file stays open for those who still read, and no longer."""
         before = self.descriptors()
         incoming = self.begun(body=jpeg(LARGE))
-        incoming.attach()
+        incoming.attach(self)
         self.successResultOf(self.finish(incoming))
         self.assertEqual(self.descriptors(), before + 1)
-        incoming.detach()
+        incoming.detach(self)
         self.assertEqual(self.descriptors(), before)
 
     def test_evicted_while_read(self) -> None:
         """A reader finishes an image that was evicted meanwhile."""
         incoming = self.begun(body=jpeg(LARGE))
-        incoming.attach()
+        incoming.attach(self)
         self.successResultOf(self.finish(incoming))
         self.store.remove(layout.image_path(KEY, MediaType.JPEG))
-        self.assertEqual(incoming.read(0, LARGE), jpeg(LARGE))
-        incoming.detach()
+        self.assertEqual(incoming.read(self, 0, LARGE), jpeg(LARGE))
+        incoming.detach(self)
 
     def test_fails_midway(self) -> None:
         """Readers get what had come and then the error; nothing is kept."""
         before = self.descriptors()
         incoming = self.begun()
-        incoming.attach()
+        incoming.attach(self)
         more = incoming.more(1000)
         incoming.fail(NotReached("cut"))
         self.successResultOf(more)
-        self.assertEqual(incoming.read(0, 5000), jpeg(1000))
-        self.assertRaises(NotReached, incoming.read, 1000, 10)
+        self.assertEqual(incoming.read(self, 0, 5000), jpeg(1000))
+        self.assertRaises(NotReached, incoming.read, self, 1000, 10)
         self.successResultOf(incoming.more(1000))
-        incoming.detach()
+        incoming.detach(self)
         self.assertEqual((self.visible(), self.temporary()), (None, []))
         self.assertEqual(self.descriptors(), before)
 
     def test_first_error_counts(self) -> None:
         """What failed first is what is told."""
         incoming = self.begun()
-        incoming.attach()
+        incoming.attach(self)
         incoming.fail(NotReached("first"))
         incoming.fail(BadUpstream("second"))
-        error = self.assertRaises(CoverError, incoming.read, 1000, 10)
+        error = self.assertRaises(CoverError, incoming.read, self, 1000, 10)
         self.assertEqual(error.detail, "first")
-        incoming.detach()
+        incoming.detach(self)
 
     def test_no_second_answer(self) -> None:
         """Once bytes are on the disk and with readers, another answer can't take their place."""
@@ -266,22 +300,22 @@ class LargeTests(IncomingTests):
         """A reader that comes after the end is told so, and gets no empty image."""
         incoming = self.begun(body=jpeg(LARGE))
         self.successResultOf(self.finish(incoming))
-        incoming.attach()
-        self.assertRaises(StoreFailed, incoming.read, 0, 10)
-        incoming.detach()
+        incoming.attach(self)
+        self.assertRaises(StoreFailed, incoming.read, self, 0, 10)
+        incoming.detach(self)
 
     def test_leaves_while_waiting(self) -> None:
         """A reader that leaves takes nothing from another."""
         incoming = self.begun()
-        incoming.attach()
-        incoming.attach()
+        incoming.attach(self)
+        incoming.attach("another")
         hasty, patient = incoming.more(1000), incoming.more(1000)
         hasty.cancel()
         self.failureResultOf(hasty, CancelledError)
-        incoming.detach()
+        incoming.detach(self)
         incoming.write(b"x")
         self.successResultOf(patient)
-        incoming.detach()
+        incoming.detach("another")
         incoming.fail(CoverError())
 
     def test_leaves_while_woken(self) -> None:
@@ -295,23 +329,91 @@ class LargeTests(IncomingTests):
         self.successResultOf(third)
         incoming.fail(CoverError())
 
+    def full(self, *_: Any) -> None:
+        """What a full disk says."""
+        raise OSError(28, "No space left on device")
+
     def test_disk_fills_up(self) -> None:
-        """When the disk is full, the archive's side and the readers are told; nothing stays."""
+        """When the disk is full, readers get the rest from memory; nothing stays of either."""
+        body, before = jpeg(LARGE), self.descriptors()
         incoming = self.begun()
-        incoming.attach()
-
-        def full(*_: Any) -> None:
-            raise OSError(28, "No space left on device")
-
-        self.patch(self.store, "append", full)
-        incoming.write(b"x" * 10)
-        error = self.assertRaises(StoreFailed, incoming.write, b"x")
-        self.assertIn("No space left", error.detail)
-        self.failureResultOf(self.finish(incoming))
-        incoming.fail(error)
-        self.assertRaises(StoreFailed, incoming.read, 1000, 10)
-        incoming.detach()
+        incoming.attach(self)
+        self.patch(self.store, "append", self.full)
+        incoming.write(body[1000:2000])
+        self.assertEqual(incoming.unstored, "ENOSPC")
+        self.assertEqual(incoming.read(self, 0, 5000), body[:1000])
+        self.assertEqual(incoming.read(self, 1000, 5000), body[1000:2000])
+        more = incoming.more(2000)
+        incoming.write(body[2000:])
+        self.successResultOf(more)
+        self.assertIsNone(self.successResultOf(self.finish(incoming)))
+        self.assertEqual(incoming.read(self, 2000, LARGE), body[2000:])
+        incoming.detach(self)
         self.assertEqual((self.visible(), self.temporary()), (None, []))
+        self.assertEqual(self.descriptors(), before)
+
+    def test_disk_is_full(self) -> None:
+        """It is announced when it is known whether its first bytes are stored."""
+        self.patch(self.store, "append", self.full)
+        told: list[str | None] = []
+        self.announce = lambda each: told.append(each.unstored)
+        incoming = self.incoming(self.disk)
+        incoming.begin(LARGE)
+        incoming.write(jpeg(LARGE)[:1000])
+        self.assertEqual(told, [])
+        self.disk.let_all_go()
+        self.assertEqual(told, ["ENOSPC"])
+        incoming.fail(CoverError())
+        self.assertEqual(self.temporary(), [])
+
+    def test_memory_is_bounded(self) -> None:
+        """What all readers have passed goes when memory is short; then the archive is paused."""
+        self.patch(room, "MOST_UNSTORED_BYTES", 5000)
+        self.patch(self.store, "append", self.full)
+        body = jpeg(LARGE)
+        self.announce = lambda each: each.attach("slow")
+        incoming = self.incoming()
+        incoming.begin(LARGE)
+        incoming.write(body[:4000])
+        incoming.attach("quick")
+        self.assertIsNone(incoming.room())
+        incoming.write(body[4000:8000])
+        paused = incoming.room()
+        assert paused is not None
+        incoming.read("quick", 0, LARGE)
+        self.assertNoResult(paused)
+        self.assertFalse(incoming.over)
+        self.assertEqual(incoming.read("slow", 0, 3500), body[:3500])
+        self.successResultOf(paused)
+        # The beginning is gone: who comes now is too late.
+        self.assertTrue(incoming.over)
+        self.assertEqual(incoming.read("slow", 3500, 3500), body[3500:7000])
+        for reader in ("quick", "slow"):
+            incoming.detach(reader)
+        with self.assertRaises(StoreFailed) as caught:
+            incoming.write(body[8000:9000])
+        incoming.fail(caught.exception)
+        self.assertFalse(self.room.crowded)
+
+    def test_no_memory_for_one_more(self) -> None:
+        """One that nobody can read yet is refused while memory is full of others."""
+        self.patch(room, "MOST_UNSTORED_BYTES", 5000)
+        self.patch(self.store, "append", self.full)
+        body = jpeg(4000)
+        first, second = self.incoming(), self.incoming()
+        for incoming in (first, second):
+            incoming.hold()
+            incoming.begin(len(body))
+            incoming.write(body)
+        self.assertIsNone(self.successResultOf(self.finish(first)))
+        error = self.failureResultOf(self.finish(second), StoreFailed).value
+        second.fail(error)
+        second.release()
+        first.attach(self)
+        first.release()
+        self.assertEqual(first.read(self, 0, 5000), body)
+        first.detach(self)
+        self.assertFalse(self.room.crowded)
 
 
 class SlowDiskTests(IncomingTests):
@@ -340,15 +442,15 @@ class SlowDiskTests(IncomingTests):
     def test_nothing_before_the_disk(self) -> None:
         """Readers read from the disk alone, so what waits for it is not there yet."""
         incoming = self.begun()
-        incoming.attach()
-        self.assertEqual(incoming.read(0, 10), b"")
+        incoming.attach(self)
+        self.assertEqual(incoming.read(self, 0, 10), b"")
         more = incoming.more(0)
         self.assertNoResult(more)
         self.disk.let_one_go()
         self.successResultOf(more)
-        self.assertEqual(incoming.read(0, 10), jpeg(10))
+        self.assertEqual(incoming.read(self, 0, 10), jpeg(10))
         incoming.fail(CoverError())
-        incoming.detach()
+        incoming.detach(self)
 
     def test_one_piece_at_a_time(self) -> None:
         """Pieces that come meanwhile are written together and in order."""
@@ -356,11 +458,11 @@ class SlowDiskTests(IncomingTests):
         for n in range(5):
             incoming.write(b"%d" % n * 10)
         self.assertEqual(len(self.disk.waiting), 1)
-        incoming.attach()
+        incoming.attach(self)
         self.disk.let_all_go()
-        self.assertEqual(incoming.read(1000, 100), b"".join(b"%d" % n * 10 for n in range(5)))
+        self.assertEqual(incoming.read(self, 1000, 100), b"".join(b"%d" % n * 10 for n in range(5)))
         incoming.fail(CoverError())
-        incoming.detach()
+        incoming.detach(self)
 
     def test_finish_waits(self) -> None:
         """The end waits for the pieces before it."""
@@ -372,7 +474,9 @@ class SlowDiskTests(IncomingTests):
         finished = self.finish(incoming)
         self.assertNoResult(finished)
         self.disk.let_all_go()
-        self.assertEqual(self.successResultOf(finished).size_bytes, LARGE)
+        entry = self.successResultOf(finished)
+        assert entry is not None
+        self.assertEqual(entry.size_bytes, LARGE)
         self.assertEqual((self.visible(), self.temporary()), (body, []))
 
     def test_fails_during_a_write(self) -> None:
@@ -389,9 +493,9 @@ class SlowDiskTests(IncomingTests):
         self.assertEqual(self.descriptors(), before)
 
     def test_disk_refuses_later(self) -> None:
-        """An error of the disk wakes readers and whoever waits for room."""
+        """An error of the disk wakes readers, who go on from memory, and whoever waits for room."""
         incoming = self.begun()
-        incoming.attach()
+        incoming.attach(self)
         incoming.write(b"x" * BACKLOG_BYTES)
         room, more = incoming.room(), incoming.more(0)
         assert room is not None
@@ -402,9 +506,10 @@ class SlowDiskTests(IncomingTests):
         self.disk.let_all_go()
         self.successResultOf(room)
         self.successResultOf(more)
-        self.assertRaises(StoreFailed, incoming.read, 0, 10)
+        self.assertEqual(incoming.read(self, 0, 10), jpeg(10))
+        incoming.detach(self)
         self.assertRaises(StoreFailed, incoming.write, b"x")
-        incoming.detach()
+        incoming.fail(CoverError())
 
     @examples(30)
     @given(
@@ -418,8 +523,8 @@ class SlowDiskTests(IncomingTests):
         incoming = self.incoming(self.disk)
         incoming.begin(size)
         read = [b"", b""]
-        for _ in read:
-            incoming.attach()
+        for n, _ in enumerate(read):
+            incoming.attach(n)
         at, turn = 0, 0
         while at < size:
             piece = body[at : at + pieces[turn % len(pieces)]]
@@ -432,15 +537,15 @@ class SlowDiskTests(IncomingTests):
             elif what == "one" and self.disk.waiting:
                 self.disk.let_one_go()
             else:
-                read[0] += incoming.read(len(read[0]), 5000)
+                read[0] += incoming.read(0, len(read[0]), 5000)
         finished = self.finish(incoming)
         self.disk.let_all_go()
         self.successResultOf(finished)
         for n in range(2):
             while len(read[n]) < size:
-                data = incoming.read(len(read[n]), 70_000)
+                data = incoming.read(n, len(read[n]), 70_000)
                 assert data
                 read[n] += data
-            incoming.detach()
+            incoming.detach(n)
         self.assertEqual(read, [body, body])
         self.assertEqual(self.visible(), body)

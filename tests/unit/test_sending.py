@@ -4,12 +4,15 @@ import os
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.conditions import Span
 from coverart.errors import NotReached
 from coverart.incoming import SMALL_BYTES, Incoming
+from coverart.index_memory import MemoryIndex
 from coverart.model import ORIGINAL, Entity, ImageRef
+from coverart.room import Room
 from coverart.sending import AT_ONCE_BYTES, PIECE_BYTES, ArrivingBody, FileBody, Part, multipart
 from coverart.store import ImageStore
 from tests.support.doubles import at_once, folder
@@ -101,6 +104,7 @@ class ArrivingBodyTests(SynchronousTestCase):
         self.incoming = Incoming(
             KEY,
             store=self.store,
+            room=Room(store=self.store, index=MemoryIndex(), max_bytes=SIZE, clock=Clock()),
             in_thread=at_once,
             largest_bytes=SIZE,
             stored_at=1000,

@@ -72,14 +72,17 @@ async def doubled(stage: Stage, *, code: int, call: str) -> None:
     for thing in things:
         seen = await stage.ask(proxy.port, thing.path)
         await proxy.settled()
-        if thing.name == "large original":
-            # Its first bytes may have been sent before the disk said no.
-            whole = seen.body == thing.body
-            stage.claim("client", "503, or cut", seen.status == 503 or (seen.cut and not whole))
+        if thing.name == "large original" and call == "commit":
+            # Its first bytes were sent before the disk said no.
+            stage.whole(seen, thing, "MISS", of=thing.name)
         else:
-            stage.refused(seen, 503, CANT, of=thing.name)
+            stage.unstored(seen, thing, errno.errorcode[code], of=thing.name)
         stage.at_once(seen)
-        stage.logged(f"could not be fetched: .*{os.strerror(code)}", thing.path, text=_says(code))
+    asked = stage.sim.counts.requests("node")
+    stage.claim("client", "each fetched once", asked == 1 + len(things), f"{asked} requests")
+    said = os.strerror(code)
+    told = [line for line in stage.log.about(os.fspath(proxy.root)) if "are not stored" in line]
+    stage.claim("log", f"one line: … {said}", len(told) == 1 and said in told[0], told)
     stage.whole(await stage.ask(proxy.port, held.path), held, "HIT", of="held")
     await until(lambda: not proxy.unfinished(), "temporary files are removed")
     stage.claim("disk", "nothing new, finished or not", proxy.files() == before, proxy.files())
@@ -89,10 +92,6 @@ async def doubled(stage: Stage, *, code: int, call: str) -> None:
         stage.whole(await stage.ask(proxy.port, thing.path), thing, "MISS", "after", of="")
     await proxy.settled()
     await stage.exact(proxy, "after")
-
-
-def _says(code: int) -> str:
-    return f"could not be fetched: … {os.strerror(code)}"
 
 
 async def no_link(stage: Stage) -> None:
@@ -142,11 +141,9 @@ async def full(stage: Stage) -> None:
     before = proxy.files()
     seen = await stage.ask(proxy.port, large.path)
     await proxy.settled()
-    stage.claim("client", "503, or cut", seen.status == 503 or seen.cut, seen.how, of="large")
+    stage.unstored(seen, large, "disk-full", of="large")
     stage.at_once(seen)
-    stage.logged(
-        f"could not be fetched: .*{os.strerror(errno.ENOSPC)}", large.path, text="No space"
-    )
+    stage.logged("are not stored .* nearly full", os.fspath(root), text="covers are not stored")
     await until(lambda: not proxy.unfinished(), "temporary files are removed")
     filler = root / "filler"
     with filler.open("wb", buffering=0) as file:
@@ -156,7 +153,7 @@ async def full(stage: Stage) -> None:
         except OSError:
             pass
     seen = await stage.ask(proxy.port, thing.path)
-    stage.refused(seen, 503, CANT, of="thumbnail")
+    stage.unstored(seen, thing, "disk-full", of="thumbnail")
     stage.whole(await stage.ask(proxy.port, held.path), held, "HIT", of="held")
     await until(lambda: not proxy.unfinished(), "temporary files are removed")
     files = [name for name in proxy.files() if name != "filler"]
@@ -177,7 +174,7 @@ async def read_only(stage: Stage) -> None:
     await proxy.settled()
     before = proxy.files()
     run("mount", "-o", "remount,ro", os.fspath(root))
-    stage.refused(await stage.ask(proxy.port, thing.path), 503, CANT, of="thumbnail")
+    stage.unstored(await stage.ask(proxy.port, thing.path), thing, "EROFS", of="thumbnail")
     seen = await stage.ask(proxy.port, held.path)
     stage.whole(seen, held, "HIT", of="held")
     stage.at_once(seen)
@@ -190,7 +187,7 @@ async def read_only(stage: Stage) -> None:
     stage.claim("disk", "as before", proxy.files() == before, proxy.files())
     await stage.exact(proxy)
     said = os.strerror(errno.EROFS)
-    stage.logged(f"could not be fetched: .*{said}", thing.path, text=said)
+    stage.logged(f"are not stored .*{said}", os.fspath(root), text=said)
     run("mount", "-o", "remount,rw", os.fspath(root))
     stage.whole(await stage.ask(proxy.port, thing.path), thing, "MISS", "after", of="")
     await proxy.settled()
@@ -248,7 +245,7 @@ async def not_permitted(stage: Stage) -> None:
     stage.at_the_end(lambda: permit(0o755))
     permit(0o555)
     seen = await stage.ask(victim.port, thing.path)
-    stage.refused(seen, 503, CANT, of="thumbnail")
+    stage.unstored(seen, thing, "EACCES", of="thumbnail")
     stage.at_once(seen)
     stage.whole(await stage.ask(victim.port, held.path), held, "HIT", of="held")
     file = victim.root / before[0]

@@ -14,7 +14,9 @@ from typing import Any
 import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+from zope.interface import directlyProvides, providedBy
 
 from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.draw import Studio
@@ -23,9 +25,10 @@ from coverart.simulator.service import Simulator
 from tests.integration.faults.matrix import Claims
 from tests.integration.faults.victim import Victim
 from tests.support.redis_server import RedisServer
-from tests.support.running import Machine, Proxy
+from tests.support.running import Proxy
 from tests.support.talk import Wire, connect, until
 
+STEP_S = 5.0
 SLACK_S = 5.0
 """Over a bound by a setting: rows are played side by side on machines that have more to do."""
 QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -34,6 +37,50 @@ LARGE = 11
 """The release whose front is a large original."""
 _starts = DeferredSemaphore(2)
 STUDIO = Studio(variants=8, max_bytes=192 * 2**20)
+
+
+class Machine:
+    """
+    The reactor, with a clock that can be set ahead and a name resolver of the row's own.
+
+    A wait of a minute is then over when the row says so, and no row is late because others are.
+    """
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self._calls: list[Any] = []
+        self.nameResolver: Any = reactor.nameResolver  # type: ignore[attr-defined]
+        directlyProvides(self, providedBy(reactor))
+
+    def seconds(self) -> float:
+        return float(reactor.seconds()) + self.ahead_s
+
+    def callLater(self, delay_s: float, call: Any, *args: Any, **kwargs: Any) -> Any:
+        later = reactor.callLater(delay_s, call, *args, **kwargs)
+        self._calls = [each for each in self._calls if each.active()]
+        self._calls.append(later)
+        return later
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass at once, for all that waits for it."""
+        self.ahead_s += seconds
+        for call in self._calls:
+            if call.active():
+                left_s = call.getTime() - float(reactor.seconds())
+                call.reset(max(0.0, left_s - seconds))
+
+    async def wait_for(self, done: Callable[[], bool], most_s: float) -> None:
+        """Let time pass, a step at a time, until something is so; it may take so long."""
+        passed_s = 0.0
+        while not done() and passed_s < most_s:
+            self.advance(STEP_S)
+            passed_s += STEP_S
+            for _ in range(10):
+                await deferLater(reactor, 0.005)
+        await until(done, "what was to take no longer than that")
 
 
 class Log:
@@ -225,6 +272,12 @@ class Stage:
         right = "its bytes" if seen.body == thing.body else "OTHER BYTES"
         told = seen.head("X-Cache-Status") == how
         self.claim(column, f"200 {how}", good and told, f"{seen.how}, {right}", of=of)
+
+    def unstored(self, seen: Seen, thing: Thing, why: str, *, of: str) -> None:
+        """Claim that an answer is whole although it can't be stored, and tells why."""
+        self.whole(seen, thing, "MISS", of=of)
+        said, told = f"stored=?0; detail={why}", seen.head("Cache-Status")
+        self.claim("client", said, told.endswith(said), told, of=of)
 
     def refused(self, seen: Seen, status: int, said: str, *, of: str) -> None:
         """Claim that an answer is an error of the contract."""
