@@ -159,7 +159,7 @@ ROWS = (
         what="the same with the index in Redis",
         reference="bare Klein route",
         unit="/s",
-        goal=Goal(bound=0.5),
+        goal=Goal(bound=0.8),
         measure=accel_redis,
     ),
     Row(

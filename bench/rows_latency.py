@@ -105,7 +105,7 @@ ROWS = (
         what="first byte of a cold 5 MB original at 1 MB/s, 100 ms a hop",
         reference="redirect chain",
         unit="ms",
-        goal=Goal(bound=1.1, at_most=True),
+        goal=Goal(bound=1.05, at_most=True),
         measure=large,
     ),
     Row(

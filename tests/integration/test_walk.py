@@ -18,7 +18,7 @@ LONGEST_S = 120
 def walked() -> dict[str, dict[str, dict[str, Any]]]:
     """By index and kind of request, what one of them took."""
     kinds = "hit by name,miss by name,sweep"
-    words = ["-m", "bench.walk", "--rounds", "1", "--no-strace", "--json", "--kinds", kinds]
+    words = ["-m", "bench.walk", "--rounds", "3", "--no-strace", "--json", "--kinds", kinds]
     said = subprocess.run(
         [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=LONGEST_S
     ).stdout
