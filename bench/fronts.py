@@ -131,11 +131,10 @@ def shipped(
 ) -> Iterator[Served]:
     """nginx/start.sh with the hit log on. Without an app only what is held can be had."""
     folder, port = bench.folder("shipped"), free_port()
-    # More than one are lines of their own in nginx's list of servers.
-    apps = "; server ".join(f"{LOCAL}:{each}" for each in app_ports or [free_port()])
+    apps = ",".join(f"{LOCAL}:{each}" for each in app_ports or [free_port()])
     env = {
         "NGINX_BIN": _nginx_program(),
-        "NGINX_APP": apps,
+        "NGINX_APPS": apps,
         "NGINX_CACHE_DIR": str(cache_dir),
         "NGINX_LISTEN": f"{LOCAL}:{port}",
         "NGINX_RUN_DIR": str(folder),

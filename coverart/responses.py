@@ -108,10 +108,6 @@ def refuse(request: LoggedRequest, error: CoverError) -> bytes:
     request.setHeader(b"content-security-policy", RUNS_NOTHING)
     if error.status == 404:
         request.setHeader(b"cache-control", NOT_FOUND_LIFE)
-    elif error.status == 416:
-        # As nginx has it, which adds to the headers of the file; no-store outweighs the rest.
-        told = request.responseHeaders.getRawHeaders(b"cache-control", [])
-        request.setHeader(b"cache-control", b", ".join([*told, b"no-store"]))
     else:
         request.setHeader(b"cache-control", b"no-store")
     if isinstance(error, MethodNotAllowed):

@@ -155,8 +155,10 @@ class CoverRoutes:
 
     def _held(self, request: LoggedRequest, held: Held) -> Any:
         typed(request, held.entry.media)
-        # nginx would take a range in a HEAD request for one, which is for GET alone.
-        if self._ways.accel is not None and request.method == b"GET":
+        # A range is decided here: nginx would take one in a HEAD request, which is for GET alone,
+        # and adds what it says of the file to a 416.
+        whole = request.method == b"GET" and request.getHeader(b"range") is None
+        if self._ways.accel is not None and whole:
             request.setHeader(b"x-accel-redirect", f"{self._ways.accel}{held.path}".encode())
             return b""
         fd = self._cache.store.open(held.path)

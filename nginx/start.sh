@@ -2,6 +2,7 @@
 # Fills in nginx.conf from the environment and becomes nginx.
 #
 # NGINX_APP        host:port of the app; the name may have many addresses, and others later
+# NGINX_APPS       several of them, with commas between them, in place of NGINX_APP
 # NGINX_CACHE_DIR  the cache directory as nginx sees it
 # Arguments are passed on to nginx: -t looks at the configuration and ends.
 # The rest has defaults, below. COVER_ART_… are the settings of the same names of the app.
@@ -9,14 +10,15 @@ set -eu
 
 HERE=$(cd "$(dirname "$0")" && pwd)
 NGINX_BIN=${NGINX_BIN:-nginx}
-NGINX_APP=${NGINX_APP:-app:8080}
+NGINX_APPS=${NGINX_APPS:-${NGINX_APP:-app:8080}}
 NGINX_CACHE_DIR=${NGINX_CACHE_DIR:-/opt/cover-art-cache}
+# Addresses and ports, with commas between them; a port alone means all of IPv4 and IPv6.
 NGINX_LISTEN=${NGINX_LISTEN:-8080}
 # auto: one for each processor of the machine, also of those that a container may not use.
 NGINX_WORKERS=${NGINX_WORKERS:-auto}
-NGINX_RUN_DIR=${NGINX_RUN_DIR:-/tmp/coverart-nginx}
-NGINX_TEMP_DIR=${NGINX_TEMP_DIR:-$NGINX_RUN_DIR}
-NGINX_HIT_LOG=${NGINX_HIT_LOG:-${COVER_ART_HIT_LOG:-$NGINX_RUN_DIR/hits.log}}
+# Where the configuration and the pid are written; a new folder if not said.
+NGINX_RUN_DIR=${NGINX_RUN_DIR:-}
+NGINX_HIT_LOG=${NGINX_HIT_LOG:-${COVER_ART_HIT_LOG:-/dev/null}}
 NGINX_ACCESS_LOG=${NGINX_ACCESS_LOG:-/dev/stdout}
 # on: direct hits are written to the access log too.
 NGINX_LOG_HITS=${NGINX_LOG_HITS:-off}
@@ -50,10 +52,42 @@ FILES=$(ulimit -Hn)
 [ "$FILES" != unlimited ] && [ "$FILES" -lt 32768 ] || FILES=32768
 OPEN_FILES=$((FILES / 4))
 CONNECTIONS=$(((FILES - OPEN_FILES) / 2))
+# No client fills more than half of one worker.
+OF_A_CLIENT=$((CONNECTIONS / 2))
+[ "$OF_A_CLIENT" -lt 512 ] || OF_A_CLIENT=512
 
+refuse() { # WHY
+    echo "start.sh: $1" >&2
+    exit 1
+}
+own() { # VARIABLE FOLDER: make it; end if somebody else could write there, or lead it elsewhere
+    mkdir -p "$2" || refuse "$1=$2: can't be made"
+    [ ! -h "$2" ] || refuse "$1=$2: is a symlink; name the folder itself"
+    [ -O "$2" ] || refuse "$1=$2: belongs to another user; name a folder of your own, or none"
+    case $(ls -ld "$2") in
+        d???????w*) refuse "$1=$2: anybody may write there; name a folder of your own, or none" ;;
+    esac
+}
 umask 022
-mkdir -p "$NGINX_RUN_DIR" "$NGINX_TEMP_DIR"
+if [ -z "$NGINX_RUN_DIR" ]; then
+    # New each time: a name that is known beforehand could be taken by any local user.
+    NGINX_RUN_DIR=$(mktemp -d "${TMPDIR:-/tmp}/coverart-nginx.XXXXXX")
+    # The workers' user has to get through.
+    chmod 711 "$NGINX_RUN_DIR"
+fi
+NGINX_TEMP_DIR=${NGINX_TEMP_DIR:-$NGINX_RUN_DIR}
+own NGINX_RUN_DIR "$NGINX_RUN_DIR"
+own NGINX_TEMP_DIR "$NGINX_TEMP_DIR"
 
+listens() { # a line for each address
+    for listen in $(echo "$NGINX_LISTEN" | tr ',' ' '); do
+        echo "listen $listen default_server backlog=4096;"
+        # A port alone is IPv4 to nginx. Without IPv6 in the kernel its addresses can't be listened on.
+        case $listen in *[!0-9]*) continue ;; esac
+        [ ! -d /proc/net ] || [ -e /proc/net/if_inet6 ] || continue
+        echo "listen [::]:$listen default_server backlog=4096;"
+    done
+}
 fill() { # WORD VALUE: one sed command
     printf 's|@%s@|%s|g\n' "$1" "$(printf '%s' "$2" | sed 's/[&|\\]/\\&/g')"
 }
@@ -66,7 +100,8 @@ fill() { # WORD VALUE: one sed command
     fill FILES "$FILES"
     fill OPEN_FILES "$OPEN_FILES"
     fill CONNECTIONS "$CONNECTIONS"
-    fill LISTEN "$NGINX_LISTEN"
+    fill OF_A_CLIENT "$OF_A_CLIENT"
+    fill LISTEN "$(listens | tr '\n' ' ')"
     fill HIT_LOG "$NGINX_HIT_LOG"
     fill ACCESS_LOG "$NGINX_ACCESS_LOG"
     fill ACCESS_LOG_OF_HITS "$ACCESS_LOG_OF_HITS"
@@ -96,9 +131,16 @@ upstream() { # the lines that say where the app is
     echo "    keepalive_timeout 30s;"
     echo "}"
 }
-addresses() { # what the app's name means now, a server line each
-    getent ahosts "${NGINX_APP%:*}" | sed -n "s/^\([^ ]*\) *STREAM.*/\1/p" | sort -u |
-        sed "s/.*:.*/[&]/; s/.*/    server &:${NGINX_APP##*:} max_fails=1 fail_timeout=2s;/"
+apps() { # one a line
+    echo "$NGINX_APPS" | tr ', ' '\n\n' | sed '/^$/d'
+}
+addresses() { # what the apps' names mean now, a server line each
+    for app in $(apps); do
+        host=${app%:*}
+        host=${host#[}
+        getent ahosts "${host%]}" | sed -n "s/^\([^ ]*\) *STREAM.*/\1/p" | sort -u |
+            sed "s/.*:.*/[&]/; s/.*/    server &:${app##*:} max_fails=1 fail_timeout=2s;/"
+    done
 }
 follow() { # PID: reload when the name means something else
     while sleep 2 && kill -0 "$1" 2>/dev/null; do
@@ -113,17 +155,21 @@ follow() { # PID: reload when the name means something else
 }
 
 version=$("$NGINX_BIN" -v 2>&1 | sed -n 's|.*nginx/\([0-9]*\)\.\([0-9]*\)\.\([0-9]*\).*|\1 \2 \3|p')
-if [ "$(printf '%d%03d%03d' ${version:-0 0 0})" -ge 1027003 ]; then
+version=$(printf '%d%03d%03d' ${version:-0 0 0})
+if [ "$version" -ge 1027003 ]; then
     # From 1.27.3 on nginx itself looks again where the name leads.
     {
         echo "resolver $NGINX_RESOLVER valid=5s;"
-        echo "    server $NGINX_APP resolve max_fails=1 fail_timeout=2s;" | upstream
+        apps | sed 's/.*/    server & resolve max_fails=1 fail_timeout=2s;/' | upstream
     } >"$NGINX_RUN_DIR/upstream.conf"
 else
     known=$(addresses)
     # Without any app what is on the disk can be sent all the same.
     echo "${known:-    server 127.0.0.1:1;}" | upstream >"$NGINX_RUN_DIR/upstream.conf"
-    follow $$ &
+    # Not beside a mere look (-t); and who waits for the end of nginx's output waits for nginx alone.
+    [ $# -gt 0 ] || follow $$ >/dev/null 2>&1 &
 fi
 
-exec "$NGINX_BIN" -p "$NGINX_RUN_DIR" -e stderr -c "$NGINX_RUN_DIR/nginx.conf" -g "daemon off; ${NGINX_USER:+user $NGINX_USER;}" "$@"
+# Before 1.19.5 it can't be told, and complains if it may not write where it was built to.
+[ "$version" -lt 1019005 ] || set -- -e stderr "$@"
+exec "$NGINX_BIN" -p "$NGINX_RUN_DIR" -c "$NGINX_RUN_DIR/nginx.conf" -g "daemon off; ${NGINX_USER:+user $NGINX_USER;}" "$@"

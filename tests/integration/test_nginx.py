@@ -19,10 +19,10 @@ from twisted.names.common import ResolverBase
 from twisted.names.server import DNSServerFactory
 
 from coverart.simulator.faults import Cut, Rule, Stall
-from tests.support.nginx_server import NginxServer
+from tests.support.nginx_server import START, NginxServer
 from tests.support.programs import find_nginx
-from tests.support.running import reached
-from tests.support.talk import LOCAL, becomes, connect, until
+from tests.support.running import HAS_IPV6, free_port, reached
+from tests.support.talk import LOCAL, ask, becomes, connect, until
 
 reactor: Any = _reactor
 
@@ -144,6 +144,8 @@ async def test_app_replaced(run, nginx) -> None:
     try:
         front = await nginx(
             one,
+            # The first that looks names up again by itself.
+            NGINX_BIN=find_nginx((1, 27, 3)),
             NGINX_APP=f"app.test:{one.port}",
             NGINX_RESOLVER=f"{LOCAL}:{port.getHost().port} ipv6=off",
         )
@@ -223,9 +225,7 @@ async def test_another_app_takes_over(sim, run, nginx) -> None:
     """A request whose app is gone is answered by the next one; nobody notices."""
     one = await run(**ACCEL)
     two = await run(COVER_ART_LISTEN=f"tcp:{one.port}:interface=127.0.0.2", **ACCEL)
-    front = await nginx(
-        one, NGINX_APP=f"{LOCAL}:{one.port} max_fails=1; server 127.0.0.2:{one.port}"
-    )
+    front = await nginx(one, NGINX_APPS=f"{LOCAL}:{one.port},127.0.0.2:{one.port}")
     await one.stop()
     paths = [f"/release/{sim.catalogue.release(n).mbid}/front-250" for n in (0, 1, 2, 3)]
     answers = [await front.get(path) for path in paths]
@@ -389,6 +389,113 @@ async def test_unreadable_file(sim, run, nginx) -> None:
     answer = await front.get(path)
     assert answer["Content-Type"] == "application/json"
     assert answer.status in (500, 502, 503)
+
+
+@pytest_twisted.ensureDeferred
+async def test_both_kinds_of_addresses(sim, run, nginx) -> None:
+    """A port alone is listened on in IPv4 and, where there is IPv6, in IPv6."""
+    proxy = await run(**ACCEL)
+    path = sim.catalogue.examples()["thumbnail"]
+    front = await nginx(proxy, NGINX_LISTEN=str(free_port()))
+    for host in (LOCAL, *(["[::1]"] if HAS_IPV6 else [])):
+        answer = await ask(f"http://{host}:{front.port}{path}")
+        assert answer.status == 200, host
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_cache_control(sim, run, nginx) -> None:
+    """A range that is not there has one Cache-Control, asked of a file that nginx finds or not."""
+    proxy = await run(**ACCEL)
+    path = sim.catalogue.examples()["thumbnail"]
+    for front in (await nginx(proxy), await nginx(proxy, COVER_ART_IMAGE_MODE="redirect")):
+        await front.get(path)
+        answer = await front.get(path, Range="bytes=9999999-")
+        assert answer.status == 416
+        assert answer.headers.getRawHeaders("Cache-Control") == ["no-store"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_readers_of_one_address(sim, run, nginx) -> None:
+    """
+    One client that reads nothing of a hundred hits has its share of connections, no more.
+
+    In IPv6 whoever has one address has its /64; an IPv4 address written in IPv6 is itself.
+    """
+    proxy = await run(**ACCEL)
+    front = await nginx(proxy, NGINX_TRUSTED_PROXIES=LOCAL, NGINX_WORKERS="1", ULIMIT_N="256")
+    small = f"/release/{sim.catalogue.release(0).mbid}/front-250"
+    assert (await front.get(small)).status == 200
+    (name,) = proxy.files()
+    image = name.partition("_")[0]
+    # More than the kernel takes off nginx's hands.
+    with (proxy.root / f"{image}_7.jpg").open("wb") as file:
+        file.truncate(50_000_000)
+    large = f"/release/{image.rpartition('/')[2]}/7"
+    # A quarter of 256 is for open files; of the rest a connection takes two, a client half.
+    slow = []
+    for n in range(48):
+        wire = await front.wire(large, f"X-Forwarded-For: 2001:db8:0:1::{n:x}")
+        await wire.got(1000)
+        wire.transport.pauseProducing()
+        slow.append(wire)
+    refused = await front.get(small, X_Forwarded_For="2001:db8:0:1:ffff::1")
+    assert (refused.status, refused["Retry-After"]) == (503, "5")
+    for other in ("2001:db8:0:2::1", "192.0.2.1", "::ffff:192.0.2.1", "::ffff:192.0.2.2"):
+        answer = await front.get(small, X_Forwarded_For=other)
+        assert (answer.status, answer["X-Cache-Status"]) == (200, "HIT"), other
+    for wire in slow:
+        wire.leave()
+
+
+def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Have start.sh write a configuration and nginx look at it."""
+    told = {"NGINX_BIN": find_nginx(), "NGINX_CACHE_DIR": str(tmp_path), **variables}
+    return subprocess.run(
+        [str(START), "-t"],
+        env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), **told},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_folder_of_its_own(tmp_path: Path) -> None:
+    """Without a word about it the configuration lies in a new folder, which nobody else may write."""
+    for count in (1, 2):
+        done = started(tmp_path, NGINX_APP="127.0.0.1:1")
+        assert done.returncode == 0, done.stderr
+        made = list(tmp_path.glob("coverart-nginx.*"))
+        assert len(made) == count
+    for folder in made:
+        assert (folder / "nginx.conf").is_file()
+        assert folder.stat().st_uid == os.geteuid()
+        assert folder.stat().st_mode & 0o066 == 0
+
+
+def test_folder_of_somebody_else(tmp_path: Path) -> None:
+    """A folder that others can write or lead elsewhere is refused in one line, and left as it was."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "nginx.conf").write_text("precious")
+    (link := tmp_path / "link").symlink_to(victim)
+    (common := tmp_path / "common").mkdir()
+    common.chmod(0o1777)
+    (theirs := tmp_path / "theirs").mkdir()
+    tried = [(link, "symlink"), (common, "anybody may write")]
+    if os.geteuid() == 0:
+        os.chown(theirs, 12345, 12345)
+        tried.append((theirs, "belongs to another user"))
+    for folder, why in tried:
+        for variable in ("NGINX_RUN_DIR", "NGINX_TEMP_DIR"):
+            done = started(tmp_path, NGINX_APP="127.0.0.1:1", **{variable: str(folder)})
+            assert done.returncode == 1, folder
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(f"start.sh: {variable}={folder}: ")
+            assert why in line
+    assert (victim / "nginx.conf").read_text() == "precious"
+    assert [each for folder in (victim, common, theirs) for each in folder.iterdir()] == [
+        victim / "nginx.conf"
+    ]
 
 
 def test_linted(tmp_path: Path) -> None:

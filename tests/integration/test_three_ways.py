@@ -12,6 +12,7 @@ from tests.support.talk import Answer, ask
 OWN = {"x-served-by", "server", "date", "connection"}
 """What each server says of itself, and of the moment."""
 SIZES = (None, 250, 500, 1200)
+FROM_0 = ("bytes=0-99", "bytes=0-9")
 
 
 @attrs.frozen
@@ -81,8 +82,14 @@ def rows(catalogue, answer: Answer, path: str) -> list[Row]:
         {"Origin": "https://example.org"},
     ]
     head = [
-        # nginx leaves a HEAD with a range to the app: a range is for GET alone.
-        Row(path, method, sent, direct=method == "GET" or "Range" not in sent)
+        # nginx leaves other ranges than from the beginning to the app, and those of a HEAD: a range
+        # is for GET alone.
+        Row(
+            path,
+            method,
+            sent,
+            direct="Range" not in sent or (method == "GET" and sent["Range"] in FROM_0),
+        )
         for sent in conditions
         for method in ("GET", "HEAD")
     ]
@@ -149,7 +156,7 @@ async def test_three_ways(sim, run, nginx) -> None:
             for base in (alone.url, front.url, told.url)
         ]
         assert by_app["X-Served-By"] == "coverart"
-        if row.direct and by_nginx.status not in (412, 416):
+        if row.direct and by_nginx.status != 412:
             assert by_nginx["X-Served-By"] == "nginx-cache", (row, by_nginx)
         for name, other in (("direct", by_nginx), ("accelerated", by_both)):
             if seen(other) != seen(by_app):

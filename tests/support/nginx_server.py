@@ -20,9 +20,17 @@ class NginxServer(Served):
     """nginx/start.sh with everything on free local ports and in a folder of its own."""
 
     def __init__(self, folder: Path, cache_dir: Path, app: str, **variables: str) -> None:
-        """:param app: host:port of the app."""
+        """
+        :param app: host:port of the app.
+        :param variables: those of start.sh; ULIMIT_N is how many descriptors it is started with.
+        """
         self.folder = folder
-        self.port = free_port()
+        listen = variables.pop("NGINX_LISTEN", "")
+        self.port = int(listen) if listen else free_port()
+        files = variables.pop("ULIMIT_N", "")
+        self._command = [str(START)]
+        if files:
+            self._command = ["/bin/sh", "-c", f'ulimit -n {files} && exec "$0"', str(START)]
         self.hit_log = folder / "hits.log"
         self.access_log = folder / "access.log"
         self._environment = {
@@ -30,7 +38,7 @@ class NginxServer(Served):
             "NGINX_BIN": find_nginx(),
             "NGINX_APP": app,
             "NGINX_CACHE_DIR": str(cache_dir),
-            "NGINX_LISTEN": f"{LOCAL}:{self.port}",
+            "NGINX_LISTEN": listen or f"{LOCAL}:{self.port}",
             "NGINX_RUN_DIR": str(folder),
             "NGINX_HIT_LOG": str(self.hit_log),
             "NGINX_ACCESS_LOG": str(self.access_log),
@@ -55,7 +63,7 @@ class NginxServer(Served):
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(START)], env=self._environment, stdout=log, stderr=subprocess.STDOUT
+                self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT
             )
         while not await self._accepts():
             assert self._process.poll() is None, self.log

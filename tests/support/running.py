@@ -37,6 +37,19 @@ _HELD: list[int] = []
 """Locks of the ports that this process was given."""
 
 
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+HAS_IPV6 = _has_ipv6()
+"""Whether this machine has a loopback address of IPv6."""
+
+
 class Now:
     """The time of day as the cache sees it, moved by hand."""
 
