@@ -172,3 +172,37 @@ async def test_pages(sim, run, nginx) -> None:
         assert (icon.status, icon.body, icon["Content-Type"]) == (204, b"", "")
         assert (await server.get("/api", "POST")).status == 405
         assert (await server.get("/robots.txt", "OPTIONS"))["Allow"] == "GET, HEAD, OPTIONS"
+
+
+@pytest_twisted.ensureDeferred
+async def test_redirected(sim, run, nginx) -> None:
+    """With IMAGE_MODE=redirect every spelling of a name leads to its image's one URL."""
+    mode = {"COVER_ART_IMAGE_MODE": "redirect"}
+    proxy = await run(COVER_ART_ACCEL="/cache-files/", **mode)
+    front = await nginx(proxy, **mode)
+    item = sim.catalogue.release(0)
+    for server in (proxy, front):
+        for path, file in {
+            f"//release/{item.mbid}/%66ront-2500.webp/x": f"{item.front.id}-250.jpg",
+            f"/release/./{item.mbid}/front-1000": f"{item.front.id}.{item.front.ext}",
+        }.items():
+            status, head, _ = await get(server, path)
+            assert status == 307, path
+            assert f"Location: /release/{item.mbid}/{file}\r\n".encode() in head + b"\r\n", head
+
+
+@pytest_twisted.ensureDeferred
+async def test_purged(sim, run) -> None:
+    """What is purged by one spelling is gone by all; only /admin itself has but one."""
+    token = {"Authorization": "Bearer t"}
+    proxy = await run(COVER_ART_ADMIN_TOKEN="t")  # noqa: S106
+    item = sim.catalogue.release(0)
+    held = f"/release/{item.mbid}/{item.front.id}-250"
+    await proxy.get(held)
+    assert len(proxy.files()) == 1
+    loose = f"/release//{item.mbid}/%30{item.front.id}-250.webp/x"
+    for path in (f"//admin/purge{loose}", f"/%61dmin/purge{loose}", f"/admin/%70urge{loose}"):
+        assert (await ask(proxy.url + path, "POST", token)).status == 400, path
+    assert len(proxy.files()) == 1
+    assert (await ask(f"{proxy.url}/admin/purge{loose}", "POST", token)).status == 200
+    assert proxy.files() == []
