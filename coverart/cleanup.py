@@ -1,6 +1,9 @@
 """
 Keeping the cache within its limit and true to the disk: the sweep of the elected leader.
 
+While the index can't be asked there is no leader: then one of the processes of a cache directory,
+the one that has the lock on it, keeps to the same bounds by what lies on the disk.
+
 It evicts first and mends afterwards, so that the disk stays within its limit whatever is wrong with
 the index. Each step catches its own errors, is done in batches that leave the reactor free, and
 asks before whatever it destroys whether this process still leads.
@@ -8,8 +11,10 @@ asks before whatever it destroys whether this process still leads.
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -17,11 +22,22 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from coverart import layout
+from coverart.freshness import counted
 from coverart.incoming import InThread
 from coverart.index import LEARN_AT_ONCE, SLICES, Index, IndexAway, LostLease
 from coverart.leases import Leadership
 from coverart.metrics import Metrics
 from coverart.model import AliasKey, FileEntry, FileKey
+from coverart.packing import (
+    ages,
+    checked_at_of,
+    pack_file_key,
+    size_of,
+    stored_at_of,
+    unpack_entry,
+    unpack_file_key,
+)
+from coverart.rebuild import leaves
 from coverart.reconcile import Reconciler, Stuck
 from coverart.store import ImageStore
 
@@ -29,6 +45,8 @@ BATCH = 200
 """Files handled at once: a few milliseconds of the reactor's time."""
 RETIRED_AT_ONCE = 20
 """Aliases are handed out once, so a stop waits for a batch of them: a second on a slow disk."""
+OLDEST_AT_ONCE = 10_000
+"""So many files are remembered of one look at the whole disk: a few megabytes."""
 SLICES_A_SWEEP = 64
 MANY_ODD = 16
 """So many slices with a surprise mean that something happened to the whole directory."""
@@ -59,6 +77,16 @@ class Sweep:
     dangling: int = 0
     slices: int = 0
     elapsed_s: float = 0.0
+
+
+@attrs.define
+class _Look:
+    """What a look at the whole disk showed."""
+
+    size_bytes: int = 0
+    retired: int = 0
+    oldest: deque[tuple[float, bytes, bytes]] = attrs.field(factory=deque)
+    """When it was stored, packed key and entry."""
 
 
 class Cleanup:
@@ -105,9 +133,15 @@ class Cleanup:
         Do everything that is due, if this process leads.
 
         :param slices: how many parts of the index to compare with the disk.
-        :returns: what was done; None if another process leads or the index is away.
+        :returns: what was done; None if another process leads, or the service stops.
         """
-        if self._stopping or await self._leadership.stand() is None:
+        if self._stopping:
+            return None
+        leads = await self._leadership.stand() is not None
+        without_index = not self._index.available
+        if not without_index:
+            self._store.disclaim()
+        if not (await self._in_thread(self._store.claim) if without_index else leads):
             return None
         done = Sweep()
         before, self._directory = self._directory, await self._in_thread(self._store.identity)
@@ -133,6 +167,11 @@ class Cleanup:
             "evicting again": self._evict,
             "comparing with the disk": lambda sweep: self._reconcile(sweep, slices),
         }
+        if without_index:
+            steps = {
+                "removing unfinished files": self._remove_orphans,
+                "evicting without the index": self._sweep_disk,
+            }
         for name, step in steps.items():
             # One step that fails must not keep the others, or the next sweep, from being done.
             try:
@@ -163,14 +202,20 @@ class Cleanup:
         :returns: the token of this term.
         :raises LostLease: another process leads, or this one stops.
         """
+        self._go_on()
         token = self._leadership.token
-        if token is None or self._stopping:
+        if token is None:
             raise LostLease
         return token
 
+    def _go_on(self) -> None:
+        """The same where no leader is needed."""
+        if self._stopping:
+            raise LostLease
+
     async def _remove_orphans(self, done: Sweep) -> None:
         """Temporary files of processes that are gone."""
-        done.orphans = await self._in_thread(self._store.remove_orphans, self._now(), self._check)
+        done.orphans = await self._in_thread(self._store.remove_orphans, self._now(), self._go_on)
 
     async def _make_whole(self, done: Sweep) -> None:
         """Fill an index that lost what it knew."""
@@ -227,37 +272,100 @@ class Cleanup:
                 gone = await self._index.forget_files(victims, token)
                 if not gone:
                     return
-                left = await self._in_thread(self._remove, gone, token)
-                stuck += left
-                removed = [file for file in gone if file not in left]
-                await self._index.settle([key for key, _ in removed])
-                done.evicted += len(removed)
-                done.evicted_bytes += sum(entry.size_bytes for _, entry in removed)
+                stuck += await self._remove(gone, done, token)
                 size_bytes = (await self._index.totals()).size_bytes
                 size_bytes += sum(entry.size_bytes for _, entry in stuck)
-                await self._breathe()
         finally:
             for start in range(0, len(stuck), LEARN_AT_ONCE):
                 await self._index.learn(stuck[start : start + LEARN_AT_ONCE])
 
-    def _remove(
-        self, gone: list[tuple[FileKey, FileEntry]], token: str
+    async def _remove(
+        self, files: list[tuple[FileKey, FileEntry]], done: Sweep, token: str | None
     ) -> list[tuple[FileKey, FileEntry]]:
         """
-        In a thread. Asked for each file: the process may have been stopped in between.
+        Remove files from the disk, and count them.
 
+        :param token: of the term in which they were taken out of it; None where nobody leads.
         :returns: those that can't be removed.
         """
-        stuck = []
-        for key, entry in gone:
-            if self._check() != token:
+        left: list[tuple[FileKey, FileEntry]] = await self._in_thread(self._unlink, files, token)
+        removed = [file for file in files if file not in left]
+        await self._index.settle([key for key, _ in removed])
+        done.evicted += len(removed)
+        done.evicted_bytes += sum(entry.size_bytes for _, entry in removed)
+        await self._breathe()
+        return left
+
+    def _unlink(
+        self, files: list[tuple[FileKey, FileEntry]], token: str | None
+    ) -> list[tuple[FileKey, FileEntry]]:
+        """In a thread. Asked for each file: the process may have been stopped in between."""
+        left = []
+        for key, entry in files:
+            self._go_on()
+            if token not in (None, self._leadership.token):
                 raise LostLease
             try:
                 self._store.remove_entry(key, entry)
             except OSError as error:
                 self._stuck.tell(self._store.path_of(key, entry.media), error)
-                stuck.append((key, entry))
-        return stuck
+                left.append((key, entry))
+        return left
+
+    async def _sweep_disk(self, done: Sweep) -> None:
+        """
+        Retire and evict by what lies on the disk, the oldest first.
+
+        The index, which can't be asked, is told all the same: it keeps in mind what it missed.
+        """
+        most_bytes = self._bounds.max_bytes
+        stuck: set[bytes] = set()
+        while True:
+            look = await self._in_thread(self._look, stuck)
+            done.retired += look.retired
+            if look.size_bytes <= most_bytes or not look.oldest:
+                return
+            most_bytes = self._bounds.clean_to_bytes
+            over_bytes = look.size_bytes - most_bytes
+            self.log.info(
+                "{dir} holds {over_bytes} bytes too many and the index can't be asked: the oldest go",
+                dir=str(self._store.root),
+                over_bytes=over_bytes,
+            )
+            while over_bytes > 0 and look.oldest:
+                files: list[tuple[FileKey, FileEntry]] = []
+                while over_bytes > 0 and look.oldest and len(files) < BATCH:
+                    _, packed, value = look.oldest.popleft()
+                    files.append((unpack_file_key(packed), unpack_entry(value)))
+                    over_bytes -= size_of(value)
+                left = await self._remove(files, done, None)
+                stuck.update(pack_file_key(key) for key, _ in left)
+                for key, entry in files:
+                    if (key, entry) not in left:
+                        await self._index.forget_file(key, entry)
+
+    def _look(self, but: set[bytes]) -> _Look:
+        """In a thread: one look at everything on the disk; aliases past their time are retired."""
+        look = _Look()
+        now = self._now()
+        before = now - self._bounds.alias_ttl_s
+
+        def files() -> Iterator[tuple[float, bytes, bytes]]:
+            for leaf in leaves(str(self._store.root), self._go_on):
+                look.size_bytes += leaf.size_bytes
+                for (key, value, _, _), name in zip(leaf.links, leaf.link_names, strict=True):
+                    serves = ages(key) and not name.endswith(layout.RETIRED)
+                    if serves and counted(checked_at_of(value), now) < before:
+                        path = f"{leaf.folder}/{name}"
+                        with self._stuck.told(path):
+                            self._store.links.retire(path, before)
+                            look.retired += 1
+                for key, value in leaf.files:
+                    if key not in but:
+                        yield stored_at_of(value), key, value
+
+        look.oldest.extend(heapq.nsmallest(OLDEST_AT_ONCE, files()))
+        return look
 
     async def _reconcile(self, done: Sweep, slices: int) -> None:
         """Compare some slices with the disk, first those in which something was odd."""

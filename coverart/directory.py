@@ -57,6 +57,7 @@ class Directory:
         self.now = now
         self._root = os.fspath(root)
         self._held: int | None = None
+        self._claimed: int | None = None
         try:
             (root / INCOMING).mkdir(parents=True, exist_ok=True)
             temporary = self.begin()
@@ -80,9 +81,39 @@ class Directory:
 
     def release(self) -> None:
         """No longer."""
+        self.disclaim()
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+    def claim(self) -> bool:
+        """
+        Be the one process that keeps the directory in order, until disclaim() or its end.
+
+        A file system without locks lets each of them be the one.
+
+        :returns: whether this process is it.
+        """
+        if self._claimed is None:
+            try:
+                fd = os.open(f"{self._root}/{INCOMING}", _FOLDER)
+            except OSError:
+                return False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except OSError:
+                pass
+            self._claimed = fd
+        return True
+
+    def disclaim(self) -> None:
+        """Let another process be the one."""
+        if self._claimed is not None:
+            os.close(self._claimed)
+            self._claimed = None
 
     def served(self) -> bool:
         """Say whether a process holds the directory."""

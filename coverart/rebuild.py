@@ -148,6 +148,8 @@ class Leaf:
     """Of the files, in the same order."""
     size_bytes: int = 0
     links: list[PackedLink] = attrs.field(factory=list)
+    link_names: list[str] = attrs.field(factory=list)
+    """Of the links, in the same order."""
     targets: list[str] = attrs.field(factory=list)
     """What the links hold, in the same order."""
     empty: list[str] = attrs.field(factory=list)
@@ -246,6 +248,7 @@ def read_leaf(root: str, entity: Entity, digits: str) -> Leaf:
                 leaf.strangers.append(name)
             else:
                 leaf.links.append(link)
+                leaf.link_names.append(name)
                 leaf.targets.append(text)
     return leaf
 
@@ -272,12 +275,18 @@ def _look(fd: int, leaf: Leaf) -> tuple[list[tuple[str, int, float]], list[tuple
     return files, links
 
 
+def leaves(root: str, check: Check = unchecked) -> Iterator[Leaf]:
+    """What lies in each folder of images."""
+    for entity, digits in survey(root, check).leaves:
+        check()
+        yield read_leaf(root, entity, digits)
+
+
 def walk_packed(root: str, check: Check = unchecked) -> Iterator[list[Packed]]:
     """What walk() gives, packed, so much at a time as an index learns at once."""
     seen: list[Packed] = []
-    for entity, digits in survey(root, check).leaves:
-        check()
-        seen += read_leaf(root, entity, digits).seen
+    for leaf in leaves(root, check):
+        seen += leaf.seen
         while len(seen) >= LEARN_AT_ONCE:
             yield seen[:LEARN_AT_ONCE]
             seen = seen[LEARN_AT_ONCE:]

@@ -18,7 +18,7 @@ from coverart.model import Entity, ImageRef, MediaType
 from coverart.store import ImageStore
 from tests.support.redis_server import RedisServer
 from tests.support.running import ROOT, ProxyChild, UnprivilegedChild
-from tests.support.talk import ask, until
+from tests.support.talk import SAFETY_S, ask, until
 
 MEGABYTE = 2**20
 
@@ -81,7 +81,9 @@ async def sweeps(child: ProxyChild) -> int:
 async def swept(child: ProxyChild) -> None:
     """Wait for one sweep that begins after this call, from its begin to its end."""
     before = await sweeps(child)
+    deadline = reactor.seconds() + SAFETY_S
     while await sweeps(child) < before + 2:
+        assert reactor.seconds() < deadline, "it does not sweep"
         await deferLater(reactor, 0.02)
 
 
@@ -173,3 +175,47 @@ async def test_stops_in_the_middle_of_a_sweep(
         len(after.files()),
         size(after),
     )
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_away(sim, tmp_path: Path, children, redis: RedisServer) -> None:
+    """
+    Redis does not answer: the disk stays within its limit and old links go, by one of the processes.
+
+    Once it answers again it knows what is left, no more and no less.
+    """
+    settings = {
+        **sim.environment(),
+        "COVER_ART_REDIS_URL": redis.url,
+        "COVER_ART_CACHE_MAX_SIZE": "1",
+        "COVER_ART_CACHE_CLEAN_TO": "0.6",
+        "COVER_ART_CACHE_CLEANUP_INTERVAL": "0.5",
+        "COVER_ART_ALIAS_TTL": "2",
+    }
+    two = []
+    for number in range(2):
+        child = ProxyChild(tmp_path / "cache", tmp_path / f"cwd{number}", **settings)
+        children.append(child)
+        two.append(await child.ready())
+    one, other = two
+    await fill(sim, one, 0, 2)
+    (oldest, _) = sorted(one.files(), key=lambda name: (one.root / name).stat().st_mtime)
+    redis.pause()
+    asked = [*await fill(sim, one, 5, 4), *await fill(sim, other, 25, 4)]
+    await until(lambda: size(one) <= 0.6 * MEGABYTE, "the oldest are evicted")
+    assert oldest not in one.files()
+    await until(
+        lambda: all(name.endswith(layout.RETIRED) for name in one.links()),
+        "nginx sees no alias past its time",
+    )
+    left = one.files()
+    redis.resume()
+    deadline = reactor.seconds() + 60
+    while True:
+        status = (await ask(f"{one.url}/cache-status")).json
+        if (status["cached_files"], status["cache_size_bytes"]) == (len(left), size(one)):
+            break
+        assert reactor.seconds() < deadline, (status, left)
+        await deferLater(reactor, 0.1)
+    assert one.files() == left
+    assert (await ask(one.url + asked[-1]))["x-cache-status"] in {"HIT", "STALE"}
