@@ -44,6 +44,7 @@ from coverart.redis_address import Address
 from coverart.redis_link import RedisLink
 from coverart.service import DiskThreads
 from coverart.store import ImageStore
+from coverart.untold import Mark
 from tests.support.programs import find_redis
 
 BODY = b"\xff\xd8\xff\xe0" + bytes(16)
@@ -151,7 +152,7 @@ async def measure(reactor: Any, options: argparse.Namespace, folder: Path) -> No
         process, address = start_redis(folder)
         link = RedisLink(address, reactor, reactor)
         link.connect()
-        index = RedisIndex(link, "bench")
+        index = RedisIndex(link, "bench", Mark(root))
         empty = await used_bytes(link)
     else:
         index = MemoryIndex()
@@ -200,6 +201,7 @@ async def sweep(
         clock=reactor,
         now=time.time,
     )
+    await index.fill()
     await index.set_whole()
     gc.freeze()  # as the service does once its index is filled
     before = rss_mb()

@@ -17,8 +17,8 @@ Imports go one way; no module imports one further down:
         breaker, conditions, eviction,
         redis_address, setting_values, config
     flight, turns, index, index_memory, directory,  what is held, and what is on its way
-        links, store, rebuild, room, incoming, hitlog,
-        tallies, status
+        untold, links, store, rebuild, room, incoming,
+        hitlog, tallies, status
     gathered, redis_link, redis_scripts,            what several processes share
         index_redis, leases
     transfer, wire, connect, client, upstream       asking the archive

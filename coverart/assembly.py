@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,6 +50,7 @@ from coverart.service import CoverService, DiskThreads, Shared
 from coverart.site import make_site
 from coverart.store import ImageStore
 from coverart.turns import Turns
+from coverart.untold import Mark
 from coverart.upstream import Upstream
 from coverart.web import CoverRoutes, Ways
 
@@ -90,7 +92,7 @@ def keep(
     store = open_store(settings, now)
     metrics = Metrics()
     threads = DiskThreads(reactor)
-    index, fetches, leadership, shared = index_for(settings, reactor, now)
+    index, fetches, leadership, shared = index_for(settings, reactor, store.root, now)
     cleanup = Cleanup(
         index=index,
         store=store,
@@ -296,15 +298,20 @@ def rules_for(settings: Settings) -> Rules:
 
 
 def index_for(
-    settings: Settings, reactor: Any, now: Callable[[], float] = time.time
+    settings: Settings, reactor: Any, root: Path, now: Callable[[], float] = time.time
 ) -> tuple[Index, Fetches, Leadership, Shared | None]:
-    """The index and what goes with it: all in this process, or shared by Redis."""
+    """
+    The index and what goes with it: all in this process, or shared by Redis.
+
+    :param root: the cache directory.
+    """
     if settings.redis_url is None:
         alone = Alone()
         return MemoryIndex(eviction=settings.cache_eviction, now=now), alone, alone, None
     link = RedisLink(settings.redis_url, reactor, reactor)
-    index = RedisIndex(link, settings.cache_name, eviction=settings.cache_eviction, now=now)
-    fetches = RedisFetches(link, index.prefix, reactor)
+    mark = Mark(root)
+    index = RedisIndex(link, settings.cache_name, mark, eviction=settings.cache_eviction, now=now)
+    fetches = RedisFetches(link, index.prefix, reactor, mark)
     name = f"{socket.gethostname()}-{os.getpid()}"
     leadership = RedisLeadership(link, index.prefix, name)
     return index, fetches, leadership, Shared(link=link, fetches=fetches)

@@ -218,9 +218,13 @@ class Cleanup:
         done.orphans = await self._in_thread(self._store.remove_orphans, self._now(), self._go_on)
 
     async def _make_whole(self, done: Sweep) -> None:
-        """Fill an index that lost what it knew."""
+        """Fill an index that lost something; what it knows all the same may be of an older time."""
         if not await self._index.whole():
+            self._check()
+            await self._index.fill()
+            known = await self._index.held_slices()
             done.learnt += await self._reconciler.learn_all(self._check)
+            await self._compare(known, done)
             await self._index.set_whole()
 
     async def _order(self, _: Sweep) -> None:
@@ -372,7 +376,9 @@ class Cleanup:
         odd = await self._index.odd_slices()
         if len(odd) > MANY_ODD:
             slices = SLICES
-        numbers = list(dict.fromkeys([*odd, *self._next(slices)]))
+        await self._compare(list(dict.fromkeys([*odd, *self._next(slices)])), done)
+
+    async def _compare(self, numbers: list[int], done: Sweep) -> None:
         for number in numbers:
             before = self._now() - self._bounds.alias_ttl_s
             mended = await self._reconciler.compare(number, before, self._check)

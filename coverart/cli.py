@@ -36,6 +36,7 @@ from coverart.scan import Scanner
 from coverart.status import describe
 from coverart.tables import progress, scan_table, show, status_table, table
 from coverart.tallies import tell_counts
+from coverart.untold import Mark
 
 ANSWER_S = 10.0
 ASK_FOR_LEAD_S = 1.0
@@ -216,6 +217,9 @@ async def _lead(kept: Keeping, reactor: Any, *, wait: bool) -> None:
 async def _sweep(kept: Keeping) -> dict[str, Any]:
     terms = LoopingCall(kept.leadership.stand)
     terms.start(LEADER_LIFE_S / 3, now=False)
+    if kept.shared is None:
+        # A Redis that knows this directory is not told what goes.
+        Mark(kept.store.root).leave()
     try:
         # Without Redis this index is gone afterwards, so there is no next time for the rest.
         done = await kept.cleanup.sweep(slices=SLICES if kept.shared is None else SLICES_A_SWEEP)
@@ -267,7 +271,7 @@ async def _would_evict(kept: Keeping, bounds: Bounds) -> dict[str, Any]:
 
 
 async def _status_in_redis(settings: Settings, reactor: Any) -> dict[str, Any]:
-    index, _, _, shared = index_for(settings, reactor)
+    index, _, _, shared = index_for(settings, reactor, settings.directory())
     if shared is None:
         raise AssertionError("called with Redis only")
     shared.link.connect()

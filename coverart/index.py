@@ -167,7 +167,11 @@ class Index(Protocol):
         """Forget a 404. :returns: whether it was known."""
 
     async def learn(self, seen: Sequence[Seen]) -> None:
-        """Take in what the disk shows, where nothing is known of it yet."""
+        """
+        Take in what the disk shows, where nothing is known of it yet.
+
+        :raises IndexAway: not all of it was heard; compare again.
+        """
 
     async def learn_packed(self, seen: Sequence[Packed]) -> None:
         """The same for what packing.py packed; at most LEARN_AT_ONCE things."""
@@ -222,6 +226,9 @@ class Index(Protocol):
     async def odd_slices(self) -> list[int]:
         """The slices that were suspected since the last call."""
 
+    async def held_slices(self) -> list[int]:
+        """The slices of which anything is known."""
+
     async def slice(self, number: int) -> Slice:
         """What is known of the MBIDs whose first three digits are `number`, of 4,096."""
 
@@ -229,7 +236,13 @@ class Index(Protocol):
         """The same packed, files and aliases together. Not to be changed."""
 
     async def whole(self) -> bool:
-        """Say whether the index covers all that lay on the disk once, and missed nothing since."""
+        """
+        Say whether the index covers all that lay on the disk once, and missed nothing since:
+        neither by its own fault nor because a process could not tell it.
+        """
+
+    async def fill(self) -> None:
+        """Everything on the disk is going to be learnt, from now on; then call set_whole()."""
 
     async def set_whole(self) -> None:
-        """Everything on the disk has been learnt."""
+        """Everything on the disk has been learnt; what was missed since fill() still counts."""

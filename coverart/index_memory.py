@@ -309,6 +309,9 @@ class MemoryIndex:
                 due.append((unpack_alias_key(packed_key), unpack_alias(packed)))
         return due
 
+    async def held_slices(self) -> list[int]:
+        return [n for n in range(SLICES) if self._files[n] or self._aliases[n]]
+
     async def slice(self, number: int) -> Slice:
         return Slice(
             files={
@@ -326,6 +329,9 @@ class MemoryIndex:
 
     async def whole(self) -> bool:
         return self._whole
+
+    async def fill(self) -> None:
+        """Misses nothing."""
 
     async def set_whole(self) -> None:
         self._whole = True

@@ -27,6 +27,7 @@ from coverart import errors
 from coverart.errors import CoverError, NotInArchive
 from coverart.redis_link import RedisAway, RedisLink
 from coverart.redis_scripts import ACQUIRE, RELEASE, RENEW
+from coverart.untold import Mark
 
 LEADER_LIFE_S = 15.0
 FETCH_LIFE_S = 10.0
@@ -137,7 +138,7 @@ class RedisLeadership:
         token, self._token = self._token, None
         if token is not None:
             try:
-                await self._link.run(RELEASE, self._key, token, b"", b"")
+                await self._link.run(RELEASE, self._key, token, b"", b"", b"", b"")
             except RedisAway:
                 return
 
@@ -159,10 +160,13 @@ class RedisFetches:
         link: RedisLink,
         prefix: bytes,
         clock: IReactorTime,
+        mark: Mark,
         *,
         life_s: float = FETCH_LIFE_S,
     ) -> None:
+        """:param mark: left before a file is stored that Redis can't be told to be in doubt."""
         self._link = link
+        self._mark = mark
         self._prefix = prefix + b"get:"
         self._channel = prefix + b"done"
         self._doubt = prefix + b"doubt"
@@ -191,32 +195,36 @@ class RedisFetches:
                 )
             except RedisAway:
                 told.cancel()
+                if doubt:
+                    self._mark.leave()
                 return await work()
             if left_ms == -1:
                 told.cancel()
-                return await self._do(name, key, owner, work)
+                return await self._do(name, key, owner, work, doubt=doubt)
             # The owner may have been killed, or its message lost: look again then.
             patience_s = min(FALLBACK_S, max(left_ms, 20) / 1000 + 0.02)
             end = await told.addTimeout(patience_s, self._clock, onTimeoutCancel=_nothing)
             if end is not None:
                 return _understand(end)
 
-    async def _do(self, name: bytes, key: bytes, owner: str, work: Work) -> bytes:
+    async def _do(self, name: bytes, key: bytes, owner: str, work: Work, *, doubt: bool) -> bytes:
         renewal = LoopingCall(self._renew, key, owner)
         renewal.clock = self._clock
         renewal.start(self._life_s / 3, now=False).addErrback(
             lambda failure: self.log.failure("renewing a lease", failure)
         )
         end = _failed(CoverError("a fetch ended unexpectedly"))
+        settled = b""
         try:
             result = await work()
-            end = b"+" + result
+            end, settled = b"+" + result, name
         except CoverError as error:
-            end = _failed(error)
+            # Nothing was stored, so nothing is in doubt.
+            end, settled = _failed(error), name
             raise
         finally:
             renewal.stop()
-            Deferred.fromCoroutine(self._release(name, key, owner, end))
+            Deferred.fromCoroutine(self._release(name, key, owner, end, settled if doubt else b""))
         return result
 
     async def _renew(self, key: bytes, owner: str) -> None:
@@ -225,10 +233,12 @@ class RedisFetches:
         except RedisAway:
             return
 
-    async def _release(self, name: bytes, key: bytes, owner: str, end: bytes) -> None:
+    async def _release(
+        self, name: bytes, key: bytes, owner: str, end: bytes, settled: bytes
+    ) -> None:
         message = len(name).to_bytes(1, "big") + name + end
         try:
-            await self._link.run(RELEASE, key, owner, self._channel, message)
+            await self._link.run(RELEASE, key, owner, self._channel, message, self._doubt, settled)
         except RedisAway:
             return
 

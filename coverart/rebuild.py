@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import attrs
 
-from coverart import layout
+from coverart import layout, untold
 from coverart.index import LEARN_AT_ONCE, Packed, Seen
 from coverart.model import Alias, AliasKey, Entity, FileEntry, FileKey, ImageRequest
 from coverart.names import Link as PackedLink
@@ -176,7 +176,9 @@ class Ground:
 def survey(root: str, check: Check = unchecked) -> Ground:
     """Look at the upper folders."""
     leaves: list[tuple[Entity, str]] = []
-    strangers = _others(root, "", {layout.INCOMING, *(entity.value for entity in Entity)})
+    strangers = _others(
+        root, "", {layout.INCOMING, untold.NAME, *(entity.value for entity in Entity)}
+    )
     for entity in Entity:
         level = [(entity.value, "")]
         for length in (1, 2, 3):

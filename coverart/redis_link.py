@@ -2,18 +2,20 @@
 The connection to Redis: one address in three forms, scripts by their hash, and what is down is down.
 
 The only module that imports txredisapi. A Redis that does not answer must not hold up requests:
-after a failure, calls fail at once for a while, and the disk answers in place of the index.
+after a failure, calls fail at once for a while, and the disk answers in place of the index. One
+that answers and refuses writes is not down: it is read, and what frees memory goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import txredisapi
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError  # noqa: A004
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed  # noqa: A004
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -32,8 +34,40 @@ PAUSE_S = 2.0
 """So long nothing is asked after a failure, but for one call that finds out."""
 
 
+_CODE = re.compile(r"(?:^|[- ])(OOM|MISCONF|NOREPLICAS|READONLY|MASTERDOWN|LOADING|WRONGTYPE)\b")
+"""What an error of Redis is about; before Redis 7, a script's stands in the middle of a sentence."""
+_REFUSALS = {
+    "OOM": "out of memory; the index is kept past maxmemory, by what the cache's limit allows",
+    "MISCONF": "it can't save to its disk",
+    "NOREPLICAS": "it has too few replicas",
+}
+"""Errors of a Redis that can be read and takes no writes."""
+_ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
+"""Another server may be the master by now."""
+_BAD_DATA = re.compile("WRONGTYPE|not an integer|not a valid float|not a float|user_script")
+"""How Redis says that a script can't go on with what it found."""
+_PAST_MAXMEMORY = "redis.call('DEL', ARGV[1] .. 'room')\n"
+"""
+Before a script, this lets a full Redis run it: a write that takes no memory came first, and no
+script is ended half done. For what is bounded by something else than Redis' memory only.
+"""
+
+
 class RedisAway(Exception):
-    """Redis can't be asked now: unreachable, too slow, full, or a replica that takes no writes."""
+    """Redis can't be asked now: unreachable, too slow, starting, or a replica."""
+
+
+class RedisRefuses(RedisAway):
+    """Redis answers, and takes no writes: it is full, or can't save what it is told."""
+
+    def __init__(self, text: str, code: str) -> None:
+        """:param code: the first word of the error."""
+        super().__init__(text)
+        self.code = code
+
+
+class RedisGarbled(RedisAway):
+    """Redis answers, and holds something else than what this program writes there."""
 
 
 @attrs.frozen
@@ -41,7 +75,8 @@ class Script:
     """A Lua script, sent by its hash once the server knows it (EVALSHA)."""
 
     text: str
-    writes: bool = True
+    grows: bool = False
+    """Its first write takes memory: a Redis that is full refuses it."""
 
     @property
     def sha(self) -> str:
@@ -52,13 +87,14 @@ class _Listener(txredisapi.SubscriberProtocol):  # type: ignore[misc]
     """Hears one channel."""
 
     def connectionMade(self) -> Any:
-        done = super().connectionMade()
-        return done.addCallback(self._subscribe)
+        # Not after a login that was refused.
+        self.whenConnected().addCallback(self._subscribe)
+        return super().connectionMade()
 
     def _subscribe(self, _: object) -> None:
-        if self.connected:
-            self.subscribe([self.factory.channel])
-            self.factory.listening(True)
+        # One that is lost before the answer is made anew.
+        self.subscribe([self.factory.channel]).addErrback(lambda _: None)
+        self.factory.listening(True)
 
     def messageReceived(self, pattern: bytes, channel: bytes, message: bytes) -> None:  # noqa: ARG002
         self.factory.heard(message)
@@ -84,6 +120,8 @@ class RedisLink:
         self._listener: Any = None
         self._away_until = 0.0
         self._away = False
+        self._refusal = ""
+        """Why Redis takes no writes, as its error begins; empty while it does."""
 
     @property
     def available(self) -> bool:
@@ -92,11 +130,11 @@ class RedisLink:
 
     def connect(self) -> None:
         """Begin; what is asked before the connection stands waits for it."""
-        self._commands = self._start(_CommandFactory(self.address))
+        self._commands = self._start(_Factory(self.address, self._lost))
 
     def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> None:
         """Call `heard` with each message on a channel, for as long as the link lives."""
-        factory = _ListenerFactory(self.address)
+        factory = _ListenerFactory(self.address, lambda _: None)
         factory.channel = channel
         factory.heard = heard
         self._listener = factory
@@ -116,12 +154,24 @@ class RedisLink:
 
     async def run(self, script: Script, *args: bytes | str | float) -> Any:
         """
-        Run a script with these arguments.
+        Run a script with these arguments; if Redis is full, all the same.
 
         :returns: the reply: bytes, ints, None, or lists of them.
+        :raises RedisRefuses: Redis takes no writes, for another reason than its memory.
+        :raises RedisGarbled: a key of the script's holds something else than it should.
         :raises RedisAway: it can't be run now, by whatever cause.
         """
-        return await self._call(lambda connection: connection.eval(script.text, [], args))
+        try:
+            reply = await self._call(lambda connection: connection.eval(script.text, [], args))
+        except RedisRefuses as refusal:
+            if refusal.code != "OOM":
+                raise
+            text = _PAST_MAXMEMORY + script.text
+            return await self._call(lambda connection: connection.eval(text, [], args))
+        if script.grows and self._refusal:
+            self._refusal = ""
+            self.log.info("Redis at {address} takes writes again", address=str(self.address))
+        return reply
 
     async def command(self, *words: bytes | str | float) -> Any:
         """Send a plain command. :raises RedisAway: it can't be sent now."""
@@ -146,11 +196,14 @@ class RedisLink:
             raise RedisAway(str(error)) from error
         if isinstance(reply, txredisapi.ResponseError):
             raise self._refused(reply)
+        self._answers()
+        return reply
+
+    def _answers(self) -> None:
         if self._away:
             self._away = False
             self.log.info("Redis at {address} answers again", address=str(self.address))
             self.came_back()
-        return reply
 
     async def _patiently(self, awaited: Deferred[Any], connection: Any = None) -> Any:
         """What is awaited, or TimeoutError; a connection that is silent is given up."""
@@ -182,12 +235,26 @@ class RedisLink:
                     timer.cancel()
 
     def _refused(self, error: Exception) -> RedisAway:
-        """Redis answered with an error: full, read-only, still loading, or a mistake of ours."""
+        """What is to be thought of an error that Redis answered with."""
         text = str(error)
-        if text.startswith(("READONLY", "MASTERDOWN", "LOADING")):
-            # Another server may be the master by now: look for it anew.
+        match = _CODE.search(text)
+        code = "" if match is None else match[1]
+        if code in _REFUSALS:
+            self._answers()
+            if self._refusal != code:
+                self._refusal = code
+                self.log.warn(
+                    "Redis at {address} refuses writes: {why}",
+                    address=str(self.address),
+                    why=_REFUSALS[code],
+                )
+            return RedisRefuses(text, code)
+        if code in _ELSEWHERE:
             for connection in list(self._commands.pool):
                 connection.transport.loseConnection()
+        elif _BAD_DATA.search(text) and "can't" not in text:  # It may not run a command.
+            self._answers()
+            return RedisGarbled(text)
         self._lost(text)
         return RedisAway(text)
 
@@ -219,37 +286,40 @@ class RedisLink:
         return factory
 
 
-def _settle(factory: Any, address: Address) -> None:
-    txredisapi.RedisFactory.__init__(
-        factory,
-        uuid=str(address),
-        dbid=address.database or None,
-        poolsize=1,
-        isLazy=True,
-        charset=None,
-        password=address.password,
-        # Timed here, with an eye on the reactor's own lateness.
-        replyTimeout=None,
-        convertNumbers=False,
-        username=address.username,
-    )
-    factory.initialDelay = 0.2
-    factory.maxDelay = 3.0
+class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
+    """Makes one connection, again and again; a refused login is trouble like any other."""
+
+    initialDelay = 0.2
+    maxDelay = 3.0
+
+    def __init__(self, address: Address, refused: Callable[[str], None]) -> None:
+        """:param refused: called with what Redis says to a login or a database that it refuses."""
+        super().__init__(
+            uuid=str(address),
+            dbid=address.database or None,
+            poolsize=1,
+            charset=None,
+            password=address.password,
+            # Timed here, with an eye on the reactor's own lateness.
+            replyTimeout=None,
+            convertNumbers=False,
+            username=address.username,
+        )
+        self._refused = refused
+
+    def stopTrying(self) -> Deferred[None]:
+        """Asked for when a login is refused: the password or Redis' place for clients may come."""
+        return succeed(None)
+
+    def connectionError(self, why: str) -> None:
+        self._refused(why)
 
 
-class _CommandFactory(txredisapi.RedisFactory):  # type: ignore[misc]
-    def __init__(self, address: Address) -> None:
-        _settle(self, address)
-
-
-class _ListenerFactory(txredisapi.RedisFactory):  # type: ignore[misc]
+class _ListenerFactory(_Factory):
     protocol = _Listener
     channel = b""
     heard: Callable[[bytes], None]
     is_listening = False
-
-    def __init__(self, address: Address) -> None:
-        _settle(self, address)
 
     def listening(self, now: bool) -> None:
         """Told by the protocol."""

@@ -12,11 +12,13 @@ COVER_ART_CACHE_NAME; names of MBIDs are in binary, see packing.py):
     tally      hash    what all processes did: hits, misses and a few more, direct_hits
     due:{n}    list    packed keys of aliases that were checked in minute n
     due        zset    the minutes that have such a list
-    no:{key}   string  an absence: since and until; gone by itself
+    no:{hhh}   hash    absences of the MBIDs that share their first ten bits: packed key -> since
+                       and until; 100 at most, gone by itself when the last is past its time
     doubt      set     packed keys of files that are being stored or removed: should the process be
                        killed at it, the leader looks which of the two came to pass
     odd        set     slices in which a file was not as the index said
-    whole      string  set while the index is known to cover the disk
+    whole      string  run_id of the Redis that was told all that is on the disk; "garbled" once
+                       something was found here that this program did not write
     lead       string  the elected leader; gone by itself (leases.py)
     get:{key}  string  who fetches a thing; gone by itself (leases.py)
 
@@ -29,7 +31,13 @@ from coverart.redis_link import Script
 
 _COMMON = """
 local p = ARGV[1]
-local function bucket(k) return p .. 'b:' .. string.format('%02x%02x', k:byte(2), k:byte(3)) end
+-- Where what is no key of ours stands for one, it may have no third byte.
+local function bucket(k) return p .. 'b:' .. string.format('%02x%02x', k:byte(2) or 0, k:byte(3) or 0) end
+local function absences(k)
+  return p .. 'no:' .. string.format('%03x', k:byte(2) * 4 + math.floor(k:byte(3) / 64))
+end
+local function absent(k) return redis.call('HGET', absences(k), k) end
+local function not_absent(k) return redis.call('HDEL', absences(k), k) end
 local function entity(k) return k:byte(1) % 16 end
 -- struct.unpack returns the next position too: the parentheses drop it.
 local function size_of(v) return (struct.unpack('>I4', v, 2)) end
@@ -75,7 +83,7 @@ local function put_file(k, v, rank)
     redis.call('HINCRBY', p .. 'sum', 'files', 1)
     redis.call('HINCRBY', p .. 'sum', 'f' .. entity(k), 1)
   end
-  redis.call('DEL', p .. 'no:' .. k)
+  not_absent(k)
   redis.call('SREM', p .. 'doubt', k)
 end
 local function forget_alias(k)
@@ -91,13 +99,13 @@ local function put_alias(k, v, minute)
     redis.call('RPUSH', p .. 'due:' .. minute, k)
     redis.call('ZADD', p .. 'due', minute, minute)
   end
-  redis.call('DEL', p .. 'no:' .. k)
+  not_absent(k)
 end
 -- Whether what is known of a name or a listing was asked for after that.
 local function knows_later(k, at, horizon)
-  local v, no, latest = redis.call('HGET', bucket(k), k), redis.call('GET', p .. 'no:' .. k), 0
+  local v, no, latest = redis.call('HGET', bucket(k), k), absent(k), 0
   if v and (#v == 13 or #v == 34) then latest = counted((struct.unpack('>d', v, #v - 7)), horizon) end
-  if no then latest = math.max(latest, counted((struct.unpack('>d', no)), horizon)) end
+  if no and #no == 16 then latest = math.max(latest, counted((struct.unpack('>d', no)), horizon)) end
   return latest > counted(at, horizon)
 end
 """
@@ -112,28 +120,27 @@ local function find(key, size, own)
     if held[1] or held[2] or held[3] or held[4] then
       local entry = held[size:byte() + 1]
       local no = false
-      if not entry then no = redis.call('GET', p .. 'no:' .. base .. size) end
+      if not entry then no = absent(base .. size) end
       return {false, entry, held[1], no}
     end
   end
   local alias = redis.call('HGET', bucket(key), key)
   -- One that is none of ours must not keep those beside it from their answers.
   if not alias or #alias ~= 34 then
-    local no = redis.call('GET', p .. 'no:' .. key)
-    if not no and own == '1' then no = redis.call('GET', p .. 'no:' .. base .. size) end
+    local no = absent(key)
+    if not no and own == '1' then no = absent(base .. size) end
     return {false, false, false, no, 'unknown'}
   end
   local image = alias:sub(1, 1) .. alias:sub(3, 26) .. size
   local entry = redis.call('HGET', bucket(image), image)
   local no = false
-  if not entry then no = redis.call('GET', p .. 'no:' .. image) end
+  if not entry then no = absent(image) end
   return {alias, entry, false, no}
 end
 local found = {}
 for i = 2, #ARGV, 3 do found[#found + 1] = find(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
 return found
 """,
-    writes=False,
 )
 
 FIND_LISTING = Script(
@@ -141,9 +148,8 @@ FIND_LISTING = Script(
     + """
 local entry = redis.call('HGET', bucket(ARGV[2]), ARGV[2])
 if entry then return {entry, false} end
-return {false, redis.call('GET', p .. 'no:' .. ARGV[2])}
+return {false, absent(ARGV[2])}
 """,
-    writes=False,
 )
 
 PUT_FILE = Script(
@@ -154,7 +160,8 @@ local k, v, horizon = ARGV[2], ARGV[3], tonumber(ARGV[5])
 if horizon and knows_later(k, (struct.unpack('>d', v, 6)), horizon) then return 0 end
 put_file(k, v, ARGV[4])
 return 1
-"""
+""",
+    grows=True,
 )
 
 FORGET_FILES = Script(
@@ -212,7 +219,8 @@ PUT_ALIAS = Script(
 if knows_later(ARGV[2], checked(ARGV[3]), tonumber(ARGV[5])) then return 0 end
 put_alias(ARGV[2], ARGV[3], ARGV[4])
 return 1
-"""
+""",
+    grows=True,
 )
 
 FORGET_ALIAS = Script(_COMMON + "return forget_alias(ARGV[2])")
@@ -223,13 +231,30 @@ PUT_ABSENCE = Script(
 -- key, since and until, life in ms, whether it is an alias; up to when times count, not for an image
 local horizon = tonumber(ARGV[6])
 if horizon and knows_later(ARGV[2], (struct.unpack('>d', ARGV[3])), horizon) then return 0 end
-redis.call('SET', p .. 'no:' .. ARGV[2], ARGV[3], 'PX', ARGV[4])
-if ARGV[5] == '1' then forget_alias(ARGV[2]) end
+local k, now = ARGV[2], struct.unpack('>d', ARGV[3])
+local b = absences(k)
+if ARGV[5] == '1' then forget_alias(k) end
+-- Put anew, it stands behind all others: a small hash keeps the order in which it was filled.
+redis.call('HDEL', b, k)
+redis.call('HSET', b, k, ARGV[3])
+if redis.call('HLEN', b) > 100 then
+  local all, first = redis.call('HGETALL', b), true
+  for i = 1, #all, 2 do
+    local over = true
+    if #all[i + 1] == 16 then
+      local since, till = struct.unpack('>dd', all[i + 1])
+      over = till + till - since <= now
+    end
+    if over or first then redis.call('HDEL', b, all[i]) end
+    first = false
+  end
+end
+if redis.call('PTTL', b) < tonumber(ARGV[4]) then redis.call('PEXPIRE', b, ARGV[4]) end
 return 1
 """
 )
 
-FORGET_ABSENCE = Script(_COMMON + "return redis.call('DEL', p .. 'no:' .. ARGV[2])")
+FORGET_ABSENCE = Script(_COMMON + "return not_absent(ARGV[2])")
 
 LEARN = Script(
     _COMMON
@@ -253,15 +278,14 @@ TALLY = Script(
     _COMMON + "for i = 2, #ARGV, 2 do redis.call('HINCRBY', p .. 'tally', ARGV[i], ARGV[i + 1]) end"
 )
 
-TOTALS = Script(
-    _COMMON
-    + """
-return {redis.call('HMGET', p .. 'sum', 'bytes', 'files', 'f0', 'f1', 'f2', 'a0', 'a1', 'a2'),
-        redis.call('ZRANGE', p .. 'age', 0, 0, 'WITHSCORES'), redis.call('GET', p .. 'lead'),
-        redis.call('HGETALL', p .. 'tally')}
-""",
-    writes=False,
-)
+_TOTALS = """redis.call('HMGET', p .. 'sum', 'bytes', 'files', 'f0', 'f1', 'f2', 'a0', 'a1', 'a2'),
+  redis.call('ZRANGE', p .. 'age', 0, 0, 'WITHSCORES'), redis.call('GET', p .. 'lead'),
+  redis.call('HGETALL', p .. 'tally')
+"""
+
+TOTALS = Script(_COMMON + f"return {{{_TOTALS}}}")
+
+WHOLE = Script(_COMMON + f"return {{redis.call('GET', p .. 'whole'), {_TOTALS}}}")
 
 OLDEST = Script(
     _COMMON
@@ -317,7 +341,23 @@ for i = 0, 15 do
 end
 return found
 """,
-    writes=False,
+)
+
+HELD_SLICES = Script(
+    _COMMON
+    + """
+-- which slices of a number of them, from the first on, hold anything
+local found = {}
+for slice = tonumber(ARGV[2]), ARGV[2] + ARGV[3] - 1 do
+  for i = 0, 15 do
+    if redis.call('EXISTS', p .. 'b:' .. string.format('%03x%x', slice, i)) == 1 then
+      found[#found + 1] = slice
+      break
+    end
+  end
+end
+return found
+"""
 )
 
 SETTLE = Script(_COMMON + "for i = 2, #ARGV do redis.call('SREM', p .. 'doubt', ARGV[i]) end")
@@ -326,12 +366,16 @@ DOUBTFUL = Script(
     _COMMON
     + """
 local found = {}
+local kind = redis.call('TYPE', p .. 'doubt').ok
+if kind ~= 'set' then
+  if kind ~= 'none' then redis.call('DEL', p .. 'doubt') end
+  return found
+end
 for _, k in ipairs(redis.call('SRANDMEMBER', p .. 'doubt', ARGV[2])) do
   if redis.call('EXISTS', p .. 'get:' .. k) == 0 then found[#found + 1] = k end
 end
 return found
 """,
-    writes=False,
 )
 
 ODD_SLICES = Script(
@@ -343,6 +387,29 @@ return odd
 """
 )
 
+SUSPECT = Script(_COMMON + "redis.call('SADD', p .. 'odd', ARGV[2])")
+
+DROP = Script(
+    _COMMON
+    + """
+-- what is in the order of eviction and no file's key
+for i = 2, #ARGV do redis.call('ZREM', p .. 'age', ARGV[i]) end
+"""
+)
+
+RANKED = Script(_COMMON + "redis.call('HSET', p .. 'sum', 'policy', ARGV[2])")
+
+GARBLED = Script(
+    _COMMON
+    + """
+if redis.pcall('GET', p .. 'whole') == 'garbled' then return 0 end
+redis.call('SET', p .. 'whole', 'garbled')
+return 1
+"""
+)
+
+SET_WHOLE = Script(_COMMON + "redis.call('SET', p .. 'whole', ARGV[2], 'NX')")
+
 ACQUIRE = Script(
     """
 -- key, owner, life in ms, set for what may be left half done, member of it (none where empty):
@@ -351,8 +418,15 @@ if redis.call('SET', ARGV[1], ARGV[2], 'NX', 'PX', ARGV[3]) then
   if ARGV[5] ~= '' then redis.call('SADD', ARGV[4], ARGV[5]) end
   return -1
 end
-return redis.call('PTTL', ARGV[1])
-"""
+local left = redis.call('PTTL', ARGV[1])
+if left < 0 then
+  -- Another program wrote it: no lease of ours is without an end.
+  redis.call('PEXPIRE', ARGV[1], ARGV[3])
+  return tonumber(ARGV[3])
+end
+return left
+""",
+    grows=True,
 )
 
 RENEW = Script(
@@ -364,7 +438,9 @@ return redis.call('PEXPIRE', ARGV[1], ARGV[3])
 
 RELEASE = Script(
     """
--- key, owner, channel, what to tell those who wait (none where the channel is empty)
+-- key, owner, channel, what to tell those who wait (none where the channel is empty), set of what
+-- may be left half done, member of it that is not (none where empty)
+if ARGV[6] ~= '' then redis.call('SREM', ARGV[5], ARGV[6]) end
 if redis.call('GET', ARGV[1]) == ARGV[2] then redis.call('DEL', ARGV[1]) end
 if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
 """

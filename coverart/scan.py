@@ -159,6 +159,8 @@ class Scanner:
         for entity, digits in ground.leaves:
             self._ground.setdefault(int(digits, 16), []).append(entity)
         whole = True if self._index is None else await self._index.whole()
+        if self._index is not None and not whole and not self._dry_run:
+            await self._index.fill()
         numbers = sorted(self._ground) if self._index is None else list(range(SLICES))
         waiting: deque[tuple[float, int, _Odd]] = deque()
         done = 0

@@ -25,6 +25,7 @@ from coverart.metrics import Metrics
 from coverart.redis_link import RedisAway, RedisLink
 from coverart.room import Room
 from coverart.tallies import tell_counts
+from coverart.untold import Mark
 
 DISK_THREADS = 8
 STOP_S = 20.0
@@ -145,7 +146,10 @@ class CoverService(Service):
         self._delay.start()
         self._threads.start()
         self.cache.store.hold()
-        if self._shared is not None:
+        if self._shared is None:
+            # A Redis that knew this directory once is not told what comes and goes now.
+            Mark(self.cache.store.root).leave()
+        else:
             self._shared.link.connect()
             self._shared.fetches.start()
             Deferred.fromCoroutine(self._check_redis()).addErrback(

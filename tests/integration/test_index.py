@@ -13,6 +13,7 @@ from coverart.index_redis import RedisIndex
 from coverart.model import ImageRequest
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
+from coverart.untold import Mark
 from tests.support.index_promises import FRONT, PROMISES, Promise, clock
 from tests.support.redis_server import RedisServer
 
@@ -34,7 +35,7 @@ async def index(request, shared_redis):
     shared_redis.client().flushall()
     link = RedisLink(parse_address(shared_redis.url), reactor, reactor)
     link.connect()
-    yield RedisIndex(link, "test", now=clock)
+    yield RedisIndex(link, "test", Mark(shared_redis.folder), now=clock)
     await link.close()
 
 
@@ -43,7 +44,7 @@ async def test_one_way_for_many(shared_redis) -> None:
     """Of a hundred look-ups at the same moment, one goes at once and the others together."""
     link = RedisLink(parse_address(shared_redis.url), reactor, reactor)
     link.connect()
-    index = RedisIndex(link, "test")
+    index = RedisIndex(link, "test", Mark(shared_redis.folder))
     requests = [ImageRequest(alias=FRONT, size=250)] * 101
     # Teaches the server the script.
     await index.find_image(requests[0])

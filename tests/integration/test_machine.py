@@ -19,6 +19,7 @@ from coverart.index_redis import RedisIndex
 from coverart.leases import RedisFetches, RedisLeadership
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink, Script
+from coverart.untold import Mark
 from tests.support.machine import CacheMachine
 from tests.support.redis_server import RedisServer
 
@@ -65,10 +66,11 @@ class RedisMachine(CacheMachine):
         self.far, self.eviction = True, "oldest"
         self.link = MortalLink(parse_address(self.server.url), reactor, reactor)
         self.link.connect()
-        index = RedisIndex(self.link, NAME, now=self.now)
+        mark = Mark(self.root)
+        index = RedisIndex(self.link, NAME, mark, now=self.now)
         self.prefix = index.prefix
         self.index = cast("Index", index)
-        self.fetches = RedisFetches(self.link, index.prefix, self.clock)
+        self.fetches = RedisFetches(self.link, index.prefix, self.clock, mark)
         self.leadership = RedisLeadership(self.link, index.prefix, NAME)
 
     def flush_index(self) -> None:

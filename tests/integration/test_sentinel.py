@@ -14,6 +14,7 @@ from coverart.index_redis import RedisIndex
 from coverart.model import Entity, FileEntry, Found, ListingKey
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
+from coverart.untold import Mark
 from tests.support.programs import find_redis
 from tests.support.running import free_port
 from tests.support.talk import becomes, until
@@ -67,7 +68,7 @@ async def test_follows_the_master(tmp_path: Path) -> None:
         url = f"redis+sentinel://:a%20secret@127.0.0.1:{sentinel_port}/covers/0"
         link = RedisLink(parse_address(url), reactor, reactor)
         link.connect()
-        index = RedisIndex(link, "test")
+        index = RedisIndex(link, "test", Mark(tmp_path))
         await _put(index)
         assert first.client().hget("coverart:1:test:sum", "files") == b"1"
         first.process.kill()

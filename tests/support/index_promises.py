@@ -451,6 +451,7 @@ async def slices_hold_all(index: Index) -> None:
 async def whole_when_told(index: Index) -> None:
     """An index covers the disk only once it was told so."""
     equal(await index.whole(), False)
+    await index.fill()
     await index.set_whole()
     equal(await index.whole(), True)
 
@@ -733,6 +734,7 @@ async def suspicions_are_told_once(index: Index) -> None:
 async def knows_whether_it_is_whole(index: Index) -> None:
     """An index is whole once it was told so."""
     equal(await index.whole(), False)
+    await index.fill()
     await index.set_whole()
     equal(await index.whole(), True)
 

@@ -546,6 +546,7 @@ class CacheMachine(Promises):
         async def work() -> None:
             if not await self.index.whole():
                 reconciler = Reconciler(index=self.index, store=self.store, in_thread=self.threads)
+                await self.index.fill()
                 await reconciler.learn_all(lambda: None)
                 await self.index.set_whole()
 

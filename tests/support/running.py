@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.internet.threads import deferToThread
 from zope.interface import implementer
 
+from coverart import untold
 from coverart.assembly import assemble, listening_at
 from coverart.cache import CoverCache
 from coverart.cleanup import Cleanup
@@ -88,6 +89,8 @@ class Files:
             if os.path.basename(folder) == ".incoming":
                 continue
             for name in names:
+                if name == untold.NAME:
+                    continue
                 path = Path(folder, name)
                 if path.is_symlink() == symlinks:
                     found.append(str(path.relative_to(self.root)))

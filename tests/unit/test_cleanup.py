@@ -141,5 +141,6 @@ class SweepTests(SynchronousTestCase):
                 file.write(JPEG[:50])
         self.store.keeps = {self.path(stays)}
         done: Sweep = self.done(self.cleanup(500, 400).sweep(slices=4096))
-        self.assertEqual((done.slices, done.forgotten), (4096, 1))
+        # Once more than all: an index that is not whole is compared with what it knows first.
+        self.assertEqual((done.slices, done.forgotten), (4097, 1))
         self.assertEqual(self.held([stays, goes]), [True, False])

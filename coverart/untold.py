@@ -1,0 +1,41 @@
+"""A mark in the cache directory: something there was not told to the index in Redis."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+NAME = ".untold"
+
+
+class Mark:
+    """
+    Says, also after this process is killed, that Redis may not know all that lies in a directory.
+
+    Left before a thing is stored or removed of which Redis can't be told; cleared by the leader
+    before it compares everything with the disk, so that one left meanwhile is kept.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """:param root: the cache directory."""
+        self._path = root / NAME
+        self._unwritten = False
+
+    def leave(self) -> None:
+        """Leave the mark. Where the directory takes no files, this process alone remembers it."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            os.close(os.open(self._path, flags, 0o644))
+        except OSError:
+            self._unwritten = True
+
+    def left(self) -> bool:
+        """Say whether there is one."""
+        return self._unwritten or os.path.lexists(self._path)
+
+    def clear(self) -> None:
+        """Take it away, if it can be."""
+        self._unwritten = False
+        with suppress(OSError):
+            self._path.unlink()
