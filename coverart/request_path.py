@@ -18,9 +18,8 @@ from coverart.model import ORIGINAL, SIZES, AliasKey, Entity, ImageRequest, List
 
 _MBID = rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _WHOLE = re.compile(rb"/(?:[!-$&-~]|%(?!00)[0-9a-fA-F]{2})*")
-"""What HTTP servers take (RFC 3986 section 2): all but ASCII's letters and signs is encoded, no NUL."""
+"""What HTTP servers take: printable ASCII, the rest encoded (RFC 3986 section 2.1), and no NUL."""
 _IS_MBID = re.compile(_MBID).fullmatch
-_DIGITS = re.compile(rb"[0-9]*").match
 _FILE = re.compile(
     rb"mbid-(?P<mbid>" + _MBID + rb")/mbid-(?P<again>" + _MBID + rb")-(?P<id>[0-9]+)"
     rb"(?:_thumb(?P<size>250|500|1200))?\.(?i:jpe?g|png|gif|pdf)"
@@ -90,8 +89,7 @@ def _name(entity: Entity, name: bytes, further: Sequence[bytes]) -> Name:
 
 
 def _id(name: bytes) -> int:
-    found = _DIGITS(name)
-    digits = b"" if found is None else found[0]
+    digits = name[: len(name) - len(name.lstrip(b"0123456789"))]
     if not digits:
         raise Malformed("an id begins with digits")
     significant = digits.lstrip(b"0")

@@ -47,7 +47,7 @@ def _read(path: bytes) -> tuple[ImageRequest | ListingKey, str]:
 
 
 _read_short = lru_cache(maxsize=8192)(_read)
-"""Some paths are asked for again and again; none of those is long, and long ones fill the memory."""
+"""Most paths are asked for again and again; a long one is not, and would take much memory here."""
 _SHORT = 160
 
 
