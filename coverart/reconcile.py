@@ -103,7 +103,6 @@ class Reconciler:
 
         :param expired_before: aliases last confirmed before that are past their time.
         """
-        mended = Mended()
         on_disk: DiskSlice = await self._in_thread(read_slice, str(self._store.root), number, check)
         known = await self._index.slice(number)
         aliases = on_disk.aliases
@@ -117,35 +116,39 @@ class Reconciler:
             # By a process that was killed before it could tell.
             check()
             await self._index.put_file(key, entry)
-        mended.learnt = len(news) + len(anew)
         lost = [
             (key, entry)
             for key, entry in known.files.items()
             if key not in on_disk.files or on_disk.files[key].size_bytes != entry.size_bytes
         ]
-        mended.forgotten = await self.forget_lost(lost, check)
+        mended = await self.mend_lost(lost, check)
+        mended.learnt += len(news) + len(anew)
         mended.dangling = await self._in_thread(
             self._tidy_links, on_disk.links, known.aliases, expired_before, check
         )
         await self._forget_aliases(known, aliases, expired_before, check)
         return mended
 
-    async def forget_lost(self, lost: list[tuple[FileKey, FileEntry]], check: Check) -> int:
+    async def mend_lost(self, lost: list[tuple[FileKey, FileEntry]], check: Check) -> Mended:
         """
         Forget files that the disk does not hold as the index says.
 
-        :returns: how many; those that came back meanwhile are not among them.
+        Those that came back meanwhile are left alone; a listing that was stored anew while the
+        index could not be told is learnt.
         """
-        forgotten = 0
+        mended = Mended()
         for key, entry in await self._in_thread(self.still_lost, lost):
             check()
             with self._stuck.told(self._store.path_of(key, entry.media)):
                 # From the disk first, as when a request finds it so (fetch.py).
-                await self._in_thread(self._store.remove_spoilt, key, entry)
-                if await self._index.forget_file(key, entry):
+                anew = await self._in_thread(self._store.remove_spoilt, key, entry)
+                if anew is not None:
+                    await self._index.put_file(key, anew)
+                    mended.learnt += 1
+                elif await self._index.forget_file(key, entry):
                     await self._index.settle([key])
-                    forgotten += 1
-        return forgotten
+                    mended.forgotten += 1
+        return mended
 
     def still_lost(self, lost: list[tuple[FileKey, FileEntry]]) -> list[tuple[FileKey, FileEntry]]:
         """In a thread: those that have not come between the two looks."""

@@ -32,7 +32,7 @@ from coverart.packing import (
     unpack_file_key,
 )
 from coverart.rebuild import Leaf, read_leaf, survey
-from coverart.reconcile import Reconciler
+from coverart.reconcile import Reconciler, Stuck
 from coverart.store import ImageStore
 
 SLICES_AT_ONCE = 16
@@ -138,6 +138,7 @@ class Scanner:
         self._clock = clock
         self._dry_run = dry_run
         self._verify = verify
+        self._stuck = Stuck()
         self._ground: dict[int, list[Entity]] = {}
 
     async def run(self) -> Scan:
@@ -268,15 +269,17 @@ class Scanner:
         if self._dry_run or not self._verify:
             return
         for path, packed in look.damaged:
+            known = None
             if packed is not None and self._index is not None:
+                # Before the file is looked at again: what is stored since is another entry.
                 known = (await self._index.slice_packed(look.number)).get(packed)
+            gone = False
+            with self._stuck.told(path):
+                gone = await self._in_thread(self._store.remove_damaged, path)
+            if gone and packed is not None and known is not None and self._index is not None:
                 key = unpack_file_key(packed)
-                if known is not None:
-                    await self._index.forget_file(key, unpack_entry(known))
-                await self._in_thread(self._store.remove, path)
-                await self._index.settle([key])
-            else:
-                await self._in_thread(self._store.remove, path)
+                if await self._index.forget_file(key, unpack_entry(known)):
+                    await self._index.settle([key])
 
     async def _settle(self, number: int, odd: _Odd, scan: Scan) -> None:
         """Look a second time at what differed, and mend what still does."""
@@ -290,13 +293,17 @@ class Scanner:
             for key, value in again.lost.items()
             if odd.lost.get(key) == value
         ]
-        reconciler = Reconciler(index=self._index, store=self._store, in_thread=self._in_thread)
+        reconciler = Reconciler(
+            index=self._index, store=self._store, in_thread=self._in_thread, stuck=self._stuck
+        )
         if self._dry_run:
             scan.learnt += len(news)
             scan.forgotten += len(await self._in_thread(reconciler.still_lost, lost))
             return
         scan.learnt += await self._learn(news)
-        scan.forgotten += await reconciler.forget_lost(lost, self._still_there)
+        mended = await reconciler.mend_lost(lost, self._still_there)
+        scan.learnt += mended.learnt
+        scan.forgotten += mended.forgotten
 
     async def _learn(self, news: dict[bytes, bytes]) -> int:
         if self._index is not None:

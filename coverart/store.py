@@ -71,19 +71,34 @@ class ImageStore(Directory):
             return self.stat(path) is None
         return self.remove(path) or status is None
 
-    def remove_spoilt(self, key: FileKey, entry: FileEntry) -> None:
+    def remove_spoilt(self, key: FileKey, entry: FileEntry) -> FileEntry | None:
         """
         Remove what lies in the place of an entry's file if it was cut short, written over or is
         none, but not what was stored anew: the same image whole, or any listing that parses.
+
+        :returns: what was stored anew; None if nothing is left.
         """
         path = self.path_of(key, entry.media)
         if isinstance(key, ListingKey):
-            stored = self.find(key) is not None
+            found = self.find(key)
         else:
             found = self.examine(path)
-            stored = found is not None and found.entry.size_bytes == entry.size_bytes
-        if not stored:
-            self.remove(path)
+            if found is not None and found.entry.size_bytes != entry.size_bytes:
+                found = None
+        if found is not None:
+            return found.entry
+        self.remove(path)
+        return None
+
+    def remove_damaged(self, path: str) -> bool:
+        """
+        Remove a file that was seen to be empty, or to begin otherwise than its name says.
+
+        It is looked at once more: a good one may have been stored there since.
+
+        :returns: whether it is gone.
+        """
+        return self.examine(path) is None and self.remove(path)
 
     def has_name(self, thing: ImageRequest | ListingKey) -> bool:
         """Say whether find() could find anything; quick enough for the reactor thread."""

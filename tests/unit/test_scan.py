@@ -396,6 +396,30 @@ class ScannerTests(Disk):
         self.assertEqual(self.result(index.totals()).files, 4)
         self.assertEqual(self.scan(index, verify=True).differences, 0)
 
+    def test_fetched_anew(self) -> None:
+        """A damaged image that is stored anew before it is removed stays, and stays known."""
+        self.fill()
+        index = self.learnt()
+        path = self.put(REF.at(250), b"<html>")
+        entry = FileEntry(size_bytes=len(JPEG), stored_at=NOW + 60, media=MediaType.JPEG)
+
+        asked: list[int] = []
+        slice_packed = index.slice_packed
+
+        async def fetched_meanwhile(number: int) -> dict[bytes, bytes]:
+            known = dict(await slice_packed(number))
+            asked.append(number)
+            if asked.count(int(DIGITS, 16)) == 2 and number == int(DIGITS, 16):
+                # Asked again: the file was looked at, and is about to be removed.
+                self.store.write(path, JPEG, NOW + 60)
+                await index.put_file(REF.at(250), entry)
+            return known
+
+        index.slice_packed = fetched_meanwhile  # type: ignore[method-assign]
+        self.assertEqual(self.scan(index, verify=True).damaged_names, [path])
+        self.assertEqual((self.root / path).read_bytes(), JPEG)
+        self.assertEqual(self.result(index.totals()).files, 4)
+
     def test_verify_without_index(self) -> None:
         """The same with nothing but the disk."""
         wrong = self.put(REF.at(250), PNG)
