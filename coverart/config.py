@@ -9,6 +9,7 @@ compose files pass on what a user left out.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -42,9 +43,19 @@ class ConfigError(ValueError):
 
 
 def _setting(
-    name: str, parse: Callable[[str], T], allowed: str, *, means: str, default: str | None = None
+    name: str,
+    parse: Callable[[str], T],
+    allowed: str,
+    *,
+    means: str,
+    default: str | None = None,
+    secret: bool = False,
 ) -> Any:
-    """One variable: how its text becomes a value, and what to say if it does not."""
+    """
+    One variable: how its text becomes a value, and what to say if it does not.
+
+    :param secret: the text may hold a password wherever it is malformed, and is not quoted.
+    """
 
     def convert(text: str | None) -> T | None:
         if text is None:
@@ -52,7 +63,9 @@ def _setting(
         try:
             return parse(text.strip())
         except ValueError:
-            raise ConfigError(f"{PREFIX}{name}={text!r}: must be {allowed}") from None
+            # A login in any other URL is refused, and not quoted either.
+            quoted = "" if secret else f"={re.sub('(?s)//.*@', '//…@', text)!r}"
+            raise ConfigError(f"{PREFIX}{name}{quoted}: must be {allowed}") from None
 
     _MEANINGS[PREFIX + name] = help_ = f"{means}; {allowed}"
     return environ.var(default=default, converter=convert, name=PREFIX + name, help=help_)
@@ -112,6 +125,7 @@ class Settings:
         parse_address,
         "redis://[:password@]host:port/db, unix:///path?db=N or "
         "redis+sentinel://[:password@]host:port,host:port/master/db",
+        secret=True,
         means="the index that several processes share; unset, the index is in memory",
     )
     cache_name: str = _setting(

@@ -58,7 +58,7 @@ def parse_address(url: str) -> Address:
             database=_database(*segments[1:]),
             **common,
         )
-    raise ValueError(url)
+    raise ValueError("none of these")
 
 
 def _database(text: str = "0") -> int:

@@ -1,6 +1,7 @@
 """Settings: every default, every limit, and the one line that refuses a wrong value."""
 
 import pathlib
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -146,7 +147,8 @@ class RefusalTests(SynchronousTestCase):
         error = self.assertRaises(ConfigError, setting, name, text)
         line = str(error)
         self.assertEqual(len(line.splitlines()), 1, line)
-        self.assertTrue(line.startswith(f"{PREFIX}{name}={text!r}: must be "), line)
+        shown = "" if name == "REDIS_URL" else f"={re.sub('//.*@', '//…@', text)!r}"
+        self.assertTrue(line.startswith(f"{PREFIX}{name}{shown}: must be "), line)
         self.assertGreater(len(line.partition(": must be ")[2]), 5)
         return line
 
@@ -236,6 +238,25 @@ class RefusalTests(SynchronousTestCase):
         self.assertEqual(len(line.splitlines()), 1)
         self.refusal("CACHE_CLEAN_TO", "-1")
 
+    def test_no_password_is_quoted(self) -> None:
+        """What is wrong with a URL is told without the password that it may hold."""
+        for text in (
+            "redis://:geheim@host:port/0",
+            "redis://user:geheim@/0/1",
+            "redis://:geheim",
+            "redis//:geheim@host",
+            "unix://:geheim@socket",
+            "redis+sentinel://:geheim@host:26379",
+            "rediss://:gehe@im@host:6379/0 geheim",
+        ):
+            line = str(self.assertRaises(ConfigError, setting, "REDIS_URL", text))
+            self.assertTrue(line.startswith(f"{PREFIX}REDIS_URL: must be redis://"), line)
+            self.assertNotIn("geheim", line)
+        line = str(
+            self.assertRaises(ConfigError, setting, "UPSTREAM", "https://user:geheim@host/a")
+        )
+        self.assertTrue(line.startswith(f"{PREFIX}UPSTREAM='https://…@host/a': must be "), line)
+
     @examples(200)
     @given(st.sampled_from(sorted(variables())), st.text(max_size=30))
     def test_anything(self, variable: str, text: str) -> None:
@@ -245,7 +266,9 @@ class RefusalTests(SynchronousTestCase):
         except ConfigError as error:
             line = str(error)
             self.assertEqual(len(line.splitlines()), 1)
-            self.assertTrue(line.startswith(f"{variable}={text!r}"), line)
+            shown = "" if variable == PREFIX + "REDIS_URL" else f"={text!r}"
+            if not re.search("(?s)//.*@", text):
+                self.assertTrue(line.startswith(f"{variable}{shown}"), line)
 
 
 class SourceTests(SynchronousTestCase):
