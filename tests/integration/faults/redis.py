@@ -54,7 +54,8 @@ FAULTS = (
         name="full (maxmemory)",
         begin=lambda server: server.client().config_set("maxmemory", "1kb"),
         end=lambda server: server.client().config_set("maxmemory", "0"),
-        log="is away .*OOM.*disk answers",
+        log="refuses writes.*out of memory",
+        available=True,
     ),
     Fault(
         name="a read-only replica",
@@ -104,7 +105,7 @@ async def play(stage: Stage, *, fault: Fault) -> None:
     status = (await pair[0].get("/cache-status")).json
     available = status["redis_available"]
     if fault.log:
-        stage.claim("index", "told to be away", available == fault.available, available)
+        stage.claim("index", "told as it is", available == fault.available, available)
         stage.logged(fault.log, server.socket, text=fault.log.replace(".*", "… "))
     else:
         stage.claim("index", "told to be there", available or fault.name != "flushed", available)
