@@ -75,6 +75,16 @@ class Keeping:
     metrics: Metrics
 
 
+def go_by_monotonic_time(reactor: Any) -> None:
+    """
+    Let a reactor that does not run yet time its calls by a clock that nobody sets.
+
+    Twisted goes by the time of day: set back by an hour, it makes every call wait for that hour.
+    """
+    if not reactor.running:
+        reactor.seconds = time.monotonic
+
+
 def keep(
     settings: Settings,
     reactor: Any,
@@ -196,6 +206,7 @@ def assemble(
         lifetimes=settings.lifetimes,
         most_fetches=settings.max_waiting,
         turn=misses.next,
+        clock=reactor,
         now=now,
         metrics=kept.metrics,
     )

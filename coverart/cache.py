@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -72,6 +73,7 @@ class CoverCache:
         fetcher: Fetcher,
         fetches: Fetches,
         lifetimes: Lifetimes,
+        clock: IReactorTime,
         now: Callable[[], float],
         most_fetches: int = MOST_FETCHES,
         turn: Callable[[], Deferred[None]] = at_once,
@@ -87,6 +89,7 @@ class CoverCache:
         self._metrics = metrics or Metrics()
         self._fetcher = fetcher
         self._fetches = fetches
+        self._clock = clock
         self._now = now
         self._most_fetches = most_fetches
         self._turn = turn
@@ -386,7 +389,7 @@ class CoverCache:
 
     def _refresh(self, thing: ImageRequest | ListingKey) -> None:
         key = thing if isinstance(thing, ListingKey) else thing.alias
-        if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._now():
+        if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._clock.seconds():
             return
         if len(self._refreshes) >= MOST_REFRESHES:
             self._metrics.overload["refresh"].inc()
@@ -404,7 +407,7 @@ class CoverCache:
         self._refreshes.run(key, lambda _: self._refresh_once(thing)).addErrback(failed)
 
     def _pause(self, key: AliasKey | ListingKey) -> None:
-        self._pauses[key] = self._now() + REFRESH_PAUSE_S
+        self._pauses[key] = self._clock.seconds() + REFRESH_PAUSE_S
         if len(self._pauses) > MOST_PAUSES:
             self._pauses.popitem(last=False)
 

@@ -25,7 +25,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 
-from coverart.assembly import Keeping, keep
+from coverart.assembly import Keeping, go_by_monotonic_time, keep
 from coverart.cleanup import Bounds
 from coverart.config import PREFIX, ConfigError, Settings, load, read_environment
 from coverart.index import IndexAway
@@ -97,6 +97,7 @@ def run(work: Work) -> NoReturn:
             code = BROKEN
 
     def start(reactor: Any) -> Deferred[None]:
+        go_by_monotonic_time(reactor)
         working = Deferred.fromCoroutine(to_the_end(reactor))
 
         def interrupt() -> Deferred[None]:

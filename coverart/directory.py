@@ -352,7 +352,7 @@ def _remove_orphan(name: str, folder: int, now: float) -> bool:
     status = os.lstat(name, dir_fd=folder)
     age_s = now - status.st_mtime
     if stat.S_ISLNK(status.st_mode):
-        if age_s <= SYMLINK_AGE_S:
+        if now - counted(status.st_mtime, now) <= SYMLINK_AGE_S:
             return False
         os.unlink(name, dir_fd=folder)
         return True

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from coverart.assembly import assemble, listening_at, open_store
+from coverart.assembly import assemble, go_by_monotonic_time, listening_at, open_store
 from coverart.config import PREFIX, ConfigError, Settings, load, read_environment, variables
 from coverart.processes import Processes, check_listen
 
@@ -63,6 +63,7 @@ def makeService(options: Options) -> IService:
     """
     from twisted.internet import reactor
 
+    go_by_monotonic_time(reactor)
     try:
         settings = options.settings()
         if settings.processes > 1:

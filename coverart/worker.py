@@ -148,9 +148,10 @@ def main(number: int, sockets: int, reactor_module: str, *, relayed: bool) -> No
     # Not before: something in there takes the reactor, and would have chosen one.
     from twisted.internet import reactor as reactor_
 
-    from coverart.assembly import assemble
+    from coverart.assembly import assemble, go_by_monotonic_time
 
     reactor: Any = reactor_
+    go_by_monotonic_time(reactor)
     begin_logging(number, relayed=relayed)
     # By the number of its place, not by pid: a process started again goes on counting where the
     # one before left off, and there are never more files than places.

@@ -41,12 +41,13 @@ async def run(sim: Simulator, tmp_path: Path):
     """
     Start a proxy with the settings given; await what it returns.
 
-    Each call starts one more on the same directory, unless `root` names another.
+    Each call starts one more on the same directory, unless `root` names another. A machine, if
+    given, is what it takes for the reactor.
     """
     running = []
 
-    async def start(root: str = "cache", **settings: str) -> Proxy:
-        proxy = Proxy(tmp_path / root, {**sim.environment(), **settings})
+    async def start(root: str = "cache", machine: Any = reactor, **settings: str) -> Proxy:
+        proxy = Proxy(tmp_path / root, {**sim.environment(), **settings}, machine)
         running.append(proxy)
         return await proxy.start()
 

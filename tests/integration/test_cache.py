@@ -39,7 +39,7 @@ from coverart.simulator.faults import (
     WrongLength,
 )
 from coverart.simulator.service import Simulator
-from tests.support.running import Proxy, free_port, reached
+from tests.support.running import Machine, Proxy, free_port, reached
 from tests.support.talk import LOCAL, Answer, ask, start, until
 
 DATA = Path(__file__).parent.parent / "data"
@@ -414,8 +414,10 @@ async def test_front_changed_then_restart(sim, proxy) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_new_front_can_not_be_had(sim, proxy) -> None:
+async def test_new_front_can_not_be_had(sim, run) -> None:
     """A front that points elsewhere stays as it was until the new image is held."""
+    machine = Machine()
+    proxy = await run(machine=machine)
     item = sim.catalogue.release(0)
     path = f"/release/{item.mbid}/front-250"
     await proxy.get(path)
@@ -426,7 +428,7 @@ async def test_new_front_can_not_be_had(sim, proxy) -> None:
         check(sim, await proxy.get(path), "STALE", item.front)
         await proxy.settled()
     sim.faults.remove(number)
-    proxy.now.advance(120)
+    machine.advance(120)
     check(sim, await proxy.get(path), "STALE", item.front)
     await proxy.settled()
     check(sim, await proxy.get(path), "HIT", item.back)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -10,8 +12,8 @@ import pytest
 import pytest_twisted
 
 from coverart.simulator.faults import Gate, Rule, Stall
-from tests.support.running import Proxy, reached
-from tests.support.talk import Answer, start, within
+from tests.support.running import Proxy, WallClock, reached
+from tests.support.talk import Answer, pause, start, until, within
 
 Run: TypeAlias = Callable[..., Awaitable[Proxy]]
 TOKEN = "t"  # noqa: S105
@@ -114,6 +116,50 @@ async def test_slow_listing_of_art_since_removed(sim, proxy) -> None:
     assert how(await proxy.get(path)) == (404, "ABSENT")
     assert proxy.files() == []
     assert (await proxy.cache.index.totals()).files == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest_twisted.ensureDeferred
+async def test_clock_set_back(sim, spawn, redis, tmp_path, processes) -> None:
+    """
+    The time of day goes back by an hour under a running service: nothing waits for that hour.
+
+    Misses are fetched, the leader sweeps, and a killed process is started again.
+    """
+    wall = WallClock(tmp_path / "clock")
+    shared = {"COVER_ART_PROCESSES": "2", "COVER_ART_REDIS_URL": redis.url}
+    child = spawn(
+        COVER_ART_CACHE_MAX_SIZE="1",
+        COVER_ART_CACHE_CLEANUP_INTERVAL="1",
+        **wall.environment,
+        **(shared if processes > 1 else {}),
+    )
+    await child.ready()
+    items = [
+        item
+        for item in map(sim.catalogue.release, range(40))
+        if item.front and not item.front.underived
+    ]
+    fronts = [f"/release/{item.mbid}/front" for item in items]
+    assert how(await child.get(f"{fronts[0]}-250")) == (200, "MISS")
+    wall.set_ahead(-HOUR_S)
+    for front in fronts:
+        for size in ("-500", "-1200"):
+            assert (await within(start(child.get(front + size)))).status == 200
+
+    async def status() -> Any:
+        return (await child.get("/cache-status")).json
+
+    while (await within(start(status())))["evicted"] == 0:
+        await pause()
+    if processes > 1:
+        (victim,) = re.findall(r"process 1 of 2 runs as pid (\d+)", child.log.read_text())
+        os.kill(int(victim), signal.SIGKILL)
+        await until(lambda: child.log.read_text().count("process 1 of 2 runs") == 2, "the next")
+        for front in fronts:
+            assert (await within(start(child.get(f"{front}-250")))).status == 200
+    child.process.send_signal(signal.SIGTERM)
+    assert await within(start(child.exit_code())) in {0, -signal.SIGTERM}
 
 
 @pytest.mark.parametrize("index", ["memory", "redis"])

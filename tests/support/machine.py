@@ -194,6 +194,7 @@ class CacheMachine(Promises):
             ),
             fetches=self.fetches,
             lifetimes=LIVES,
+            clock=self.clock,
             now=self.now,
             metrics=METRICS,
         )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from zope.interface import implementer
+from zope.interface import directlyProvides, implementer, providedBy
 
 from coverart import untold
 from coverart.assembly import assemble, listening_at
@@ -33,6 +35,7 @@ from coverart.site import QuietSite
 from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, start, until, within
 
 ROOT = Path(__file__).parent.parent.parent
+STEP_S = 5.0
 PORTS = range(20_000, 30_000)
 _HELD: list[int] = []
 """Locks of the ports that this process was given."""
@@ -62,6 +65,77 @@ class Now:
 
     def advance(self, seconds: float) -> None:
         self.ahead_s += seconds
+
+
+class Machine:
+    """
+    The reactor, with a clock that can be set ahead and a name resolver of the row's own.
+
+    A wait of a minute is then over when the row says so, and no row is late because others are.
+    """
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self._calls: list[Any] = []
+        self.nameResolver: Any = reactor.nameResolver  # type: ignore[attr-defined]
+        directlyProvides(self, providedBy(reactor))
+
+    def seconds(self) -> float:
+        return float(reactor.seconds()) + self.ahead_s
+
+    def callLater(self, delay_s: float, call: Any, *args: Any, **kwargs: Any) -> Any:
+        later = reactor.callLater(delay_s, call, *args, **kwargs)
+        self._calls = [each for each in self._calls if each.active()]
+        self._calls.append(later)
+        return later
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(reactor, name)
+
+    def advance(self, seconds: float) -> None:
+        """Let so much time pass at once, for all that waits for it."""
+        self.ahead_s += seconds
+        for call in self._calls:
+            if call.active():
+                left_s = call.getTime() - float(reactor.seconds())
+                call.reset(max(0.0, left_s - seconds))
+
+    async def wait_for(self, done: Callable[[], bool], most_s: float) -> None:
+        """Let time pass, a step at a time, until something is so; it may take so long."""
+        passed_s = 0.0
+        while not done() and passed_s < most_s:
+            self.advance(STEP_S)
+            passed_s += STEP_S
+            for _ in range(10):
+                await deferLater(reactor, 0.005)
+        await until(done, "what was to take no longer than that")
+
+
+class WallClock:
+    """The time of day of child processes, and of theirs, which a test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._ahead = folder / "ahead_s"
+        (folder / "sitecustomize.py").write_text(
+            "import time\n"
+            "true = time.time\n"
+            "def shifted():\n"
+            "    try:\n"
+            f"        with open({str(self._ahead)!r}) as file:\n"
+            "            return true() + float(file.read())\n"
+            "    except OSError:\n"
+            "        return true()\n"
+            "time.time = shifted\n"
+        )
+        # Python imports that module, if there is one, before anything else.
+        self.environment = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+    def set_ahead(self, seconds: float) -> None:
+        """Set it so far ahead of what is right, or back."""
+        fresh = self._ahead.with_suffix(".new")
+        fresh.write_text(str(seconds))
+        fresh.replace(self._ahead)
 
 
 class Files:

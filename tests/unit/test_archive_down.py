@@ -91,6 +91,7 @@ class ArchiveDownTests(SynchronousTestCase):
             lifetimes=Lifetimes(
                 alias_s=LIFE_S, listing_s=LIFE_S, absent_s=3600, absent_thumb_s=300
             ),
+            clock=self.clock,
             now=self.now,
             metrics=self.metrics,
         )

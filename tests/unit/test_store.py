@@ -245,6 +245,8 @@ class OrphanTests(StoreTests):
         made = link.lstat().st_mtime
         self.assertEqual(self.store.remove_orphans(made + 59), 0)
         self.assertEqual(self.store.remove_orphans(made + 61), 1)
+        link.symlink_to("made while the clock was ahead")
+        self.assertEqual(self.store.remove_orphans(made - 3600), 1)
         self.assertEqual(self.incoming(), [])
 
     def test_odd_things(self) -> None:

@@ -14,9 +14,7 @@ from typing import Any
 import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import DeferredSemaphore
-from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
-from zope.interface import directlyProvides, providedBy
 
 from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.draw import Studio
@@ -25,10 +23,9 @@ from coverart.simulator.service import Simulator
 from tests.integration.faults.matrix import Claims
 from tests.integration.faults.victim import Victim
 from tests.support.redis_server import RedisServer
-from tests.support.running import Proxy
+from tests.support.running import Machine, Proxy
 from tests.support.talk import Wire, connect, until
 
-STEP_S = 5.0
 SLACK_S = 5.0
 """Over a bound by a setting: rows are played side by side on machines that have more to do."""
 QUICK_DISK = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -37,50 +34,6 @@ LARGE = 11
 """The release whose front is a large original."""
 _starts = DeferredSemaphore(2)
 STUDIO = Studio(variants=8, max_bytes=192 * 2**20)
-
-
-class Machine:
-    """
-    The reactor, with a clock that can be set ahead and a name resolver of the row's own.
-
-    A wait of a minute is then over when the row says so, and no row is late because others are.
-    """
-
-    def __init__(self) -> None:
-        self.ahead_s = 0.0
-        self._calls: list[Any] = []
-        self.nameResolver: Any = reactor.nameResolver  # type: ignore[attr-defined]
-        directlyProvides(self, providedBy(reactor))
-
-    def seconds(self) -> float:
-        return float(reactor.seconds()) + self.ahead_s
-
-    def callLater(self, delay_s: float, call: Any, *args: Any, **kwargs: Any) -> Any:
-        later = reactor.callLater(delay_s, call, *args, **kwargs)
-        self._calls = [each for each in self._calls if each.active()]
-        self._calls.append(later)
-        return later
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(reactor, name)
-
-    def advance(self, seconds: float) -> None:
-        """Let so much time pass at once, for all that waits for it."""
-        self.ahead_s += seconds
-        for call in self._calls:
-            if call.active():
-                left_s = call.getTime() - float(reactor.seconds())
-                call.reset(max(0.0, left_s - seconds))
-
-    async def wait_for(self, done: Callable[[], bool], most_s: float) -> None:
-        """Let time pass, a step at a time, until something is so; it may take so long."""
-        passed_s = 0.0
-        while not done() and passed_s < most_s:
-            self.advance(STEP_S)
-            passed_s += STEP_S
-            for _ in range(10):
-                await deferLater(reactor, 0.005)
-        await until(done, "what was to take no longer than that")
 
 
 class Log:
