@@ -319,6 +319,7 @@ class Fetcher:
             finally:
                 self._room.release(len(body))
         if why is not None:
+            await self._index.forget_absence(key)
             return Unstored(key=key, body=body, stored_at=asked_at, why=why, hops=trip.hops)
         entry = FileEntry(size_bytes=len(body), stored_at=asked_at)
         if not kept:
@@ -424,6 +425,8 @@ class Fetcher:
             incoming.fail(CoverError("a fetch ended unexpectedly"))
             raise
         if entry is None:
+            # It is there all the same.
+            await self._index.forget_absence(key)
             return incoming
         await self._index.put_file(key, entry)
         return entry
