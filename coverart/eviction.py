@@ -46,8 +46,8 @@ def score(size_bytes: int, uses: int, level: int) -> int:
 class Queue(Protocol):
     """The order of eviction of an index in memory; keys are packed."""
 
-    def put(self, key: bytes, entry: FileEntry) -> None:
-        """A file was stored, or stored anew."""
+    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:
+        """A file was stored, or stored anew: then `before` is when it had been stored."""
 
     def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
         """Many files lie on the disk; their entries are packed too. :returns: their bytes."""
@@ -80,18 +80,39 @@ def read_age(place: bytes) -> tuple[float, bytes]:
     return at, place[_AGE.size :]
 
 
+def mostly_left_over(places: list[bytes], held: int) -> bool:
+    """
+    Say whether most of a heap are places that no longer count.
+
+    They are passed over as they come up, which costs less than taking them out; but those behind
+    one that stays in front never come up. So the heap is made anew by then.
+    """
+    return len(places) > 2 * held + 1000
+
+
 class ByAge:
     """`oldest`."""
 
     def __init__(self, stored_at: Callable[[bytes], float | None]) -> None:
         """:param stored_at: when a file was stored, None if it is not held."""
         self._stored_at = stored_at
-        # Places of files since removed or stored anew are passed over when they come up, which
-        # costs less than taking them out.
+        # Each file held has a place, that of when it was stored or before.
         self._places: list[bytes] = []
+        self._held = 0
 
-    def put(self, key: bytes, entry: FileEntry) -> None:
-        heapq.heappush(self._places, place_by_age(entry.stored_at, key))
+    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:
+        self._held += before is None
+        if before is None or entry.stored_at < before:
+            heapq.heappush(self._places, place_by_age(entry.stored_at, key))
+            if mostly_left_over(self._places, self._held):
+                keys = {place[_AGE.size :] for place in self._places}
+                held = [(self._stored_at(key), key) for key in keys]
+                self._places = [place_by_age(at, key) for at, key in held if at is not None]
+                heapq.heapify(self._places)
+        else:
+            # Its place is raised when it comes up. Two now, so that few ever come up at once.
+            for _ in range(2):
+                self._look()
 
     def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
         places, push = self._places, heapq.heappush
@@ -100,13 +121,15 @@ class ByAge:
             total += size_of(entry)
             # As place_by_age packs it, the time stands at the end of an entry; a sign before.
             push(places, entry[5:] + key if entry[5] < 128 else place_by_age(0.0, key))
+            self._held += 1
         return total
 
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:
         """Being asked for does not make a file younger."""
 
-    def remove(self, key: bytes, *, evicted: bool) -> None:
+    def remove(self, key: bytes, *, evicted: bool) -> None:  # noqa: ARG002
         """Its place is passed over later."""
+        self._held -= 1
 
     def first(self, count: int) -> list[bytes]:
         taken: dict[bytes, bytes] = {}
@@ -122,14 +145,24 @@ class ByAge:
         return read_age(self._places[0])[0] if self._settle() else None
 
     def _settle(self) -> bool:
-        """Drop places in front that no longer count. :returns: whether one is left."""
+        """Drop or raise places in front that no longer count. :returns: whether one is left."""
         while self._places:
-            at, key = read_age(self._places[0])
-            held = self._stored_at(key)
-            if held is not None and max(0.0, held) == at:
+            if self._look():
                 return True
-            heapq.heappop(self._places)
         return False
+
+    def _look(self) -> bool:
+        """Say whether the place in front counts; it is dropped or raised if not."""
+        if not self._places:
+            return False
+        at, key = read_age(self._places[0])
+        stored_at = self._stored_at(key)
+        held = None if stored_at is None else max(0.0, stored_at)
+        if held is None or held < at:
+            heapq.heappop(self._places)
+        elif at < held:
+            heapq.heapreplace(self._places, place_by_age(held, key))
+        return held == at
 
 
 class ByUse:
@@ -142,10 +175,15 @@ class ByUse:
         self._places: list[bytes] = []
         self._level = 0
 
-    def put(self, key: bytes, entry: FileEntry) -> None:
+    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:  # noqa: ARG002
         fresh = score(entry.size_bytes, 1, self._level)
+        known = self._scores.get(key)
         self._scores[key] = fresh
-        heapq.heappush(self._places, _SCORE.pack(fresh) + key)
+        if known is None or fresh < known:
+            heapq.heappush(self._places, _SCORE.pack(fresh) + key)
+            if mostly_left_over(self._places, len(self._scores)):
+                self._places = [_SCORE.pack(each) + key for key, each in self._scores.items()]
+                heapq.heapify(self._places)
 
     def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
         total = 0

@@ -7,7 +7,14 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from coverart.eviction import ByAge, ByUse, Eviction, place_by_age, read_age
+from coverart.eviction import (
+    ByAge,
+    ByUse,
+    Eviction,
+    mostly_left_over,
+    place_by_age,
+    read_age,
+)
 from coverart.freshness import CLOCK_SLACK_S, counted
 from coverart.index import SLICES, Packed, Seen, Slice, Totals
 from coverart.model import (
@@ -144,13 +151,12 @@ class MemoryIndex:
         self.size_bytes += entry.size_bytes
         if old is None:
             self._file_counts[entity_of(packed_key)] += 1
-            renewed = True
+            self._queue.put(packed_key, entry)
         else:
             known = unpack_entry(old)
             self.size_bytes -= known.size_bytes
-            renewed = known.stored_at != entry.stored_at
-        if renewed:
-            self._queue.put(packed_key, entry)
+            if known.stored_at != entry.stored_at:
+                self._queue.put(packed_key, entry, known.stored_at)
         self._absences.pop(packed_key, None)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
@@ -204,6 +210,9 @@ class MemoryIndex:
         aliases[key] = value
         if ages(key):
             heapq.heappush(self._by_check, place_by_age(checked_at, key))
+            if mostly_left_over(self._by_check, sum(self._alias_counts.values())):
+                self._by_check = [place for place in set(self._by_check) if self._awaited(place)]
+                heapq.heapify(self._by_check)
             self._last_check = max(self._last_check, checked_at)
         self._absences.pop(key, None)
 
@@ -304,10 +313,19 @@ class MemoryIndex:
             while self._by_check and self._by_check[0] == place:
                 # Put several times, by the sizes of one front.
                 heapq.heappop(self._by_check)
-            packed = self._aliases[slice_of(packed_key)].get(packed_key)
-            if packed is not None and counted(checked_at_of(packed), now) == checked_at:
+            if self._awaited(place):
+                packed = self._aliases[slice_of(packed_key)][packed_key]
                 due.append((unpack_alias_key(packed_key), unpack_alias(packed)))
         return due
+
+    def _awaited(self, place: bytes) -> bool:
+        """Say whether a place tells when its alias was last checked, as far as that counts."""
+        at, key = read_age(place)
+        packed = self._aliases[slice_of(key)].get(key)
+        if packed is None:
+            return False
+        checked_at = checked_at_of(packed)
+        return at in (checked_at, counted(checked_at, self._now()))
 
     async def held_slices(self) -> list[int]:
         return [n for n in range(SLICES) if self._files[n] or self._aliases[n]]

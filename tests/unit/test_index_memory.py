@@ -1,5 +1,6 @@
 """The index in memory keeps the promises of an index, and its own bounds."""
 
+import tracemalloc
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -7,9 +8,19 @@ from hypothesis import given
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from coverart.eviction import Eviction
 from coverart.index import Index
 from coverart.index_memory import MemoryIndex
-from coverart.model import Absence, Alias, AliasKey, Entity, ListingKey, Target
+from coverart.model import (
+    Absence,
+    Alias,
+    AliasKey,
+    Entity,
+    FileEntry,
+    ListingKey,
+    MediaType,
+    Target,
+)
 from tests.support.index_promises import (
     ALIAS,
     BACK,
@@ -104,6 +115,36 @@ class MemoryIndexTests(SynchronousTestCase):
         self.result(index.put_alias(BACK, ALIAS))
         self.assertEqual(self.result(index.due_aliases(NOW + 10, 10, "")), [(BACK, ALIAS)])
         self.assertEqual(self.result(index.due_aliases(NOW + 100, 10, "")), [(FRONT, confirmed)])
+
+    def test_refreshed_for_ever(self) -> None:
+        """
+        What is refreshed again and again takes no more memory than what is stored once.
+
+        Behind an image that stays the oldest, places of a listing gathered by the hundred thousand.
+        """
+        listing = ListingKey(entity=Entity.RELEASE, mbid=REF.mbid)
+        image = FileEntry(size_bytes=10, stored_at=NOW, media=MediaType.JPEG)
+        orders: tuple[Eviction, ...] = ("oldest", "least-useful")
+        for eviction in orders:
+            index = MemoryIndex(eviction=eviction, now=lambda: NOW + 10**6)
+            self.result(index.put_file(REF.at(250), image))
+            self.result(index.put_alias(BACK, Alias(target=Target(ref=REF), checked_at=NOW)))
+            tracemalloc.start()
+            self.addCleanup(tracemalloc.stop)
+            for n in range(1, 5_001):
+                entry = FileEntry(size_bytes=10, stored_at=NOW + n)
+                self.result(index.put_file(listing, entry))
+                self.result(index.use([(listing, 3)]))
+                self.result(index.put_file(OTHER.at(500), image))
+                self.result(index.forget_file(OTHER.at(500), image))
+                alias = Alias(target=Target(ref=REF), checked_at=NOW + n)
+                self.result(index.put_alias(FRONT, alias))
+            taken, _ = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+            self.assertLess(taken, 400_000, eviction)
+            self.assertEqual(self.result(index.oldest(9)), [(REF.at(250), image), (listing, entry)])
+            due = self.result(index.due_aliases(NOW + 20_000, 9, ""))
+            self.assertEqual([key for key, _ in due], [BACK, FRONT])
 
     def test_odd_slices(self) -> None:
         """A slice under suspicion is named once."""
