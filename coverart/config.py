@@ -26,7 +26,7 @@ from coverart.packing import LARGEST_FILE_BYTES
 from coverart.redis_address import Address, parse_address
 
 PREFIX = "COVER_ART_"
-PROJECT_PAGE = "https://pypi.org/project/coverart/"
+PROJECT_PAGE = "https://pypi.org/project/coverart-proxy/"
 SHARED_DIR = Path("/opt/cover-art-cache")
 UPSTREAM = "https://coverartarchive.org"
 EVENT_UPSTREAM = "https://eventartarchive.org"

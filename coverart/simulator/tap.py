@@ -127,7 +127,7 @@ def makeService(options: Any, reactor: Any = None) -> IService:
         if (error.name or "").partition(".")[0] != "PIL":
             raise
         raise usage.UsageError(
-            "the simulated archive draws its covers with Pillow: pip install 'coverart[simulator]'"
+            "the simulated archive draws its covers with Pillow: pip install 'coverart-proxy[simulator]'"
         ) from error
     if reactor is None:
         from twisted.internet import reactor

@@ -584,4 +584,4 @@ def test_without_pillow() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_PILLOW], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "pip install 'coverart[simulator]'" in done.stdout
+    assert "pip install 'coverart-proxy[simulator]'" in done.stdout
