@@ -11,9 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
-from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import MultiService
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IStreamServerEndpoint
 
 from coverart.admin import AdminRoutes
@@ -39,6 +37,7 @@ from coverart.index_memory import MemoryIndex
 from coverart.index_redis import RedisIndex
 from coverart.intake import Intake
 from coverart.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
+from coverart.listening import Listening, listening_at
 from coverart.metrics import Metrics
 from coverart.model import Entity
 from coverart.operations import OperatorRoutes, Standing
@@ -54,9 +53,6 @@ from coverart.untold import Mark
 from coverart.upstream import Upstream
 from coverart.web import CoverRoutes, Ways
 
-BACKLOG = 4096
-"""Connections that the kernel holds until they are accepted; Linux allows no more by default."""
-_QUEUED = frozenset({"tcp", "tcp6", "unix", "ssl"})
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
 """Where the archive's own hop 1 leads. Where a mirror's leads, only the mirror can tell."""
 
@@ -252,10 +248,7 @@ def assemble(
     everything = MultiService()
     service.setServiceParent(everything)
     for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:
-        listening = StreamServerEndpointService(Door(endpoint, reception), site)
-        # As strports.service() does: a port that is taken ends the start.
-        listening._raiseSynchronously = True  # noqa: SLF001
-        listening.setServiceParent(everything)
+        Listening(Door(endpoint, reception), site).setServiceParent(everything)
     return everything
 
 
@@ -279,19 +272,6 @@ def open_store(settings: Settings, now: Callable[[], float] = time.time) -> Imag
         return ImageStore(settings.directory(), now)
     except StoreFailed as error:
         raise ConfigError(f"{PREFIX}CACHE_DIR can't be used: {error.detail}") from error
-
-
-def listening_at(settings: Settings, reactor: Any) -> list[IStreamServerEndpoint]:
-    """The endpoints of COVER_ART_LISTEN. :raises ConfigError: a string is wrong."""
-    endpoints: list[IStreamServerEndpoint] = []
-    for text in settings.listen:
-        try:
-            told = text.partition(":")[0] not in _QUEUED or ":backlog=" in text
-            queued = text if told else f"{text}:backlog={BACKLOG}"
-            endpoints.append(serverFromString(reactor, queued))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{PREFIX}LISTEN={text!r}: {error}") from error
-    return endpoints
 
 
 def rules_for(settings: Settings) -> Rules:

@@ -118,7 +118,7 @@ class Settings:
         values.endpoints,
         "Twisted endpoint strings with spaces between them, such as tcp:8080",
         default="tcp:8080",
-        means="where to listen",
+        means="where to listen; a tcp: port without an interface is listened on in IPv4 and IPv6",
     )
     redis_url: Address | None = _setting(
         "REDIS_URL",

@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from coverart.config import PREFIX, ConfigError, Settings
+from coverart.listening import one_line
 from coverart.metrics import FOLDER_VARIABLE
 
 FIRST_SOCKET = 3
@@ -124,7 +125,8 @@ class Processes(Service):
             # All kinds that can be shared are bound at once.
             (port,) = bound
             if isinstance(port, Failure):
-                raise SystemExit(f"coverart: {port.getErrorMessage()}")
+                with one_line():
+                    port.raiseException()
             # Bound and listening, but the children accept. They may be many and come and go; as
             # long as this descriptor is open, nobody is refused.
             port.stopReading()

@@ -156,7 +156,7 @@ class CoverService(Service):
                 lambda failure: self.log.failure("looking at Redis", failure)
             )
         self.log.info(
-            "cache at {dir}, index in {kind}{where}, limit {limit_mb} MB",
+            "cache at {dir}, index in {kind}{where}, limit {limit_mb} MB (COVER_ART_CACHE_MAX_SIZE)",
             dir=str(self.cache.store.root),
             kind=self.cache.index.kind,
             where="" if self._shared is None else f" at {self._shared.link.address}",

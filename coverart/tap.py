@@ -9,8 +9,9 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from coverart.assembly import assemble, go_by_monotonic_time, listening_at, open_store
+from coverart.assembly import assemble, go_by_monotonic_time, open_store
 from coverart.config import PREFIX, ConfigError, Settings, load, read_environment, variables
+from coverart.listening import listening_at
 from coverart.processes import Processes, check_listen
 
 

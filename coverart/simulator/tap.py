@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
 
@@ -91,7 +92,13 @@ class SimulatorService(Service):
         self._ports_file = ports_file
 
     def startService(self) -> None:
-        self._simulator.listen()
+        try:
+            self._simulator.listen()
+        except CannotListenError as error:
+            raise SystemExit(
+                f"coverart-archive: can't listen on port {error.port}: {error.socketError.strerror}; "
+                "--base-port names another"
+            ) from None
         if self._ports_file is not None:
             _write_whole(self._ports_file, json.dumps(self._simulator.ports))
         settings = self._simulator.environment().items()

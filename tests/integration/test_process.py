@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 
 import pytest
 import pytest_twisted
@@ -11,7 +12,7 @@ from twisted.internet.error import ConnectError
 
 from coverart.simulator.faults import Gate, Rule, Stall
 from coverart.tap import Options, makeService
-from tests.support.running import Child, Files, ProxyChild, reached
+from tests.support.running import HAS_IPV6, Child, Files, ProxyChild, free_port, reached
 from tests.support.talk import LOCAL, ask, connect, start, until
 
 STOPPED = {0, -signal.SIGTERM}
@@ -102,6 +103,61 @@ def test_wrong_option(tmp_path, monkeypatch) -> None:
     options.parseOptions(["--cache-max-size=0"])
     with pytest.raises(SystemExit, match="COVER_ART_CACHE_MAX_SIZE='0'"):
         makeService(options)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest_twisted.ensureDeferred
+async def test_port_taken(tmp_path, children, redis, processes) -> None:
+    """A port that is taken ends the start with one line that says so and names the setting."""
+    with socket.create_server((LOCAL, 0)) as taken:
+        port = taken.getsockname()[1]
+        child = Child(
+            tmp_path / "cwd",
+            "coverart",
+            COVER_ART_CACHE_DIR=str(tmp_path / "cache"),
+            COVER_ART_LISTEN=f"tcp:{port}",
+            COVER_ART_PROCESSES=processes,
+            COVER_ART_REDIS_URL=redis.url,
+        )
+        children.append(child)
+        assert await child.exit_code() == 1
+    last = child.log.read_text().splitlines()[-1]
+    assert f"coverart: can't listen on port {port} of any address: Address already in use" in last
+    assert "COVER_ART_LISTEN" in last
+    assert "Traceback" not in child.log.read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_port_of_the_simulator_taken(tmp_path, children) -> None:
+    """So it is with the simulated archive, whose ports are set by --base-port."""
+    with socket.create_server((LOCAL, 0)) as taken:
+        port = taken.getsockname()[1]
+        child = Child(tmp_path / "cwd", "coverart-archive", f"--base-port={port}")
+        children.append(child)
+        assert await child.exit_code() == 1
+    said = child.log.read_text()
+    assert f"coverart-archive: can't listen on port {port}: Address already in use" in said
+    assert "--base-port" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest_twisted.ensureDeferred
+async def test_both_kinds_of_addresses(tmp_path, children, redis, processes) -> None:
+    """A port alone is listened on in IPv4 and, where there is IPv6, in IPv6."""
+    port = free_port()
+    child = Child(
+        tmp_path / "cwd",
+        "coverart",
+        COVER_ART_CACHE_DIR=str(tmp_path / "cache"),
+        COVER_ART_LISTEN=f"tcp:{port}",
+        COVER_ART_PROCESSES=processes,
+        COVER_ART_REDIS_URL=redis.url,
+    )
+    children.append(child)
+    for host in (LOCAL, *(["[::1]"] if HAS_IPV6 else [])):
+        await child.serves(f"http://{host}:{port}/ready")
+    assert "limit 100 MB (COVER_ART_CACHE_MAX_SIZE)" in child.log.read_text()
 
 
 @pytest_twisted.ensureDeferred

@@ -23,11 +23,12 @@ from twisted.internet.threads import deferToThread
 from zope.interface import directlyProvides, implementer, providedBy
 
 from coverart import untold
-from coverart.assembly import assemble, listening_at
+from coverart.assembly import assemble
 from coverart.cache import CoverCache
 from coverart.cleanup import Cleanup
 from coverart.config import PREFIX, load
 from coverart.leases import Leadership
+from coverart.listening import listening_at
 from coverart.metrics import Metrics
 from coverart.service import CoverService
 from coverart.simulator.service import Simulator
