@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import struct
 import time
 from collections import OrderedDict
@@ -54,6 +55,7 @@ from coverart.redis_scripts import (
     DOUBTFUL,
     DROP,
     DUE_ALIASES,
+    FILL,
     FIND_IMAGES,
     FIND_LISTING,
     FORGET_ABSENCE,
@@ -139,7 +141,7 @@ class RedisIndex:
         self._mark = mark
         self._untold: OrderedDict[bytes, tuple[Script, tuple[bytes | str, ...]]] = OrderedDict()
         self._telling = False
-        self._run_id = b""
+        self._run_id = self._filling = b""
         # Asked for with each request: a round trip of its own costs more than all the rest of a hit.
         self._finds: Gathered[tuple[bytes, bytes, bytes], Any] = Gathered(self._find_all, _FINDS)
         link.came_back = self._tell_untold
@@ -383,11 +385,12 @@ class RedisIndex:
         if held is None or held[0] == b"garbled":
             self.log.warn("emptying the index in Redis, to fill it again from the disk")
             await self._empty()
-        await self._command("DEL", self.prefix + b"whole")
+        self._filling = secrets.token_bytes(8)
+        await self._lead(FILL, None, self._filling)
         self._mark.clear()
 
     async def set_whole(self) -> None:
-        await self._lead(SET_WHOLE, None, self._run_id)
+        await self._lead(SET_WHOLE, None, self._filling, self._run_id)
 
     async def _now_running(self) -> bytes:
         """What tells this run of Redis from all others. Empty where Redis does not say."""

@@ -19,6 +19,7 @@ COVER_ART_CACHE_NAME; names of MBIDs are in binary, see packing.py):
     odd        set     slices in which a file was not as the index said
     whole      string  run_id of the Redis that was told all that is on the disk; "garbled" once
                        something was found here that this program did not write
+    fill       string  who fills the index from the disk, or began to
     lead       string  the elected leader; gone by itself (leases.py)
     get:{key}  string  who fetches a thing; gone by itself (leases.py)
 
@@ -408,7 +409,17 @@ return 1
 """
 )
 
-SET_WHOLE = Script(_COMMON + "redis.call('SET', p .. 'whole', ARGV[2], 'NX')")
+FILL = Script(_COMMON + "redis.call('DEL', p .. 'whole') redis.call('SET', p .. 'fill', ARGV[2])")
+
+SET_WHOLE = Script(
+    _COMMON
+    + """
+-- by whom it was filled, and the run_id: unless another began since, or something was garbled
+if redis.call('GET', p .. 'fill') ~= ARGV[2] then return end
+redis.call('DEL', p .. 'fill')
+redis.call('SET', p .. 'whole', ARGV[3], 'NX')
+"""
+)
 
 ACQUIRE = Script(
     """
