@@ -108,12 +108,14 @@ class Metrics:
             registry=registry,
         )
         # Counted like the rest, so that it outlives a process as what it is taken from does.
-        self._told = Counter(
+        told = Counter(
             _TOLD,
             "Counts that the index was told, by their names there.",
             ["what"],
             registry=registry,
         )
+        # All at once: what a killed process had told is read when its successor makes the label.
+        self._told = {what: told.labels(what) for what in TALLIED}
         self.refreshes = Counter(
             "coverart_refreshes", "Background checks the archive answered.", registry=registry
         )
@@ -240,7 +242,7 @@ class Metrics:
     def note_told(self, counts: Mapping[str, int]) -> None:
         """The index was told so much by this process."""
         for name, times in counts.items():
-            self._told.labels(name).inc(times)
+            self._told[name].inc(times)
 
     def value(self, name: str, **labels: str) -> float | None:
         """One sample, of all processes behind the port; None if nothing was counted there."""

@@ -257,19 +257,38 @@ class CoverService(Service):
         for loop in (self._sweeps, self._looks, self._terms, self._intakes):
             if loop.running:
                 loop.stop()
+        for step in (
+            self._end_loops,
+            self._resign,
+            self._drain,
+            lambda: tell_counts(self.metrics, self.cache.index),
+            self.pool.closeCachedConnections,
+            self._leave_redis,
+        ):
+            try:
+                await step()
+            except Exception:
+                self.log.failure("a step of the stop failed; the stop goes on")
+        # Threads that were not ended would keep the process alive.
+        self._threads.stop()
+        self.cache.store.release()
+
+    async def _end_loops(self) -> None:
         for ended in self._loops:
             await ended
+
+    async def _resign(self) -> None:
         await self.leadership.resign()
         self.metrics.leader.set(0)
+
+    async def _drain(self) -> None:
         left = await self.drain(STOP_S)
         if left:
             self.log.warn("stopping while {count} clients wait", count=left)
-        await tell_counts(self.metrics, self.cache.index)
-        await self.pool.closeCachedConnections()
+
+    async def _leave_redis(self) -> None:
         if self._shared is not None:
             await self._shared.link.close()
-        self._threads.stop()
-        self.cache.store.release()
 
     def stopService(self) -> Deferred[None]:
         super().stopService()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import threading
 
 import pytest
 import pytest_twisted
@@ -329,3 +330,18 @@ async def test_slow_reader_gets_the_rest(sim, spawn) -> None:
     assert len(wire.body) == len(body)
     assert wire.body == body
     assert await child.exit_code() in STOPPED
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_step_of_the_stop_fails(sim, run, monkeypatch, lines) -> None:
+    """Whatever goes wrong while it stops, the rest is done: no thread keeps the process alive."""
+    proxy = await run()
+    assert (await proxy.get(f"/release/{sim.catalogue.release(1).mbid}/front-250")).status == 200
+
+    async def broken(_: object) -> None:
+        raise ValueError("counters can only go up")
+
+    monkeypatch.setattr(proxy.cache.index, "tally", broken)
+    await proxy.stop()
+    assert [line for line in lines if "the stop goes on" in line and "only go up" in line]
+    assert not [each for each in threading.enumerate() if each.name.startswith("coverart-disk")]

@@ -22,6 +22,8 @@ from tests.support.running import Child, ProxyChild, reached
 from tests.support.talk import Wire, ask, becomes, connect, start, until, within
 
 STOPPED = {0, -signal.SIGTERM}
+MANY = 100
+"""Requests enough for each of two processes to have some."""
 
 
 class Port:
@@ -156,6 +158,34 @@ async def test_one_is_killed(sim, port) -> None:
     # What it had counted is not lost, and not counted twice.
     assert after[hits] == told[hits] + asked
     assert after["coverart_process_starts_total"] == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_counts_outlive_a_killed_process(sim, port, redis) -> None:
+    """What a killed process had told is told once; its successor counts on, and ends when told."""
+    url = f"{port.child.url}/release/{sim.catalogue.release(1).mbid}/front-250"
+    client = redis.client()
+
+    def tallied() -> int:
+        return sum(map(int, client.hvals("coverart:1:default:tally")))
+
+    async def ask_often() -> None:
+        for _ in range(MANY):
+            assert (await ask(url)).status == 200
+        assert own(await port.metrics(), "1") > 0
+
+    await ask_often()
+    await until(lambda: tallied() == MANY, "all is told")
+    os.kill(port.pids(1)[0], signal.SIGKILL)
+    await port.becomes(began(3), "it is started again")
+    await ask_often()
+    await until(lambda: tallied() >= 2 * MANY, "what followed is told")
+    os.kill(port.pids(1)[1], signal.SIGTERM)
+    await until(lambda: gone(port.pids(1)[1]), "it ends in order")
+    await port.becomes(began(4), "it is started once more")
+    status = (await ask(f"{port.child.url}/cache-status")).json
+    assert (status["hits"], status["misses"], tallied()) == (2 * MANY - 1, 1, 2 * MANY)
+    assert "Traceback" not in port.log()
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGKILL])

@@ -3,6 +3,7 @@
 import os
 from unittest.mock import patch
 
+from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -63,6 +64,20 @@ class MetricsTests(SynchronousTestCase):
         self.metrics.note_told({"hits": 1, "evicted": 5})
         self.assertEqual(self.metrics.untold(), {**sums, "hits": 0, "evicted": 2})
         self.assertNotIn(b"coverart_told", self.metrics.expose())
+
+    def test_successor(self) -> None:
+        """A process in the place of a killed one counts on, and tells nothing again."""
+        with patch.dict(os.environ, {FOLDER_VARIABLE: str(folder(self))}):
+            for asked in (3, 5):
+                # As worker.py has it: a file by the number of the place.
+                self.patch(values, "ValueClass", values.MultiProcessValue(lambda: 1))
+                metrics = Metrics()
+                self.assertEqual(set(metrics.own_untold().values()), {0})
+                for _ in range(asked):
+                    metrics.request("hits", 1, 0.1)
+                untold = metrics.own_untold()
+                self.assertEqual(untold["hits"], asked)
+                metrics.note_told(untold)
 
     def test_format(self) -> None:
         """Prometheus' own parser understands it; when a counter was made is not told."""
