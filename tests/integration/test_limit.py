@@ -106,6 +106,7 @@ async def test_file_that_cannot_be_removed(sim, tmp_path: Path, children) -> Non
     children.append(child)
     await child.ready()
     (oldest,) = await fill(sim, child, 0, 1)
+    await until(lambda: len(child.files()) == 1, "it is stored")
     (kept,) = child.files()
     folder = (child.root / kept).parent
     folder.chmod(0o555)
@@ -199,6 +200,7 @@ async def test_redis_away(sim, tmp_path: Path, children, redis: RedisServer) -> 
         two.append(await child.ready())
     one, other = two
     await fill(sim, one, 0, 2)
+    await until(lambda: len(one.files()) == 2, "both are stored")
     (oldest, _) = sorted(one.files(), key=lambda name: (one.root / name).stat().st_mtime)
     redis.pause()
     asked = [*await fill(sim, one, 5, 4), *await fill(sim, other, 25, 4)]
