@@ -430,8 +430,8 @@ if redis.call('SET', ARGV[1], ARGV[2], 'NX', 'PX', ARGV[3]) then
   return -1
 end
 local left = redis.call('PTTL', ARGV[1])
-if left < 0 then
-  -- Another program wrote it: no lease of ours is without an end.
+if left < 0 or left > tonumber(ARGV[3]) then
+  -- Another program wrote it, or the server's clock was set back: no lease of ours is so long.
   redis.call('PEXPIRE', ARGV[1], ARGV[3])
   return tonumber(ARGV[3])
 end

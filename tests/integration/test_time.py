@@ -10,7 +10,11 @@ from typing import Any, TypeAlias
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
 
+from coverart.leases import RedisLeadership
+from coverart.redis_address import parse_address
+from coverart.redis_link import RedisLink
 from coverart.simulator.faults import Gate, Rule, Stall
 from tests.support.running import Proxy, WallClock, reached
 from tests.support.talk import Answer, pause, start, until, within
@@ -189,3 +193,18 @@ async def test_checked_while_the_clock_was_ahead(sim, run, redis, index) -> None
     (link,) = proxy.links()
     assert not link.endswith(".stale")
     assert str(item.back.id) in os.readlink(proxy.root / link)
+
+
+@pytest_twisted.ensureDeferred
+async def test_lease_of_a_server_whose_clock_was_set_back(redis) -> None:
+    """A lease in Redis that would end in an hour, its owner killed, ends after its life."""
+    link = RedisLink(parse_address(redis.url), reactor, reactor)
+    link.connect()
+    redis.client().set("t:lead", "of a killed process", px=int(HOUR_S * 1000))
+    leadership = RedisLeadership(link, b"t:", "name", life_s=0.2)
+    assert await leadership.stand() is None
+    while await within(start(leadership.stand())) is None:
+        assert redis.client().pttl("t:lead") <= 200
+        await pause()
+    await leadership.resign()
+    await link.close()
