@@ -93,6 +93,9 @@ class Recorder:
         """When the last thing was recorded."""
         self._events: list[Event] = []
         self._on = False
+        self._window = 0
+        self.disturbed = False
+        """Whether a timer that was set before did more than to look at something, since begin()."""
         self._aside = 0
         self._main = threading.get_ident()
         self._inside: dict[int, int] = {}
@@ -121,6 +124,8 @@ class Recorder:
         )
         self._looking = (methods, public)
         self._events = []
+        self._window += 1
+        self.disturbed = False
         self._inside = {}
         self.last = time.monotonic()
         self._on = True
@@ -140,11 +145,11 @@ class Recorder:
         call_later = ReactorBase.callLater
 
         def counted(reactor: Any, delay: float, call: Callable[..., Any], *a: Any, **k: Any) -> Any:
-            if self._on and not self._aside:
-                # Who sets a timer is in the reactor's thread, as is what is set aside.
+            # Who sets a timer is in the reactor's thread, as is what is set aside.
+            window = self._window if self._on and not self._aside else None
+            if window is not None:
                 self._record(TIMER)
-                return call_later(reactor, delay, call, *a, **k)
-            return call_later(reactor, delay, self._unrecorded, call, *a, **k)
+            return call_later(reactor, delay, self._due, window, call, *a, **k)
 
         ReactorBase.callLater = counted  # type: ignore[method-assign, assignment]
 
@@ -178,8 +183,10 @@ class Recorder:
         if self._on and not (self._aside and threading.get_ident() == self._main):
             self._record(SYMLINK)
 
-    def _unrecorded(self, call: Callable[..., Any], *a: Any, **k: Any) -> Any:
-        """What a timer does that was set before the request came is no work of that request."""
+    def _due(self, window: int | None, call: Callable[..., Any], *a: Any, **k: Any) -> Any:
+        """What a timer does that was set before this request came is no work of this request."""
+        if window == self._window:
+            return call(*a, **k)
         self._aside += 1
         try:
             return call(*a, **k)
@@ -193,8 +200,6 @@ class Recorder:
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
         if not self._on:
             return
-        if self._aside and threading.get_ident() == self._main:
-            return
         if event not in {"call", "return"}:
             return
         code = frame.f_code
@@ -203,6 +208,10 @@ class Recorder:
         except KeyError:
             known = self._codes[code] = self._own(code)
         if known is None:
+            return
+        if self._aside and threading.get_ident() == self._main:
+            # It goes on after the timer, as one who asks Redis does, and could be taken for the request.
+            self.disturbed |= isinstance(known, Own) and bool(code.co_flags & inspect.CO_COROUTINE)
             return
         if isinstance(known, str):
             if event == "call":
@@ -279,7 +288,8 @@ def _obey(recorder: Recorder, control: socket.socket) -> None:
                 answer = recorder.quiet_s()
             elif word == "end":
                 os.path.exists(f"{MARK}/{mark}/end")
-                answer = recorder.end()
+                events = recorder.end()
+                answer = None if recorder.disturbed else events
             lines.write(json.dumps(answer) + "\n")
             lines.flush()
 

@@ -137,8 +137,8 @@ def system_calls(lines: Iterable[str], begin: str, end: str, ours: int) -> int |
 
 
 def middle(rounds: Sequence[Counts]) -> Counts:
-    """The round with the median of calls: something else may have gone on during one or two."""
-    return sorted(rounds, key=lambda each: each.calls)[(len(rounds) - 1) // 2]
+    """The round with the median of calls, of those with as many the one with that of commands."""
+    return sorted(rounds, key=lambda each: (each.calls, each.redis))[(len(rounds) - 1) // 2]
 
 
 def table(rows: Sequence[Walked]) -> str:
