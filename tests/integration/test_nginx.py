@@ -376,7 +376,7 @@ async def test_restart_and_reload(sim, run, nginx) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_unreadable_file(sim, run, nginx) -> None:
-    """In the place of a file that nginx can't read the cover comes all the same, not nginx's own page."""
+    """In place of a file that nginx can't read, nor we, a client gets the cover, uncached."""
     proxy = await run(**ACCEL)
     front = await nginx(proxy)
     path = sim.catalogue.examples()["thumbnail"]
@@ -388,6 +388,7 @@ async def test_unreadable_file(sim, run, nginx) -> None:
     (proxy.root / name / "somebody's").mkdir(parents=True)
     answer = await front.get(path)
     assert (answer.status, answer["Content-Type"], answer.body) == (200, "image/jpeg", body)
+    assert "stored=?0" in answer["Cache-Status"]
 
 
 @pytest_twisted.ensureDeferred

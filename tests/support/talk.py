@@ -165,8 +165,9 @@ class Wire(Protocol):
         return ""
 
 
-async def connect(port: int) -> Wire:
-    """Open a connection."""
+async def connect(port: int, client: str = LOCAL) -> Wire:
+    """Open a connection. :param client: the address it comes from, one of this machine's."""
     wire = Wire()
-    await connectProtocol(HostnameEndpoint(reactor, LOCAL.encode(), port), wire)
+    endpoint = HostnameEndpoint(reactor, LOCAL.encode(), port, bindAddress=client.encode())
+    await connectProtocol(endpoint, wire)
     return wire

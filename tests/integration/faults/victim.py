@@ -35,7 +35,10 @@ STEPS = {
     "half is written": ("coverart.directory:Directory.append", "half"),
     "all is written, nothing synced": ("coverart.directory:Directory.commit", "before"),
     "it is synced, not renamed": ("coverart.directory:Directory.put_in_place", "before"),
-    "it has its name, the index does not know": ("coverart.directory:Directory.commit", "after"),
+    "it has its name, the index does not know": (
+        "coverart.directory:Directory.put_in_place",
+        "after",
+    ),
     "the index knows the file": ("INDEX.put_file", "after"),
     "the link is about to be made": ("coverart.links:Links.make", "before"),
     "the link is made, not in its place": (
