@@ -353,7 +353,7 @@ async def _held_again(stage: Stage, proxy: Proxy, thing: Thing, end: End) -> Non
         seen = await stage.ask(proxy.port, thing.path)
         stage.claim("after", "404 ABSENT for its time", seen.status == 404, seen.how, of=of)
         return
-    proxy.now.advance(REFRESH_PAUSE_S)
+    stage.machine.advance(REFRESH_PAUSE_S)
     seen = await stage.ask(proxy.port, thing.path)
     await proxy.settled()
     seen = await stage.ask(proxy.port, thing.path)

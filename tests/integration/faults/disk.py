@@ -72,7 +72,7 @@ async def doubled(stage: Stage, *, code: int, call: str) -> None:
     for thing in things:
         seen = await stage.ask(proxy.port, thing.path)
         await proxy.settled()
-        if thing.name == "large original" and call == "commit":
+        if thing.name == "large original" and call == "put_in_place":
             # Its first bytes were sent before the disk said no.
             stage.whole(seen, thing, "MISS", of=thing.name)
         else:
@@ -314,7 +314,7 @@ async def crowd(stage: Stage) -> None:
 CALLS = {
     "begin": "making a file",
     "append": "writing",
-    "commit": "syncing or renaming",
+    "put_in_place": "renaming",
 }
 ROWS: tuple[Row, ...] = (
     *(
