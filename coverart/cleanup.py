@@ -325,8 +325,11 @@ class Cleanup:
         most_bytes = self._bounds.max_bytes
         stuck: set[bytes] = set()
         while True:
+            before = self._index.size_bytes
             look = await self._in_thread(self._look, stuck)
             done.retired += look.retired
+            # What was stored meanwhile may have been seen or not.
+            self._index.size_bytes += look.size_bytes - before
             if look.size_bytes <= most_bytes or not look.oldest:
                 return
             most_bytes = self._bounds.clean_to_bytes

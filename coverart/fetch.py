@@ -8,6 +8,7 @@ group's front download one file once). Each looks again at what is held before i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from coverart.incoming import Incoming, InThread
 from coverart.index import Index
 from coverart.leases import Fetches
 from coverart.model import (
+    ORIGINAL,
     Alias,
     AliasKey,
     FileEntry,
@@ -282,12 +284,23 @@ class Fetcher:
     async def absent(self, key: AliasKey, asked_at: float) -> None:
         """The archive knows no such name: what it was asked for before is nginx's no more."""
         if self._store.links.exist(key):
-            await self._in_thread(self._store.links.remove, key, asked_at)
+            await self._remove_links(key, asked_at)
 
     async def unlink(self, key: AliasKey) -> None:
         """Make a name point nowhere, whether the index knew of it or only the disk."""
         if await self._index.forget_alias(key) or self._store.links.exist(key):
-            await self._in_thread(self._store.links.remove, key)
+            await self._remove_links(key, math.inf)
+
+    async def _remove_links(self, key: AliasKey, until: float) -> None:
+        try:
+            await self._in_thread(self._store.links.remove, key, until)
+        except OSError as error:
+            # What the archive says counts all the same; nginx goes by the links until a sweep can.
+            self.log.warn(
+                "can't remove the links of {name}, nginx follows them until a sweep can: {reason}",
+                name=spell(ImageRequest(alias=key, size=ORIGINAL)),
+                reason=error.strerror,
+            )
 
     def _point_on_disk(
         self, request: ImageRequest, alias: Alias, entry: FileEntry, known: Alias | None

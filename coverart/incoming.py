@@ -75,6 +75,8 @@ class Incoming:
         self._largest_bytes = largest_bytes
         self._announce = announce
         self._announced = self._writing = False
+        self._whole = False
+        """All has come: the rest is written with the commit, so that readers end after that."""
         self._buffer = bytearray()
         self._base = 0
         """Where in the image the buffer begins."""
@@ -156,6 +158,7 @@ class Incoming:
         """
         if self.media is None or (self.length is not None and self.received != self.length):
             raise BadUpstream(f"the archive sent {self.received} of {self.length} bytes")
+        self._whole = True
         while self._flushing:
             await self._wait()
         if self._error is not None:
@@ -240,7 +243,7 @@ class Incoming:
         if self.unstored is not None:
             self._announce_once()
             self._wake()
-        elif self._buffer and not self._flushing:
+        elif self._buffer and not self._flushing and not self._whole:
             data = bytes(self._buffer)
             self._flushing = self._writing = True
             self._in_thread(self._write_out, data).addCallbacks(
@@ -275,7 +278,6 @@ class Incoming:
     def _flush_ended(self) -> None:
         self._flushing = False
         if self._error is None:
-            # Before finish() is woken, which writes what is left.
             self._flush()
         self._wake()
         if self._ended:

@@ -92,6 +92,14 @@ class Index(Protocol):
     of the clock than CLOCK_SLACK_S counts as older than any other (freshness.py).
     """
 
+    size_bytes: int
+    """
+    Bytes held, as far as is known without asking.
+
+    Of an index that lives elsewhere: as it was told last, or seen on the disk, and what was stored
+    here since.
+    """
+
     @property
     def kind(self) -> str:
         """The name of this kind of index, as /cache-status tells it."""
@@ -99,14 +107,6 @@ class Index(Protocol):
     @property
     def eviction(self) -> Eviction:
         """What is evicted first."""
-
-    @property
-    def size_bytes(self) -> int:
-        """
-        Bytes held, as far as is known without asking.
-
-        Of an index that lives elsewhere: as it was told last, and what was stored here since.
-        """
 
     @property
     def available(self) -> bool:

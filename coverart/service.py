@@ -133,6 +133,7 @@ class CoverService(Service):
         self._sweeps = LoopingCall(self._sweep)
         self._looks = LoopingCall(self._keep_within)
         self._sweeping = DeferredLock()
+        self._left_bytes = -1
         self._terms = LoopingCall(self.stand)
         # Apart from the terms, which must be kept however long a log is.
         self._intakes = LoopingCall(self.take_in)
@@ -179,8 +180,13 @@ class CoverService(Service):
         if self._shared is not None:
             # Others store too; index.size_bytes goes by what it was told last.
             await self.cache.index.totals()
-        if self._room.over and self.leadership.token is not None:
-            await self._sweep(slices=0)
+        index = self.cache.index
+        # Once for each change: what can't be evicted now is the next regular sweep's.
+        if self._room.over and index.size_bytes != self._left_bytes:
+            # Without the index the one to sweep is found by a lock (cleanup.py).
+            if self.leadership.token is not None or not index.available:
+                await self._sweep(slices=0)
+            self._left_bytes = index.size_bytes
 
     async def _sweep(self, slices: int = SLICES_A_SWEEP) -> None:
         """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""

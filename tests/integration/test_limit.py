@@ -204,8 +204,10 @@ async def test_redis_away(sim, tmp_path: Path, children, redis: RedisServer) -> 
     (oldest, _) = sorted(one.files(), key=lambda name: (one.root / name).stat().st_mtime)
     redis.pause()
     asked = [*await fill(sim, one, 5, 4), *await fill(sim, other, 25, 4)]
-    await until(lambda: size(one) <= 0.6 * MEGABYTE, "the oldest are evicted")
-    assert oldest not in one.files()
+    # A sweep comes at once past the limit, so more may be stored since.
+    await until(
+        lambda: size(one) <= MEGABYTE and oldest not in one.files(), "the oldest are evicted"
+    )
     await until(
         lambda: all(name.endswith(layout.RETIRED) for name in one.links()),
         "nginx sees no alias past its time",

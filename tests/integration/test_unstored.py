@@ -10,16 +10,17 @@ import pytest_twisted
 
 from coverart import room
 from coverart.simulator.answers import listing
-from coverart.simulator.faults import Gate, Rule
+from coverart.simulator.faults import Gate, Rule, Status
 from coverart.simulator.service import Simulator
 from tests.integration.conftest import STUDIO
 from tests.integration.faults.disk import run as run_command
 from tests.integration.faults.matrix import NotHere
 from tests.support.running import Proxy, reached
-from tests.support.talk import Answer, start, until, within
+from tests.support.talk import Answer, ask, start, until, within
 
 MEGABYTE = 1 << 20
 LARGE = 11
+WORD = "for-a-test"
 FULL = "coverart; fwd=uri-miss; stored=?0; detail=disk-full"
 
 
@@ -179,6 +180,29 @@ async def test_refresh_without_room(sim, run, small_disk, lines) -> None:
     assert not any("Traceback" in line for line in lines)
 
 
+@pytest_twisted.ensureDeferred
+async def test_gone_from_archive_while_read_only(sim, run, small_disk, lines) -> None:
+    """On a disk that was remounted read-only a name that is no more is a 404, and can be purged."""
+    proxy = await run(COVER_ART_ALIAS_TTL="100", COVER_ART_ADMIN_TOKEN=WORD)
+    (path, _), *_ = wanted(sim)
+    await proxy.get(path)
+    await proxy.settled()
+    run_command("mount", "-o", "remount,ro", os.fspath(small_disk))
+    sim.faults.add(Rule(hop="release", does=Status(code=404)))
+    proxy.now.advance(200)
+    for status, told in ((200, "STALE"), (404, "ABSENT")):
+        answer = await proxy.get(path)
+        assert (answer.status, answer["x-cache-status"]) == (status, told)
+        await proxy.settled()
+    purged = await ask(
+        f"{proxy.url}/admin/purge{path}", "POST", {"Authorization": f"Bearer {WORD}"}
+    )
+    assert purged.status == 200
+    assert any("Read-only file system" in line for line in lines)
+    assert not any("Traceback" in line for line in lines)
+    run_command("mount", "-o", "remount,rw", os.fspath(small_disk))
+
+
 # More than may be held
 
 
@@ -224,10 +248,13 @@ async def test_bound_of_several(sim, run, redis, monkeypatch) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_bound_without_redis(sim, run, redis, monkeypatch) -> None:
-    """While Redis is away each process goes by what it was told last and stored since."""
+    """While Redis is away a process goes by what it stored itself, and by what it sees in a sweep."""
     monkeypatch.setattr(room, "SLACK_BYTES", 2 * MEGABYTE)
     proxy = await run(COVER_ART_CACHE_MAX_SIZE="1", COVER_ART_REDIS_URL=redis.url)
     redis.kill()
     told, most = await ask_for_all(sim, [proxy], proxy.root)
     assert most <= 3 * MEGABYTE
     assert any(each.endswith("stored=?0; detail=cache-full") for each in told)
+    await until(lambda: lies(proxy.root) <= MEGABYTE, "a sweep, long before the next is due")
+    path = f"/release/{sim.catalogue.release(58).mbid}/front-250"
+    assert "stored=?0" not in (await proxy.get(path))["cache-status"]

@@ -17,6 +17,7 @@ from coverart.errors import (
     NotInArchive,
     NotReached,
     PassingTrouble,
+    StoreFailed,
     Unavailable,
 )
 from coverart.model import ORIGINAL, AliasKey, Entity, ImageRef, ListingKey, Name, Target
@@ -268,6 +269,23 @@ class ImageTests(UpstreamTests):
             self.archive.on(f"{NODE_2}/{THUMB}", reply(200, b"small"))
             self.result(self.image())
             self.assertEqual(self.asked(), [f"{NODE_2}/{THUMB}"])
+
+    def test_our_own_disk(self) -> None:
+        """What our side refuses of a body is no fault of the node: it stays known, nobody else is asked."""
+        self.chain(THUMB, b"thumb")
+        self.result(self.image())
+        self.asked()
+
+        class Full(BytesSink):
+            def write(self, data: bytes) -> None:
+                raise StoreFailed("no room")
+
+        async def fetch() -> None:
+            await self.upstream.image(PNG, 250, Full(1000), self.trip())
+
+        self.fails(fetch(), StoreFailed)
+        self.result(self.image())
+        self.assertEqual(self.asked(), [f"{NODE}/{THUMB}"] * 2)
 
     def test_wrong_node_is_forgotten(self) -> None:
         """A node that failed is not asked again, though no other took its place."""
