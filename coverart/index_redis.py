@@ -380,6 +380,8 @@ class RedisIndex:
         return held is not None and held[0] == run_id and not self._mark.left()
 
     async def fill(self) -> None:
+        # What is told behind it leaves the mark anew.
+        await self._tell_all()
         self._run_id = await self._now_running()
         held = await self._lead(WHOLE, None)
         if held is None or held[0] == b"garbled":

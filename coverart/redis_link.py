@@ -77,6 +77,8 @@ class Script:
     text: str
     grows: bool = False
     """Its first write takes memory: a Redis that is full refuses it."""
+    writes: bool = False
+    """It wrote, if its reply is not 0."""
 
     @property
     def sha(self) -> str:
@@ -112,7 +114,7 @@ class RedisLink:
     def __init__(self, address: Address, clock: IReactorTime, reactor: Any) -> None:
         self.address = address
         self.came_back: Callable[[], object] = lambda: None
-        """Called when Redis answers again after it was away."""
+        """Called when Redis answers, or takes writes, again."""
         self._clock = clock
         self._reactor = reactor
         self._sentinel: Any = None
@@ -125,8 +127,10 @@ class RedisLink:
 
     @property
     def available(self) -> bool:
-        """Whether the last that was heard of Redis was good."""
-        return not self._away and self._commands is not None
+        """Whether Redis can be asked and told, by the last that was heard of it."""
+        if self._away or self._refusal not in ("", "OOM"):
+            return False
+        return self._commands is not None
 
     def connect(self) -> None:
         """Begin; what is asked before the connection stands waits for it."""
@@ -168,9 +172,11 @@ class RedisLink:
                 raise
             text = _PAST_MAXMEMORY + script.text
             return await self._call(lambda connection: connection.eval(text, [], args))
-        if script.grows and self._refusal:
+        proven = script.grows or (script.writes and self._refusal != "OOM")
+        if self._refusal and proven and reply:
             self._refusal = ""
             self.log.info("Redis at {address} takes writes again", address=str(self.address))
+            self.came_back()
         return reply
 
     async def command(self, *words: bytes | str | float) -> Any:

@@ -444,7 +444,8 @@ RENEW = Script(
     """
 if redis.call('GET', ARGV[1]) ~= ARGV[2] then return 0 end
 return redis.call('PEXPIRE', ARGV[1], ARGV[3])
-"""
+""",
+    writes=True,
 )
 
 RELEASE = Script(
