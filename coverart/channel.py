@@ -51,6 +51,8 @@ class ClientChannel(HTTPChannel):
         self._late: IDelayedCall | None = None
         self._unread: IDelayedCall | None = None
         self._body_bytes = 0
+        self._paused: Any = None
+        """The producer that was told to wait and not yet to go on."""
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -138,13 +140,27 @@ class ClientChannel(HTTPChannel):
         """What Twisted calls where it finds a request malformed."""
         self.refuse(HTTPStatus.BAD_REQUEST)
 
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        super().registerProducer(producer, streaming)
+        if self._waitingForTransport and not streaming:
+            # The client has yet to take what was sent before.
+            self._pause_once()
+
     def pauseProducing(self) -> None:
         """The client takes no more for now."""
         self._expect_reading()
-        super().pauseProducing()
+        self._pause_once()
+
+    def _pause_once(self) -> None:
+        # The transport says so at each write, and Twisted's adapter for pull producers would then
+        # have to be told as often to go on; it is told once.
+        if self._paused is None or self._paused is not self._requestProducer:
+            self._paused = self._requestProducer
+            super().pauseProducing()
 
     def resumeProducing(self) -> None:
         self._cancel_unread()
+        self._paused = None
         super().resumeProducing()
 
     def loseConnection(self) -> None:
