@@ -24,9 +24,9 @@ Imports go one way; no module imports one further down:
     transfer, wire, connect, client, upstream       asking the archive
     fetch, answers, cache                           the cache itself
     reconcile, cleanup, scan, intake                keeping it small and true
-    access, sending, responses, channel, web,       HTTP
-        hits, operations, admin, reception, listening,
-        site
+    access, sending, responses, channel,            HTTP
+        public_listings, web, hits, operations,
+        admin, reception, listening, site
     service, assembly                               the running process
     processes, worker, tap                          one of them, or several behind one port
     tables, command, cli                            the command line beside it

@@ -24,15 +24,17 @@ Header = Callable[[str], str | None]
 
 @attrs.frozen(kw_only=True)
 class Validators:
-    """What identifies the bytes of a file: its size and its mtime, in whole seconds."""
+    """What identifies the bytes of an answer: their size and the file's mtime, in whole seconds."""
 
     size_bytes: int
     modified: int
+    tag: str | None = None
+    """Set where the bytes are not those of the file."""
 
     @property
     def etag(self) -> str:
         """Without quotes. nginx's form: hexadecimal mtime and size."""
-        return f"{self.modified:x}-{self.size_bytes:x}"
+        return self.tag or f"{self.modified:x}-{self.size_bytes:x}"
 
 
 @attrs.frozen

@@ -173,11 +173,10 @@ class Directory:
         os.close(fd)
         raise OSError(errno.ENXIO, "not a regular file", path)
 
-    def read(self, path: str) -> bytes:
-        """All of a small file. :raises FileNotFoundError: it is gone."""
-        fd = self.open(path)
-        with os.fdopen(fd, "rb") as file:
-            return file.read()
+    def read(self, path: str, most_bytes: int | None = None) -> bytes:
+        """All of a small file, or one byte past the most. :raises FileNotFoundError: it is gone."""
+        with os.fdopen(self.open(path), "rb") as file:
+            return file.read(-1 if most_bytes is None else most_bytes + 1)
 
     # Writing
 

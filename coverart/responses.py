@@ -193,19 +193,13 @@ def typed(request: Request, media: MediaType | None) -> None:
         request.setHeader(b"content-security-policy", RUNS_NOTHING)
 
 
-def parts(
-    request: LoggedRequest, validators: Validators, media: MediaType | None, *, single: bool
-) -> list[Part]:
+def unchanged(request: LoggedRequest, validators: Validators) -> bool:
     """
-    What of a file is to be sent, after the headers that say so were set; empty if they are all.
+    Say what identifies the answer, and whether the client has it already (304): no body then.
 
-    :param single: no more than one range can be sent; a request for more gets the whole.
+    :param validators: their size is not looked at if they have a tag.
     :raises PreconditionFailed: the client holds to a condition that is not met.
-    :raises RangeNotSatisfiable: a range was asked for that is not there.
-
-    Which headers go with which status is as nginx has it, which sends the same files.
     """
-    size = validators.size_bytes
     request.setHeader(b"etag", f'"{validators.etag}"'.encode())
     request.setHeader(b"last-modified", datetimeToString(validators.modified))
     request.setHeader(b"accept-ranges", b"bytes")
@@ -218,7 +212,25 @@ def parts(
         _without(request, (b"content-type", b"content-security-policy", b"accept-ranges"))
         # Twisted would declare one for an answer that has none.
         request.defaultContentType = None
+        return True
+    return False
+
+
+def parts(
+    request: LoggedRequest, validators: Validators, media: MediaType | None, *, single: bool
+) -> list[Part]:
+    """
+    What of a file is to be sent, after the headers that say so were set; empty if they are all.
+
+    :param single: no more than one range can be sent; a request for more gets the whole.
+    :raises PreconditionFailed: the client holds to a condition that is not met.
+    :raises RangeNotSatisfiable: a range was asked for that is not there.
+
+    Which headers go with which status is as nginx has it, which sends the same files.
+    """
+    if unchanged(request, validators):
         return []
+    size = validators.size_bytes
     asked = spans(request.getHeader, validators) if request.method == b"GET" else None
     if asked is None or (single and len(asked) > 1):
         request.setHeader(b"content-length", b"%d" % size)

@@ -122,7 +122,7 @@ class ImageStore(Directory):
 
     def _is_listing(self, path: str) -> bool:
         try:
-            listing.check(self.read(path))
+            listing.check(self.read(path, listing.LARGEST_BYTES))
         except (OSError, BadUpstream):
             return False
         return True

@@ -20,13 +20,13 @@ from twisted.logger import Logger
 
 from coverart.client import ArchiveClient, Trip
 from coverart.errors import BadUpstream, CoverError, NotInArchive, PassingTrouble, StoreFailed
+from coverart.listing import LARGEST_BYTES
 from coverart.model import AliasKey, Entity, ListingKey, Target
 from coverart.redirects import ArchiveFile, Hop, Rules, archive_file, file_name
 from coverart.transfer import BytesSink, Sink
 
 MOST_REDIRECTS = 3
 """Four hops: the archive's three and one to spare."""
-LARGEST_LISTING_BYTES = 4 * 1024 * 1024
 MOST_NODES = 10_000
 """Storage nodes remembered; the one used longest ago is forgotten first."""
 RETRY_PAUSE_S = 0.25
@@ -110,7 +110,7 @@ class Upstream:
         file = await self._hop_1(key.entity, key.mbid, trip)
         if file.target is not None:
             raise BadUpstream("hop 1 leads from a listing to an image")
-        sink = BytesSink(LARGEST_LISTING_BYTES)
+        sink = BytesSink(LARGEST_BYTES)
         await self._file(file.base, file.mbid, "index.json", sink, trip)
         return sink.body
 

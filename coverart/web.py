@@ -17,7 +17,6 @@ from klein import Klein
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from coverart import listing
 from coverart.access import LoggedRequest
 from coverart.answers import Absent, Flowing, Held, Passing, Pointed, Status
 from coverart.cache import CoverCache
@@ -26,8 +25,19 @@ from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, CoverError, NotInArchive, StoreFailed
 from coverart.incoming import InThread
 from coverart.model import ORIGINAL, ImageRequest, ListingKey
+from coverart.public_listings import PackedBody, PublicListings, pack
 from coverart.request_path import spell
-from coverart.responses import cacheable, explain, parts, refuse, say_status, sized, typed, unsay
+from coverart.responses import (
+    cacheable,
+    explain,
+    parts,
+    refuse,
+    say_status,
+    sized,
+    typed,
+    unchanged,
+    unsay,
+)
 from coverart.sending import ArrivingBody, FileBody
 
 _OF_THE_FILE = frozenset({errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOTDIR})
@@ -63,6 +73,11 @@ class CoverRoutes:
         self._cache = cache
         self._in_thread = in_thread
         self._ways = ways
+        self._public = (
+            None
+            if ways.public_url is None
+            else PublicListings(cache.store, ways.public_url, in_thread)
+        )
         self._hit = hit
 
     def redirects(self, thing: ImageRequest) -> bool:
@@ -149,8 +164,8 @@ class CoverRoutes:
         cacheable(request, thing, self._cache.lifetimes)
 
     async def _sent(self, request: LoggedRequest, held: Held) -> Any:
-        if held.entry.media is None and self._ways.public_url is not None:
-            return await self._rewritten(request, held, self._ways.public_url)
+        if held.entry.media is None and self._public is not None:
+            return await self._rewritten(request, held, self._public)
         return self._held(request, held)
 
     def _held(self, request: LoggedRequest, held: Held) -> Any:
@@ -174,27 +189,30 @@ class CoverRoutes:
             raise
         return FileBody(fd, to_send)
 
-    async def _rewritten(self, request: LoggedRequest, held: Held, public_url: str) -> bytes:
+    async def _rewritten(self, request: LoggedRequest, held: Held, public: PublicListings) -> Any:
         """A listing whose URLs lead to this proxy, so always sent from here."""
-        body: bytes = await self._in_thread(self._rewrite, held.path, public_url)
-        return self._listed(request, body, held.entry.stored_at)
-
-    async def _passing(self, request: LoggedRequest, passing: Passing) -> bytes:
-        """A listing that lies nowhere."""
-        body = passing.listing.body
-        if self._ways.public_url is not None:
-            body = await self._in_thread(listing.rewrite, body, self._ways.public_url)
-        return self._listed(request, body, passing.listing.stored_at)
-
-    def _listed(self, request: LoggedRequest, body: bytes, stored_at: float) -> bytes:
         typed(request, None)
-        validators = Validators(size_bytes=len(body), modified=int(stored_at))
-        to_send = parts(request, validators, None, single=True)
-        return b"".join(body[part.span.start : part.span.stop] for part in to_send)
+        version = public.version(held.path)
+        validators = public.validators(version)
+        # Before it is made: whoever asks for nothing but a 304 costs no more than a look.
+        if unchanged(request, validators):
+            return b""
+        body = await public.get(held.path, version)
+        return self._packed(request, body, attrs.evolve(validators, size_bytes=body.size_bytes))
 
-    def _rewrite(self, path: str, public_url: str) -> bytes:
-        """In a thread: most listings are small, but one of 4 MB would hold up every client."""
-        return listing.rewrite(self._cache.store.read(path), public_url)
+    async def _passing(self, request: LoggedRequest, passing: Passing) -> Any:
+        """A listing that lies nowhere."""
+        typed(request, None)
+        unstored = passing.listing
+        body = await self._in_thread(pack, unstored.body, self._ways.public_url)
+        modified = int(unstored.stored_at)
+        validators = Validators(size_bytes=body.size_bytes, modified=modified)
+        return self._packed(request, body, validators)
+
+    @staticmethod
+    def _packed(request: LoggedRequest, body: PackedBody, validators: Validators) -> Any:
+        to_send = parts(request, validators, None, single=True)
+        return body.resource(to_send[0].span) if to_send else b""
 
     def _flowing(self, request: LoggedRequest, flowing: Flowing) -> Any:
         incoming = flowing.arriving.incoming

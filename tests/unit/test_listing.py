@@ -1,6 +1,9 @@
 """The archive's listing: what is accepted, and where its URLs lead afterwards."""
 
 import json
+import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from hypothesis import example, given
@@ -162,6 +165,46 @@ class CheckTests(SynchronousTestCase):
                 listing.check(body)
             else:
                 self.assertRaises(BadUpstream, listing.check, body)
+
+
+class HoldingTests(SynchronousTestCase):
+    """What is called in a thread leaves the interpreter to the event loop every few milliseconds."""
+
+    def largest(self, work: Callable[[], object]) -> int:
+        """The most characters that a piece of work has parsed or written in one call in C."""
+        sizes = [0]
+
+        def profile(frame: FrameType, event: str, returned: Any) -> None:
+            if event == "return" and returned is not None:
+                # What they hand over to is C from beginning to end.
+                if frame.f_code is json.JSONDecoder.raw_decode.__code__:
+                    sizes.append(returned[1] - frame.f_locals["idx"])
+                elif frame.f_code is json.JSONEncoder.encode.__code__:
+                    sizes.append(len(returned))
+
+        sys.setprofile(profile)
+        try:
+            work()
+        finally:
+            sys.setprofile(None)
+        return max(sizes)
+
+    def test_large(self) -> None:
+        """However large a listing is, an image of it at most is parsed or written at once."""
+        many = NEW_FORM | {"images": NEW_FORM["images"] * 1_350}
+        body = json.dumps(many, separators=(",", ":")).encode()
+        self.assertGreater(len(body), 0.8 * listing.LARGEST_BYTES)
+        for work in (lambda: listing.check(body), lambda: listing.rewrite(body, HERE)):
+            self.assertIn(self.largest(work), range(500, 1_000))
+
+    def test_larger(self) -> None:
+        """What is past the bound is not looked at."""
+        body = b'{"images":[]}' + b" " * listing.LARGEST_BYTES
+        self.assertRaises(BadUpstream, listing.check, body)
+
+    def test_two_lists(self) -> None:
+        """Readers differ in which of two lists they take, so neither is sent."""
+        self.assertRaises(BadUpstream, listing.check, b'{"images":[],"images":[]}')
 
 
 class RewriteTests(SynchronousTestCase):

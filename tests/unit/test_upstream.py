@@ -20,10 +20,11 @@ from coverart.errors import (
     StoreFailed,
     Unavailable,
 )
+from coverart.listing import LARGEST_BYTES
 from coverart.model import ORIGINAL, AliasKey, Entity, ImageRef, ListingKey, Name, Target
 from coverart.redirects import Rules
 from coverart.transfer import BytesSink
-from coverart.upstream import LARGEST_LISTING_BYTES, Upstream
+from coverart.upstream import Upstream
 from tests.support.doubles import ScriptedArchive, cut, redirect, reply, stall
 from tests.support.strategies import MBID, OTHER_MBID
 
@@ -420,7 +421,7 @@ class ListingTests(UpstreamTests):
     def test_too_large(self) -> None:
         """A listing of any length does not fill the memory."""
         self.archive.on(f"{CAA}/release/{MBID}", redirect(f"{IA}/{INDEX}"))
-        self.chain(INDEX, b"x" * (LARGEST_LISTING_BYTES + 1))
+        self.chain(INDEX, b"x" * (LARGEST_BYTES + 1))
         self.fails(self.listing(), BadUpstream)
 
     def test_second_try_is_whole(self) -> None:
