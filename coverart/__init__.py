@@ -15,7 +15,8 @@ Imports go one way; no module imports one further down:
     request_path, layout, content, listing,         pure rules
         freshness, packing, names, redirects,
         breaker, conditions, eviction,
-        redis_address, setting_values, config
+        redis_address, host_names, setting_values,
+        config
     flight, turns, index, index_memory, directory,  what is held, and what is on its way
         untold, links, store, rebuild, room, incoming,
         hitlog, tallies, status

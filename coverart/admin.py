@@ -11,7 +11,8 @@ from twisted.python.failure import Failure
 from coverart.access import LoggedRequest
 from coverart.cache import CoverCache
 from coverart.errors import CoverError
-from coverart.responses import explain, json_body
+from coverart.host_names import OwnNames
+from coverart.responses import explain, json_body, operators_only
 
 
 class Forbidden(CoverError):
@@ -33,9 +34,10 @@ class AdminRoutes:
 
     app = Klein()
 
-    def __init__(self, cache: CoverCache, token: str | None) -> None:
+    def __init__(self, cache: CoverCache, token: str | None, names: OwnNames) -> None:
         self._cache = cache
         self._token = token
+        self._names = names
 
     @app.route("/admin/purge/<path:_>")
     async def purge(self, request: LoggedRequest, _: str) -> bytes:
@@ -58,6 +60,7 @@ class AdminRoutes:
         return explain(request, failure)
 
     def _check(self, request: LoggedRequest) -> None:
+        operators_only(request, self._names)
         if self._token is None:
             raise Forbidden
         given = request.getHeader(b"authorization") or b""

@@ -32,6 +32,7 @@ from coverart.errors import StoreFailed
 from coverart.fetch import Fetcher
 from coverart.hitlog import HitLog
 from coverart.hits import HitsFirst
+from coverart.host_names import OwnNames
 from coverart.index import Index
 from coverart.index_memory import MemoryIndex
 from coverart.index_redis import RedisIndex
@@ -220,10 +221,12 @@ def assemble(
         limit_bytes=settings.max_bytes,
         interval_s=settings.cache_cleanup_interval,
     )
+    names = OwnNames.of(settings.public_url, socket.gethostname())
     standing = Standing(
         cache_dir=str(store.root),
         limit_bytes=settings.max_bytes,
         rebuilding=lambda: service.rebuilding,
+        names=names,
     )
     ways = Ways(
         accel=settings.accel,
@@ -239,7 +242,7 @@ def assemble(
     site = make_site(
         HitsFirst(cache, CoverRoutes(cache, ways, threads, hit)),
         OperatorRoutes(cache, kept.metrics, standing).app.resource(),
-        AdminRoutes(cache, settings.admin_token).app.resource(),
+        AdminRoutes(cache, settings.admin_token, names).app.resource(),
         kept.metrics,
         reactor,
         reception,

@@ -18,9 +18,10 @@ from twisted.python.failure import Failure
 from coverart import __version__
 from coverart.access import LoggedRequest
 from coverart.cache import CoverCache
+from coverart.host_names import OwnNames
 from coverart.index import Totals
 from coverart.metrics import Metrics
-from coverart.responses import explain, hidden_from_pages, json_body, sized
+from coverart.responses import explain, hidden_from_pages, json_body, operators_only, sized
 from coverart.status import MEGABYTE, describe
 
 
@@ -31,6 +32,7 @@ class Standing:
     cache_dir: str
     limit_bytes: int
     rebuilding: Callable[[], bool]
+    names: OwnNames
 
 
 @cache
@@ -72,8 +74,11 @@ class OperatorRoutes:
 
     @app.route("/health")
     def health(self, request: LoggedRequest) -> bytes:
-        """Alive: answers as long as the event loop turns."""
-        return json_body(request, {"status": "healthy", "cache_dir": self._standing.cache_dir})
+        """Alive: answers as long as the event loop turns; where it keeps things, to operators."""
+        told = {"status": "healthy"}
+        if hidden_from_pages(request, self._standing.names):
+            told["cache_dir"] = self._standing.cache_dir
+        return json_body(request, told)
 
     @app.route("/ready")
     def ready(self, request: LoggedRequest) -> bytes:
@@ -90,7 +95,7 @@ class OperatorRoutes:
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
         """What the cache holds and did, as JSON, by all processes that share it."""
-        hidden_from_pages(request)
+        operators_only(request, self._standing.names)
         totals = await self._cache.index.totals()
         told = describe(
             totals,
@@ -106,7 +111,7 @@ class OperatorRoutes:
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
         """The same for Prometheus."""
-        hidden_from_pages(request)
+        operators_only(request, self._standing.names)
         totals = await self._cache.index.totals()
         request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
         request.setHeader(b"cache-control", b"no-store")

@@ -15,6 +15,7 @@ from coverart.answers import Status
 from coverart.conditions import Span, Validators, condition, spans
 from coverart.errors import CoverError
 from coverart.freshness import Lifetimes
+from coverart.host_names import OwnNames
 from coverart.model import ImageRequest, ListingKey, MediaType
 from coverart.sending import Part, multipart
 
@@ -55,6 +56,15 @@ class MethodNotAllowed(CoverError):
         self.allow = allow
 
 
+class NotByThisName(CoverError):
+    """What is for operators was asked for by a name that a web page may have (host_names.py)."""
+
+    status: ClassVar[int] = 403
+    said = (
+        "not by this name: ask by an address, as localhost, or by the host of COVER_ART_PUBLIC_URL"
+    )
+
+
 class RangeNotSatisfiable(CoverError):
     """Nothing of what the Range header asks for is there (RFC 9110 section 15.5.17)."""
 
@@ -77,13 +87,21 @@ def open_to_all(request: Request) -> None:
     set_header(b"x-served-by", b"coverart")
 
 
-def hidden_from_pages(request: Request) -> None:
+def hidden_from_pages(request: Request, names: OwnNames) -> bool:
     """
-    Take back that any web page may read the answer.
+    Take back that any web page may read the answer: one in an operator's browser asks from inside.
 
-    For what is told to operators alone: a page in an operator's browser asks from inside.
+    :returns: whether it was asked for by a name that no page can have.
     """
     request.responseHeaders.removeHeader(b"access-control-allow-origin")
+    hosts = request.requestHeaders.getRawHeaders(b"host", [])
+    return names.include_all(host.decode("latin-1") for host in hosts)
+
+
+def operators_only(request: Request, names: OwnNames) -> None:
+    """The same. :raises NotByThisName: it was not."""
+    if not hidden_from_pages(request, names):
+        raise NotByThisName
 
 
 def options(request: Request) -> bytes:

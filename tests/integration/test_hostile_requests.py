@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 from typing import Any
@@ -283,7 +284,7 @@ HOSTS: dict[str, bytes] = {
 
 @pytest_twisted.ensureDeferred
 async def test_odd_hosts(sim, run, lines) -> None:
-    """Host decides nothing: whatever it says, misses and operators' pages are answered as ever."""
+    """Host decides nothing but who sees operators' pages: covers are answered as ever."""
     proxy = await run(COVER_ART_ADMIN_TOKEN="t")  # noqa: S106
     for number, (name, host) in enumerate(HOSTS.items()):
         mbid = sim.catalogue.release(number).mbid
@@ -292,9 +293,9 @@ async def test_odd_hosts(sim, run, lines) -> None:
             (b"GET", f"/release/{mbid}/", {200, 404}),
             (b"HEAD", f"/release/{mbid}/front-500", {200, 404}),
             (b"GET", "/health", {200}),
-            (b"GET", "/metrics", {200}),
+            (b"GET", "/metrics", {200, 403}),
             (b"GET", "/", {200}),
-            (b"POST", f"/admin/purge/release/{mbid}/front", {401}),
+            (b"POST", f"/admin/purge/release/{mbid}/front", {401, 403}),
         ):
             first = method + b" " + path.encode() + b" HTTP/1.1\r\nConnection: close\r\nHost: "
             wire = await exchange(proxy, first + host + END)
@@ -302,6 +303,46 @@ async def test_odd_hosts(sim, run, lines) -> None:
             assert wire.header("X-Content-Type-Options") == "nosniff"
             assert "text/html" not in wire.header("Content-Type") or path == "/"
         assert not [line for line in lines if "Traceback" in line], name
+
+
+OWN = (
+    *(b"", b"localhost", b"localhost:8080", b"LOCALHOST.", b"127.0.0.1:8080", b"10.1.2.3"),
+    *(b"[::1]:8080", b"[2001:db8::7]", b"app:8080", b"coverart_app", b"nas.local", b"x.lan:80"),
+    *(b"a.default.svc.cluster.local:8080", b"covers.example", b"Covers.Example.:443"),
+)
+FOREIGN = (
+    *(b"rebound.example", b"rebound.example:8080", b"127.0.0.1.rebound.example", b"evil.com."),
+    *(b"localhost.evil.com", b"covers.example.evil.com", b"evil-covers.example", b"x.evil.locale"),
+    *(b"127.1", b"[evil.example]", b"a..b", b"127.0.0.1@evil.example", b"localhost, evil.example"),
+)
+
+
+@pytest_twisted.ensureDeferred
+async def test_rebinding(run) -> None:
+    """What is for operators is told by no name that a web page may have, and to no page at all."""
+    proxy = await run(COVER_ART_ADMIN_TOKEN="t", COVER_ART_PUBLIC_URL="https://covers.example/art")  # noqa: S106
+    purge = f"/admin/purge/release/{MBID}/front".encode()
+    for hosts in (*((host,) for host in OWN + FOREIGN), (b"localhost", b"rebound.example")):
+        own = all(host in OWN for host in hosts)
+        lines = b"".join(b"Host: " + host + b"\r\n" for host in hosts)
+        for method, path, answer in (
+            (b"GET", b"/metrics", 200),
+            (b"GET", b"/cache-status", 200),
+            (b"HEAD", b"/cache-status", 200),
+            (b"POST", purge, 401),
+        ):
+            first = method + b" " + path + b" HTTP/1.1\r\nConnection: close\r\n"
+            wire = await exchange(proxy, first + lines + b"\r\n")
+            assert wire.status == (answer if own else 403), (hosts, path)
+            assert not wire.header("Access-Control-Allow-Origin"), (hosts, path)
+        first = b"GET /health HTTP/1.1\r\nConnection: close\r\n"
+        wire = await exchange(proxy, first + lines + b"\r\n")
+        told = json.loads(wire.body)
+        # A monitor may ask by any name; where covers lie is no page's business.
+        assert (wire.status, told["status"], "cache_dir" in told) == (200, "healthy", own), hosts
+        assert not wire.header("Access-Control-Allow-Origin")
+    first = b"GET /metrics HTTP/1.0\r\n\r\n"
+    assert (await exchange(proxy, first)).status == 200
 
 
 TOO_MUCH: dict[str, bytes] = {

@@ -264,7 +264,11 @@ async def test_operators_only(run, nginx) -> None:
     ):
         open_ = (await front.get(path, method)).status
         assert open_ in (200, 400), path
-        assert (await front.get(path, method, X_Forwarded_For="192.0.2.9")).status == 403
+        for header in ("X_Forwarded_For", "Forwarded", "X_Real_IP", "Via"):
+            assert (await front.get(path, method, **{header: "192.0.2.9"})).status == 403, header
+        # As a page of a name that leads here would have it asked.
+        named = await front.get(path, method, Host="rebound.example")
+        assert named.status == (400 if open_ == 400 else 403), path
         assert (await shut.get(path, method)).status == 403
         # Through a proxy that is trusted, the client's own address counts.
         assert (await behind.get(path, method, X_Forwarded_For="192.0.2.9")).status == 403
