@@ -13,6 +13,9 @@ being lost.
 A log that was read to its end is cut off once it is large; what nginx writes between the look at
 its size and the cut, two system calls, is the only thing that can be lost.
 
+None of these may be a symlink: who else may write in their folder could have another file of
+ours cut off or written over.
+
 All of it blocks and belongs in a thread.
 """
 
@@ -43,6 +46,9 @@ MOST_KNOWN = 20_000
 _BEFORE_BYTES = 4096
 """So much of what stands before a position tells whether it is still the same log."""
 
+_ITSELF = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""No symlink, and no waiting for the other end of a pipe."""
+_LONGEST_POSITION = 100
 _POSITION = re.compile(rb"([0-9]{1,20}) ([0-9]{1,19}) ([0-9]{1,10})\n")
 
 
@@ -131,14 +137,14 @@ class HitLog:
         if not os.path.exists(self.path):
             return False
         lock = f"{self.path}.lock"
-        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | _ITSELF, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         try:
             # A pipe would keep us waiting for its other end.
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._fd = os.open(self.path, os.O_RDWR | _ITSELF)
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
@@ -201,7 +207,7 @@ class HitLog:
     def _is_still(self, inode: int) -> bool:
         """Say whether the open file is the log: one that was moved away is somebody's archive."""
         try:
-            return os.stat(self.path).st_ino == inode
+            return os.lstat(self.path).st_ino == inode
         except FileNotFoundError:
             return False
 
@@ -231,9 +237,11 @@ class HitLog:
     def _read_position(self) -> _Position:
         nowhere = _Position(0, 0, 0)
         try:
-            text = Path(f"{self.path}.position").read_bytes()
+            fd = os.open(f"{self.path}.position", os.O_RDONLY | _ITSELF)
         except FileNotFoundError:
             return nowhere
+        with os.fdopen(fd, "rb") as file:
+            text = file.read(_LONGEST_POSITION)
         match = _POSITION.fullmatch(text)
         return nowhere if match is None else _Position(*map(int, match.groups()))
 
@@ -241,9 +249,9 @@ class HitLog:
         name = f"{self.path}.position"
         fresh = f"{name}.new"
         try:
-            Path(fresh).write_text(
-                f"{position.inode} {position.offset} {position.checksum}\n", encoding="ascii"
-            )
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _ITSELF, 0o644)
+            with os.fdopen(fd, "w", encoding="ascii") as file:
+                file.write(f"{position.inode} {position.offset} {position.checksum}\n")
             os.replace(fresh, name)
         except OSError:
             with contextlib.suppress(OSError):

@@ -387,6 +387,20 @@ class CutTests(HitLogCase):
             self.log.position.write_bytes(text)
             self.assertEqual(self.log.hits(), self.log.path.stat().st_size // len(LINE))
 
+    def test_symlinks(self) -> None:
+        """A symlink in the place of the log or of what lies beside it leads to no other file."""
+        text = LINE * (CUT_BYTES // len(LINE) + 1)
+        for name in ("", ".lock", ".position", ".position.new"):
+            with self.subTest(name=name):
+                log = Log(folder(self))
+                other = log.root / "other"
+                other.write_bytes(text)
+                if name:
+                    log.append(text)
+                os.symlink(other, f"{log.path}{name}")
+                self.assertRaises(OSError, log.take_in, log.reader())
+                self.assertEqual(other.read_bytes(), text)
+
     def test_no_file(self) -> None:
         """What is not a file can't be a log: an error that names it, and no waiting for a pipe."""
         os.mkfifo(self.log.path)
