@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from coverart import layout
 from coverart.directory import Directory
@@ -40,18 +40,12 @@ class Links:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._directory.absolute(link) + layout.RETIRED)
 
-    def retire_all(self, keys: Iterable[AliasKey], before: float) -> None:
-        """
-        Take symlinks last confirmed before that time out of nginx's sight.
-
-        They stay under another name, so that after a restart the old answer is still known.
-        """
-        for key in keys:
-            for path in layout.alias_paths(key):
-                self.retire(path, before)
-
     def retire(self, path: str, before: float) -> None:
-        """The same for one symlink."""
+        """
+        Take a symlink last confirmed before that time out of nginx's sight.
+
+        It stays under another name, so that after a restart the old answer is still known.
+        """
         link = self._directory.absolute(path)
         if os.path.islink(link) and self._directory.stamp(path) < before:
             with self._directory.alone(path), contextlib.suppress(FileNotFoundError):

@@ -412,9 +412,11 @@ class LinkTests(StoreTests):
         """An alias past its time is out of nginx's sight, is found, and serves again if confirmed."""
         self.put()
         self.link(at=1000)
-        self.store.links.retire_all([FRONT], 1000)
+        for path in layout.alias_paths(FRONT):
+            self.store.links.retire(path, 1000)
         self.assertTrue(os.path.lexists(self.root / LINK))
-        self.store.links.retire_all([FRONT], 1001)
+        for path in layout.alias_paths(FRONT):
+            self.store.links.retire(path, 1001)
         self.assertFalse(os.path.lexists(self.root / LINK))
         found = self.store.find(ImageRequest(alias=FRONT, size=250))
         assert found is not None
@@ -438,7 +440,8 @@ class LinkTests(StoreTests):
     def test_retired_files(self) -> None:
         """No regular file is ever retired."""
         self.put()
-        self.store.links.retire_all([REF.own_name], 10**10)
+        for path in layout.alias_paths(REF.own_name):
+            self.store.links.retire(path, 10**10)
         self.assertEqual(self.store.read(THUMB), JPEG)
 
 
