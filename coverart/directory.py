@@ -210,9 +210,14 @@ class Directory:
         while view:
             view = view[os.write(temporary.fd, view) :]
 
-    def commit(self, temporary: Temporary, path: str, stored_at: float) -> None:
+    def commit(
+        self, temporary: Temporary, path: str, stored_at: float, *, latest: bool = False
+    ) -> bool:
         """
         Make a whole file visible at `path`, in place of what was there.
+
+        :param latest: a later one stays.
+        :returns: whether it was put there.
 
         The data is on the disk before the name is: after a power cut there may be no file, but
         never an empty one. The folder itself is not fsynced: a name lost with the power is a
@@ -220,16 +225,17 @@ class Directory:
         """
         os.utime(temporary.fd, (stored_at, stored_at))
         os.fsync(temporary.fd)
+        if latest:
+            return self.put_latest(temporary.path, path, stored_at)
         self.put_in_place(temporary.path, path)
+        return True
 
     def write(self, path: str, body: bytes, stored_at: float) -> bool:
         """Make a small file visible at `path`, whole. :returns: False if a later one lies there."""
         temporary = self.begin()
         try:
             self.append(temporary, body)
-            os.utime(temporary.fd, (stored_at, stored_at))
-            os.fsync(temporary.fd)
-            put = self.put_latest(temporary.path, path, stored_at)
+            put = self.commit(temporary, path, stored_at, latest=True)
         except OSError:
             self.abandon(temporary)
             raise
