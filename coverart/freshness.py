@@ -82,7 +82,12 @@ def judge_image(request: ImageRequest, found: Found, now: float, lifetimes: Life
         if found.alias is None or alias_is_fresh(request.alias, found.alias, now, lifetimes):
             return Verdict.HIT
         return Verdict.STALE
-    return _judge_absence(found.absence, now)
+    verdict = _judge_absence(found.absence, now)
+    if verdict is Verdict.ABSENT and found.alias is not None:
+        # The 404 is of the image; whether the name still leads there is another question.
+        fresh = alias_is_fresh(request.alias, found.alias, now, lifetimes)
+        return verdict if fresh else Verdict.ABSENT_STALE
+    return verdict
 
 
 def judge_listing(found: Found, now: float, lifetimes: Lifetimes) -> Verdict:

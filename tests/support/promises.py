@@ -122,7 +122,7 @@ class Promises(RuleBasedStateMachine):
         self._no_step_back(thing, answer)
         for key in self.archive.downloaded:
             self._had[key.ref.image_id, key.size] = self.now()
-        if answer.status is Status.STALE and well:
+        if well and (answer.status is Status.STALE or self._of_an_old_lead(thing, answer)):
             self._asked_behind = before
 
     async def _serve_again(self, thing: Thing, since: float) -> None:
@@ -206,6 +206,21 @@ class Promises(RuleBasedStateMachine):
             raise BadUpstream("a page")
         return body
 
+    def _is_gone(self, thing: ImageRequest, since: float | None, led_since: float) -> bool:
+        """Whether a 404 is right, of a name or of that size of an image that it led to since then."""
+        gone = self.now() - 2 * LIVES.absent_s if since is None else since
+        lost = self.now() - 2 * LIVES.absent_thumb_s if since is None else since
+        sizes = ((n, thing.size) for n in self.archive.led_to(thing.alias, led_since - SLACK_S))
+        return self.archive.was((thing.alias, None), gone) or any(
+            self.archive.was(size, max(lost, self._had.get(size, 0.0))) for size in sizes
+        )
+
+    def _of_an_old_lead(self, thing: Thing, answer: Answer) -> bool:
+        """Whether a 404 is of an image that the name does not lead to any more."""
+        if not isinstance(answer, Absent) or isinstance(thing, ListingKey):
+            return False
+        return not self._is_gone(thing, None, self.now() - LIVES.alias_s)
+
     def _right(self, thing: Thing, answer: Answer, body: bytes, since: float | None = None) -> None:
         """:param since: the answer tells what was so at that time or later."""
         self.archive.note()
@@ -220,13 +235,8 @@ class Promises(RuleBasedStateMachine):
             return
         key = thing.alias
         if isinstance(answer, Absent):
-            gone = now - 2 * LIVES.absent_s if since is None else since
-            lost = now - 2 * LIVES.absent_thumb_s if since is None else since
-            led = now - LIVES.alias_s if since is None else since
-            assert self.archive.was((key, None), gone) or any(
-                self.archive.was(size, max(lost, self._had.get(size, 0.0)))
-                for size in ((n, thing.size) for n in self.archive.led_to(key, led - SLACK_S))
-            ), (thing, answer)
+            # Where it led may be as old as with a stale image; then it was asked for behind.
+            assert self._is_gone(thing, since, 0 if since is None else since), (thing, answer)
             return
         if since is None:
             since = 0 if stale else now - LIVES.alias_s

@@ -107,6 +107,17 @@ class ListingTests(SynchronousTestCase):
 class AbsenceTests(SynchronousTestCase):
     """Remembered 404s."""
 
+    def test_of_an_image(self) -> None:
+        """A name past its time may lead to another image by now: it is asked about behind."""
+        request = ImageRequest(alias=FRONT, size=0)
+        for checked_at, verdict in ((1000, Verdict.ABSENT), (10, Verdict.ABSENT_STALE)):
+            found = Found(
+                alias=alias(checked_at),
+                target=Target(ref=REF),
+                absence=Absence(since=1000, until=1020),
+            )
+            self.assertEqual(judge_image(request, found, 1001, LIVES), verdict)
+
     def test_lives(self) -> None:
         """A size not derived yet is asked for again sooner than art that is not there."""
         self.assertEqual(LIVES.absence(FRONT, 1000), Absence(since=1000, until=1020))
