@@ -16,17 +16,20 @@ trap 'rm -rf "$work"' EXIT
 failed=0
 count=0
 
-ask() { # PATH [curl options]: leaves status, headers (lower case) and body
+ask() { # PATH [curl options]: leaves status, headers and body of what came in the end
+    # A front or back may be answered by a redirect to its image (COVER_ART_IMAGE_MODE).
     local path=$1
     shift
-    status=$(curl --silent --path-as-is --max-time 90 --output "$work/body" --dump-header "$work/headers" \
+    status=$(curl --silent --location --path-as-is --max-time 90 --output "$work/body" --dump-header "$work/headers" \
         --write-out '%{http_code}' "$@" "$BASE$path") || status=000
     touch "$work/body" "$work/headers"
 }
 header() { # NAME: its value in the last answer
     tr -d '\r' <"$work/headers" | awk -v name="$1" '
         BEGIN { name = tolower(name) }
-        { at = index($0, ":"); if (at && tolower(substr($0, 1, at - 1)) == name) { print substr($0, at + 2); exit } }'
+        /^HTTP\// { value = "" }  # another answer begins
+        { at = index($0, ":"); if (at && value == "" && tolower(substr($0, 1, at - 1)) == name) value = substr($0, at + 2) }
+        END { if (value != "") print value }'
 }
 check() { # WHAT EXPECTED FOUND
     count=$((count + 1))

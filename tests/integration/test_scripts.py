@@ -54,6 +54,17 @@ async def test_all_is_well(sim, run, nginx) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_all_is_well_by_redirects(sim, run, nginx) -> None:
+    """Where a front is answered by a redirect to its image every check passes too."""
+    mode = {"COVER_ART_IMAGE_MODE": "redirect"}
+    front = await nginx(await run(COVER_ART_ACCEL="/cache-files/", **mode), **mode)
+    alone = await run("alone", **mode)
+    for url in (front.url, alone.url):
+        code, text = await said("test.sh", url, **names(sim))
+        assert code == 0, text
+
+
+@pytest_twisted.ensureDeferred
 async def test_something_is_wrong(sim, run) -> None:
     """An archive in trouble fails the check, too little speed the load; no proxy at all is a 2."""
     proxy = await run()
