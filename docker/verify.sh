@@ -6,7 +6,7 @@
 #   docker/verify.sh                        with `docker compose`
 #   COMPOSE=/path/to/other docker/verify.sh
 #
-# Needs the right to give a folder to user 101 (root, or sudo), curl and python3.
+# Needs the right to remove what the containers wrote (root, or sudo), curl and python3.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +23,6 @@ as_root=
 work=$(mktemp -d)
 . docker/steps.sh
 export COVER_ART_CACHE_DIR=$work/cache
-$as_root install -d -o 101 -g 101 "$COVER_ART_CACHE_DIR"
 log=$work/log
 
 compose() { $COMPOSE "$@" >>"$log" 2>&1; }
@@ -122,6 +121,13 @@ without_redis() {
     compose up -d --scale app=3 && until_true 60 status_says 'd["redis_available"]' &&
         [[ $hits == 0 && ($said == 200* || $said == 404*) ]]
 }
+somebodys_folder() { # a folder that holds files of another user is refused in one line, and left alone
+    mkdir "$work/somebodys" && touch "$work/somebodys/file"
+    ! COVER_ART_CACHE_DIR=$work/somebodys $COMPOSE run --rm folder >"$work/said" 2>&1 || return 1
+    cat "$work/said"
+    grep -q "COVER_ART_CACHE_DIR=$work/somebodys belongs to user $EUID and is not empty" "$work/said" &&
+        [[ $(stat -c %u "$work/somebodys") == "$EUID" ]]
+}
 down_and_up() {
     compose down --timeout 30 || return 1
     compose up -d || return 1
@@ -155,6 +161,7 @@ step "all apps killed: hits go on, the rest waits politely" without_apps
 step "Redis killed: everything goes on" without_redis
 step "test.sh again" tests $example
 step "down and up again: all are hits, the archive is not asked" down_and_up
+step "a folder with somebody's files is refused" somebodys_folder
 step "how large the images are" sizes
 cat "$work/step"
 

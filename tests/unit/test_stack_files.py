@@ -48,10 +48,31 @@ class SettingsTests(SynchronousTestCase):
             for argument in re.findall(r'"([^"]*)"', check):
                 self.assertNotIn(" ", argument)
 
+    def test_digests(self) -> None:
+        """Each image that is named by its tag has a digest, for those who want that alone."""
+        docker = ROOT / "docker"
+        named = {
+            *re.findall(r"^ +image: (.*)$", COMPOSE, re.MULTILINE),
+            *re.findall(r"^ +image: (.*)$", (docker / "tls.yml").read_text(), re.MULTILINE),
+            *re.findall(
+                r"^ARG PYTHON_IMAGE=(.*)$", (docker / "Dockerfile").read_text(), re.MULTILINE
+            ),
+        } - {"coverart:latest"}
+        pinned = "".join((docker / name).read_text() for name in ("digests.yml", "tls-digests.yml"))
+        digests = re.findall(
+            r"IMAGE: (\S+)@sha256:[0-9a-f]{64}$", pinned, re.MULTILINE | re.IGNORECASE
+        )
+        self.assertEqual(named, set(digests))
+
     def test_nothing_privileged(self) -> None:
         """No service has more rights than it needs, and only nginx has a port on the server."""
-        for word in ("privileged: true", "docker.sock", "cap_add", "network_mode", "777"):
+        for word in ("privileged: true", "docker.sock", "network_mode: host", "777"):
             self.assertNotIn(word, COMPOSE)
+        # The one that gives the folder away, once and without a network.
+        folder = COMPOSE[COMPOSE.index("\n  folder:") : COMPOSE.index("\n  nginx:")]
+        self.assertEqual(re.findall("cap_add: .*", COMPOSE), ["cap_add: [CHOWN]"])
+        for line in ("cap_add: [CHOWN]", "network_mode: none", 'restart: "no"'):
+            self.assertIn(line, folder)
         self.assertEqual(COMPOSE.count("ports:"), 1)
         for line in ("read_only: true", "cap_drop: [ALL]", '"no-new-privileges:true"'):
             self.assertIn(line, COMPOSE)
