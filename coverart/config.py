@@ -116,7 +116,7 @@ class Settings:
     listen: tuple[str, ...] = _setting(
         "LISTEN",
         values.endpoints,
-        "Twisted endpoint strings with spaces between them, such as tcp:8080",
+        "Twisted endpoint strings with spaces between them, such as tcp:8080 (ports up to 65535)",
         default="tcp:8080",
         means="where to listen; a tcp: port without an interface is listened on in IPv4 and IPv6",
     )

@@ -221,7 +221,16 @@ class RefusalTests(SynchronousTestCase):
 
     def test_endpoints(self) -> None:
         """A bare number is no endpoint."""
-        for text in ("8080", "tcp", ":8080", "TCP:80", "tcp:80 81"):
+        for text in (
+            "8080",
+            "tcp",
+            ":8080",
+            "TCP:80",
+            "tcp:80 81",
+            "tcp:65536",
+            "tcp:port=80000:interface=::1",
+            "unix:/run/x tcp6:-1",
+        ):
             self.refusal("LISTEN", text)
 
     def test_contact(self) -> None:
