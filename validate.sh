@@ -2,8 +2,9 @@
 # Puts a load of hits on a running proxy and says whether it stood it: ./validate.sh [base URL]
 #
 # Only what is held is asked for under load: one cover in its three sizes, fetched first, so the
-# archive gets no more than a handful of requests. Exit code: 0 it stood it, 1 it did not, 2 it
-# could not be tried. Needs curl 7.68 or later.
+# archive gets no more than a handful of requests. Where a cover is answered by a redirect to its
+# image (COVER_ART_IMAGE_MODE), the image is what the load asks for. Exit code: 0 it stood it, 1 it
+# did not, 2 it could not be tried. Needs curl 7.68 or later.
 #
 # REQUESTS (3000), CLIENTS (30), MOST_P99_MS (500), RELEASE: a release with a front cover.
 set -uo pipefail
@@ -20,21 +21,24 @@ trap 'rm -rf "$work"' EXIT
 
 paths=("/release/$RELEASE/front-250" "/release/$RELEASE/front-500" "/release/$RELEASE/front-1200")
 sizes=()
+urls=()
 for path in "${paths[@]}"; do
     # Twice: the second answer is the one that all others have to be like.
     for _ in 1 2; do
-        told=$(curl --silent --max-time 120 --output "$work/body" --write-out '%{http_code} %{size_download}' "$BASE$path")
+        read -r status size url < <(curl --silent --location --max-time 120 --output "$work/body" \
+            --write-out '%{http_code} %{size_download} %{url_effective}\n' "$BASE$path")
     done
-    if [[ $told != "200 "* ]]; then
-        echo "can't be tried: $BASE$path answered ${told%% *}" >&2
+    if [[ $status != 200 ]]; then
+        echo "can't be tried: $BASE$path answered $status" >&2
         exit 2
     fi
-    sizes+=("${told#* }")
+    sizes+=("$size")
+    urls+=("$url")
 done
 
 for ((n = 0; n < REQUESTS; n++)); do
     i=$((n % ${#paths[@]}))
-    printf 'url = "%s"\noutput = "/dev/null"\n' "$BASE${paths[i]}?$i"
+    printf 'url = "%s"\noutput = "/dev/null"\n' "${urls[i]}?$i"
 done >"$work/urls"
 began=$(date +%s.%N)
 curl --silent --no-progress-meter --parallel --parallel-max "$CLIENTS" --max-time 60 --config "$work/urls" \

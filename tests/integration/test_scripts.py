@@ -55,12 +55,16 @@ async def test_all_is_well(sim, run, nginx) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_all_is_well_by_redirects(sim, run, nginx) -> None:
-    """Where a front is answered by a redirect to its image every check passes too."""
+    """Where a front is answered by a redirect to its image, all this is so too."""
     mode = {"COVER_ART_IMAGE_MODE": "redirect"}
     front = await nginx(await run(COVER_ART_ACCEL="/cache-files/", **mode), **mode)
     alone = await run("alone", **mode)
     for url in (front.url, alone.url):
         code, text = await said("test.sh", url, **names(sim))
+        assert code == 0, text
+        code, text = await said(
+            "validate.sh", url, REQUESTS="60", MOST_P99_MS="60000", **names(sim)
+        )
         assert code == 0, text
 
 
