@@ -102,12 +102,15 @@ class SimulatorService(Service):
         if self._ports_file is not None:
             _write_whole(self._ports_file, json.dumps(self._simulator.ports))
         settings = self._simulator.environment().items()
+        catalogue = self._simulator.catalogue
         self._log.info(
             "{settings}  # for example {example}; control port at {control}",
             settings=" ".join(f"{name}={shlex.quote(value)}" for name, value in settings),
-            example=self._simulator.catalogue.examples()["thumbnail"],
+            example=catalogue.examples()["thumbnail"],
             control=self._simulator.url("control"),
         )
+        names = f"RELEASE={catalogue.release(0).mbid} GROUP={catalogue.release_group(0).mbid}"
+        self._log.info("{names}  # for test.sh and validate.sh", names=names)
         super().startService()
 
     def stopService(self) -> Deferred[None]:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -542,6 +543,12 @@ async def test_twistd(tmp_path) -> None:
     line = f"COVER_ART_UPSTREAM=http://127.0.0.1:{ports['release']} COVER_ART_EVENT_UPSTREAM="
     assert line in log.read_text()
     assert path in log.read_text()
+    # What test.sh and validate.sh ask for by themselves, only the true archive has.
+    names = re.search("RELEASE=([0-9a-f-]{36}) GROUP=([0-9a-f-]{36})", log.read_text())
+    assert names is not None
+    catalogue = Catalogue(0, 30)
+    assert catalogue.find("release", names[1]) == catalogue.release(0)
+    assert catalogue.find("release-group", names[2]) == catalogue.release(0)
 
 
 def wait_for_file(child: subprocess.Popen[bytes], path: Path) -> None:
