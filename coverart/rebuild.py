@@ -10,7 +10,7 @@ from typing import TypeAlias
 import attrs
 
 from coverart import layout, untold
-from coverart.index import LEARN_AT_ONCE, Packed, Seen
+from coverart.index import LEARN_AT_ONCE, Packed
 from coverart.model import Alias, AliasKey, Entity, FileEntry, FileKey, ImageRequest
 from coverart.names import Link as PackedLink
 from coverart.names import Names
@@ -23,31 +23,6 @@ Check: TypeAlias = Callable[[], object]
 
 def unchecked() -> None:
     """A Check for who is never stopped."""
-
-
-def walk(root: str) -> Iterator[Seen]:
-    """
-    Every file and alias under a cache directory, in the order of the folders.
-
-    Reads names, symlinks and what stat says, no contents. What is not ours is passed over; a
-    folder that vanishes while it is read counts as empty.
-    """
-    for entity in Entity:
-        for first in _folders(root, entity.value):
-            for second in _folders(root, first):
-                for third in _folders(root, second):
-                    for thing in _things(root, third):
-                        yield (thing.key, thing.alias) if isinstance(thing, Link) else thing
-
-
-def _folders(root: str, folder: str) -> list[str]:
-    try:
-        with os.scandir(f"{root}/{folder}") as rows:
-            return sorted(
-                f"{folder}/{row.name}" for row in rows if row.is_dir(follow_symlinks=False)
-            )
-    except OSError:
-        return []
 
 
 @attrs.frozen(kw_only=True)
@@ -285,7 +260,12 @@ def leaves(root: str, check: Check = unchecked) -> Iterator[Leaf]:
 
 
 def walk_packed(root: str, check: Check = unchecked) -> Iterator[list[Packed]]:
-    """What walk() gives, packed, so much at a time as an index learns at once."""
+    """
+    Every file and alias under a cache directory, packed, so much at a time as an index learns.
+
+    Reads names, symlinks and what stat says, no contents. What is not ours is passed over; a
+    folder that vanishes while it is read counts as empty.
+    """
     seen: list[Packed] = []
     for leaf in leaves(root, check):
         seen += leaf.seen

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart import layout
-from coverart.index import LEARN_AT_ONCE, Index
+from coverart.index import LEARN_AT_ONCE, Index, Seen
 from coverart.index_memory import MemoryIndex
 from coverart.model import (
     ORIGINAL,
@@ -29,9 +29,10 @@ from coverart.model import (
 )
 from coverart.names import Names
 from coverart.packing import pack_alias, pack_alias_key, pack_file_key, pack_seen
-from coverart.rebuild import read_leaf, survey, walk, walk_packed
+from coverart.rebuild import read_leaf, read_slice, survey, walk_packed
 from coverart.scan import SECOND_LOOK_S, Scan, Scanner
 from coverart.store import ImageStore, link_target
+from tests.support.disk import walk
 from tests.support.doubles import at_once
 from tests.support.strategies import MBID, OTHER_MBID, examples, image_refs, image_requests
 
@@ -224,15 +225,18 @@ class ReadingTests(Disk):
     def seen(self) -> list[tuple[bytes, bytes]]:
         return [thing for batch in walk_packed(str(self.root)) for thing in batch]
 
-    def test_as_walk(self) -> None:
-        """The packed walk sees what the walk sees."""
+    def test_as_slices(self) -> None:
+        """All that lies on the disk is what its slices show, one by one."""
         self.fill()
         self.scattered()
         for path in layout.alias_paths(FRONT):
             self.store.links.retire(path, NOW + 30)
-        walked = [pack_seen(thing) for thing in walk(str(self.root))]
-        self.assertEqual(len(walked), 7)
-        self.assertEqual(sorted(self.seen()), sorted(walked))
+        shown: list[Seen] = []
+        for number in (int(DIGITS, 16), int(OTHER_MBID[:3], 16)):
+            part = read_slice(str(self.root), number)
+            shown += [*part.files.items(), *((link.key, link.alias) for link in part.links)]
+        self.assertEqual(len(shown), 7)
+        self.assertEqual(sorted(self.seen()), sorted(map(pack_seen, shown)))
 
     def test_batches(self) -> None:
         """An index is given so much at once as it learns at once, however folders are filled."""

@@ -40,8 +40,9 @@ from coverart.model import (
     MediaType,
     Target,
 )
-from coverart.rebuild import read_slice, walk
+from coverart.rebuild import read_slice
 from coverart.store import ImageStore, OnDisk
+from tests.support.disk import walk
 from tests.support.doubles import folder
 from tests.support.strategies import MBID, OTHER_MBID, examples
 
@@ -688,7 +689,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (found is not None) == (target in self.held), link
             if found is not None:
                 assert self.store.path_of(found.key, found.entry.media) == target
-        seen = {key for key, _ in walk(self.root)}
+        seen = {key for key, _ in walk(str(self.root))}
         assert len(seen & set(_KEYS)) == len(self.held)
 
 
