@@ -61,8 +61,6 @@ class Fetched:
     entry: FileEntry
     alias: Alias | None = None
     hops: int = 0
-    from_disk: bool = False
-    """It was there all the time, and the index did not know."""
 
     def as_found(self) -> Found:
         """The same as an index says it."""
@@ -82,7 +80,6 @@ class Arriving:
 class Unstored:
     """A listing that could not be stored."""
 
-    key: ListingKey
     body: bytes
     stored_at: float
     why: str
@@ -166,7 +163,7 @@ class Fetcher:
                 return None
             alias = known or alias
         await self._index.put_file(found.key, found.entry)
-        return Fetched(key=found.key, entry=found.entry, alias=alias, from_disk=True)
+        return Fetched(key=found.key, entry=found.entry, alias=alias)
 
     async def image(
         self,
@@ -333,7 +330,7 @@ class Fetcher:
                 self._room.release(len(body))
         if why is not None:
             await self._index.forget_absence(key)
-            return Unstored(key=key, body=body, stored_at=asked_at, why=why, hops=trip.hops)
+            return Unstored(body=body, stored_at=asked_at, why=why, hops=trip.hops)
         entry = FileEntry(size_bytes=len(body), stored_at=asked_at)
         if not kept:
             # One that was asked for later landed before.
