@@ -1,4 +1,8 @@
-"""What the cache answers: a file, one that is arriving or not stored, nothing, or where to look."""
+"""
+What the cache answers: a file, one that is arriving or not stored, nothing, or where to look.
+
+`joined` is set for who waited on another's fetch; `hops` counts the requests of that fetch.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +36,6 @@ class Held:
     joined: bool = False
     hops: int = 0
 
-    def as_joined(self) -> Held:
-        """The same answer for one who waited on another's fetch."""
-        return attrs.evolve(self, joined=True, hops=0)
-
 
 @attrs.frozen(kw_only=True)
 class Flowing:
@@ -52,11 +52,7 @@ class Flowing:
 
     @property
     def hops(self) -> int:
-        return 0 if self.joined else self.arriving.trip.hops
-
-    def as_joined(self) -> Flowing:
-        """The same answer for one who waited on another's fetch."""
-        return attrs.evolve(self, joined=True)
+        return self.arriving.trip.hops
 
 
 @attrs.frozen(kw_only=True)
@@ -74,11 +70,7 @@ class Passing:
 
     @property
     def hops(self) -> int:
-        return 0 if self.joined else self.listing.hops
-
-    def as_joined(self) -> Passing:
-        """The same answer for one who waited on another's fetch."""
-        return attrs.evolve(self, joined=True)
+        return self.listing.hops
 
 
 @attrs.frozen(kw_only=True)
@@ -88,10 +80,6 @@ class Absent:
     status: Status
     joined: bool = False
     hops: int = 0
-
-    def as_joined(self) -> Absent:
-        """The same answer for one who waited on another's fetch."""
-        return attrs.evolve(self, joined=True, hops=0)
 
 
 @attrs.frozen(kw_only=True)

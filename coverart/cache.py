@@ -11,6 +11,7 @@ import contextlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -141,7 +142,7 @@ class CoverCache:
                     answer = await landing
             if _too_late(answer):
                 answer = await self.get(thing)
-        return answer.as_joined() if joined else answer
+        return attrs.evolve(answer, joined=True) if joined else answer
 
     def hit(self, request: ImageRequest) -> Held | Deferred[Held | None] | None:
         """
@@ -305,7 +306,7 @@ class CoverCache:
         found, verdict = await self._look(thing)
         held = self._held(found, Status.MISS)
         if held is not None:
-            return held.as_joined()
+            return attrs.evolve(held, joined=True)
         if verdict in _REMEMBERED:
             return Absent(status=Status.MISS, joined=True)
         return await self._fetch_here(thing, announce)

@@ -158,9 +158,9 @@ class CoverRoutes:
         answer: Held | Flowing | Passing | Absent | Pointed,
     ) -> None:
         unstored = answer.unstored if isinstance(answer, Flowing | Passing) else None
-        say_status(
-            request, answer.status, joined=answer.joined, hops=answer.hops, unstored=unstored
-        )
+        # What a fetch took is told of who began it.
+        hops = 0 if answer.joined else answer.hops
+        say_status(request, answer.status, joined=answer.joined, hops=hops, unstored=unstored)
         cacheable(request, thing, self._cache.lifetimes)
 
     async def _sent(self, request: LoggedRequest, held: Held) -> Any:
