@@ -377,8 +377,11 @@ class CoverCache:
         self, thing: ImageRequest | ListingKey, error: NotInArchive, hops: int
     ) -> Absent:
         """The archive said 404: remember it, and what of the request it was about."""
+        asked_at = error.asked_at
+        if asked_at is None:
+            # It is remembered already, with the time of its own question.
+            return Absent(status=Status.MISS, hops=hops)
         subject: Subject = thing if isinstance(thing, ListingKey) else thing.alias
-        asked_at = self._now() if error.asked_at is None else error.asked_at
         if error.image is not None:
             subject = error.image
         elif isinstance(thing, ImageRequest):

@@ -54,7 +54,7 @@ class NotInArchive(CoverError):
         self.image: ImageKey | None = None
         """The file that is not there, where that is known: a name may lead elsewhere by now."""
         self.asked_at: float | None = None
-        """When the archive was asked, seconds since the epoch; None if another process did."""
+        """When the archive was asked, seconds since the epoch; None if another fetch did, and told."""
 
 
 class BadUpstream(CoverError):

@@ -13,6 +13,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from coverart.leases import RedisLeadership
+from coverart.model import Entity, ListingKey
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
 from coverart.simulator.faults import Gate, Rule, Stall
@@ -106,7 +107,7 @@ async def test_slow_listing(sim, proxy) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_slow_listing_of_art_since_removed(sim, proxy) -> None:
-    """A listing that lands after a later 404 leaves no file, and the 404 stands."""
+    """A listing that lands after a later 404 leaves no file, and the 404 stands as it was asked."""
     item = sim.catalogue.release(0)
     path = f"/release/{item.mbid}/"
     await proxy.get(path)
@@ -115,9 +116,12 @@ async def test_slow_listing_of_art_since_removed(sim, proxy) -> None:
     await reached(sim, "rest")
     sim.catalogue.remove_art(item.mbid)
     assert (await refresh(proxy, path)).status == 200
+    key = ListingKey(entity=Entity.RELEASE, mbid=item.mbid)
+    known = await proxy.cache.index.find_listing(key)
     sim.faults.gates.open("rest")
     await within(slow)
     assert how(await proxy.get(path)) == (404, "ABSENT")
+    assert await proxy.cache.index.find_listing(key) == known
     assert proxy.files() == []
     assert (await proxy.cache.index.totals()).files == 0
 
