@@ -24,11 +24,6 @@ RESERVE_BYTES = 64 * 1024 * 1024
 MOST_UNSTORED_BYTES = 64 * 1024 * 1024
 TELL_EVERY_S = 60.0
 
-_SAID = {
-    "cache-full": "more is held than COVER_ART_CACHE_MAX_SIZE and its slack",
-    "disk-full": "the file system is nearly full",
-}
-
 
 class Room:
     """The bounds of one process on what it stores, and on what it can't store."""
@@ -66,7 +61,9 @@ class Room:
         """
         claimed = self._claimed + size_bytes
         if self._index.size_bytes + claimed > self._most_bytes:
-            return self._not_stored("cache-full", _SAID["cache-full"])
+            return self._not_stored(
+                "cache-full", "more is held than COVER_ART_CACHE_MAX_SIZE and its slack"
+            )
         try:
             disk = os.statvfs(self._store.root)
         except OSError:
@@ -75,7 +72,7 @@ class Room:
         if disk is not None and disk.f_blocks:
             reserve = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
             if disk.f_bavail * disk.f_frsize < claimed + reserve:
-                return self._not_stored("disk-full", _SAID["disk-full"])
+                return self._not_stored("disk-full", "the file system is nearly full")
         self._claimed = claimed
         return None
 
