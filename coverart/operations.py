@@ -18,11 +18,12 @@ from twisted.python.failure import Failure
 from coverart import __version__
 from coverart.access import LoggedRequest
 from coverart.cache import CoverCache
+from coverart.config import MEGABYTE
 from coverart.host_names import OwnNames
 from coverart.index import Totals
 from coverart.metrics import Metrics
 from coverart.responses import explain, hidden_from_pages, json_body, operators_only, sized
-from coverart.status import MEGABYTE, describe
+from coverart.status import describe
 
 
 @attrs.frozen(kw_only=True)

@@ -19,6 +19,7 @@ from twisted.web.client import HTTPConnectionPool
 
 from coverart.cache import CoverCache
 from coverart.cleanup import SLICES_A_SWEEP, Cleanup
+from coverart.config import MEGABYTE
 from coverart.intake import Intake
 from coverart.leases import LEADER_LIFE_S, Leadership, RedisFetches
 from coverart.metrics import Metrics
@@ -36,7 +37,6 @@ LOOK_EVERY_S = 1.0
 """So often it is asked whether more is held than the maximum."""
 DELAY_EVERY_S = 0.25
 """So often the reactor's delay is looked at."""
-MEGABYTE = 1 << 20
 
 
 class DiskThreads:

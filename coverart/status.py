@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coverart.config import MEGABYTE
 from coverart.index import Index, Totals
 from coverart.metrics import DIRECT_HITS, TALLIED
 from coverart.model import Entity
-
-MEGABYTE = 1 << 20
 
 
 def describe(
