@@ -183,9 +183,8 @@ class CoverService(Service):
         index = self.cache.index
         # Once for each change: what can't be evicted now is the next regular sweep's.
         if self._room.over and index.size_bytes != self._left_bytes:
-            # Without the index the one to sweep is found by a lock (cleanup.py).
-            if self.leadership.token is not None or not index.available:
-                await self._sweep(slices=0)
+            # Done by one of the processes alone (cleanup.py).
+            await self._sweep(slices=0)
             self._left_bytes = index.size_bytes
 
     async def _sweep(self, slices: int = SLICES_A_SWEEP) -> None:
