@@ -124,8 +124,8 @@ def at_node(end: End) -> dict[str, End]:
 
 GARBAGE = {
     "1": bad("said 200"),
-    "2": bad("no JPEG|not JSON|sent 0 of 0 bytes"),
-    "node": bad("no JPEG|not JSON|sent 0 of 0 bytes"),
+    "2": bad("no JPEG|no JSON|sent 0 of 0 bytes"),
+    "node": bad("no JPEG|no JSON|sent 0 of 0 bytes"),
 }
 
 FAULTS = (
