@@ -6,8 +6,10 @@ The path of one request: `site` takes the method and the path, `request_path` ma
 the file in `store` and sent. A miss joins the `flight` of that request or starts one: `fetch`
 looks on the disk, asks `upstream` where the name points and for the image, hop by hop under the
 rules of `redirects`; the bytes go through `incoming` to a temporary file and, if large, to those
-who wait; checked, fsynced, renamed; then the index learns it and the alias is linked. What is
-stale is served at once and asked for again behind the client's back.
+who wait; checked, fsynced, renamed; then the index learns it and the alias is linked, unless it
+knows what the archive was asked for later. Where `room` finds none on the disk, or the disk fails,
+those who wait get the bytes and nothing is stored. What is stale is served at once and refreshed
+in the background.
 
 Imports go one way; no module imports one further down:
 

@@ -107,7 +107,7 @@ class Cleanup:
         metrics: Metrics | None = None,
     ) -> None:
         self.before_evicting: Callable[[], Awaitable[None]] = _nothing
-        """What was used a moment ago must not go for being unused: hears of it."""
+        """Called before evicting, to flush usage counts."""
         self._metrics = metrics or Metrics()
         self._index = index
         self._store = store
@@ -130,7 +130,7 @@ class Cleanup:
 
     async def sweep(self, *, slices: int = SLICES_A_SWEEP) -> Sweep | None:
         """
-        Do everything that is due, if this process leads.
+        Do everything that is due, if this process leads or, without an index, has the lock.
 
         :param slices: how many parts of the index to compare with the disk.
         :returns: what was done; None if another process leads, or the service stops.

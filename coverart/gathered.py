@@ -1,8 +1,8 @@
 """
-Questions to one who is far away: those that come while one is on its way go together in the next.
+Batches look-ups: calls made while one is in flight go out together in the next.
 
-The first is sent at once, so a single one waits for nothing; under load the way is shared by all
-that came meanwhile.
+The first is sent at once, so a single one waits for nothing; under load one round trip serves all
+that were made meanwhile.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Links:
         """
         Mark every symlink of an alias as confirmed; retired ones serve again.
 
-        One that leads to another image was out of the index's sight when the alias moved: it goes.
+        Those that lead to the alias's previous image are removed.
         """
         self.remove_outdated(key, alias)
         at = alias.checked_at

@@ -2,8 +2,8 @@
 How many connections there may be, and what happens past that.
 
 At the bound, no more are accepted until there is room, and connections that have been idle for a
-while are closed to make it: the kernel's queue holds those who knock, or another process of the same
-socket takes them. So the descriptors that the work itself needs are never used up by clients.
+while are closed to make it: new connections wait in the listen backlog, or another process of the
+same socket takes them. So the descriptors that the work itself needs are never used up by clients.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Work that can wait goes on a piece at a time, so that hits get in between.
+Throttles misses, so that hits are served in between.
 
 The reactor does whatever is ready in one turn, and only then looks for more: a hundred answers of
 the archive that came together would keep a hit waiting for all of them.
