@@ -404,7 +404,11 @@ class CoverCache:
             self._pause(key)
             if failure.check(CoverError):
                 detail = getattr(failure.value, "detail", "")
-                self.log.warn("{key} stays as it was: {detail}", key=spell(thing), detail=detail)
+                self.log.warn(
+                    "refresh of {key} failed, serving the old answer: {detail}",
+                    key=spell(thing),
+                    detail=detail,
+                )
             else:
                 self.log.failure("refresh of {key}", failure, key=spell(thing))
 
@@ -458,7 +462,11 @@ class CoverCache:
             self.store.remove(path)
         except OSError as error:
             # Forgotten is enough: what is stored next takes its place, if anything can.
-            self.log.warn("can't remove {path}: {reason}", path=path, reason=error.strerror)
+            self.log.warn(
+                "can't remove {path}, the index forgets it all the same: {reason}",
+                path=path,
+                reason=error.strerror,
+            )
         known = await self.index.forget_file(key, entry)
         if known:
             await self.index.settle([key])

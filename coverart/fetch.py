@@ -217,7 +217,11 @@ class Fetcher:
             # Without limit: an old target is better than no answer.
             if found.target is None or not self._upstream.can_fetch(found.target, request.size):
                 raise
-            self.log.warn("going by an old target: {detail}", detail=error.detail)
+            self.log.warn(
+                "{key}: hop 1 failed, using its last known image: {detail}",
+                key=spell(request),
+                detail=error.detail,
+            )
             return found.target, found.alias
         if found.alias is None and alias.target.ref != request.alias.own_ref:
             # Worth knowing for other sizes even if this one can't be had. An alias that leads to
@@ -275,7 +279,11 @@ class Fetcher:
                 await self._in_thread(self._point_on_disk, request, alias, entry, known)
         except OSError as error:
             # The image is held and the index knows the way; only nginx's short cut is missing.
-            self.log.warn("can't link {name}: {reason}", name=spell(request), reason=error.strerror)
+            self.log.warn(
+                "can't link {name}, nginx asks the app for it: {reason}",
+                name=spell(request),
+                reason=error.strerror,
+            )
         return alias
 
     async def absent(self, key: AliasKey, asked_at: float) -> None:

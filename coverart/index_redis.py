@@ -214,7 +214,10 @@ class RedisIndex:
         ranked = await self._command("HGET", self.prefix + b"sum", b"policy")
         if (ranked or b"oldest") == self.eviction.encode():
             return
-        self.log.info("ranking everything anew for {eviction}", eviction=self.eviction)
+        self.log.info(
+            "the order of eviction is {eviction} now: ranking all files in Redis anew",
+            eviction=self.eviction,
+        )
         for number in range(SLICES):
             check()
             by_age = b"1" if self.eviction == "oldest" else b"0"

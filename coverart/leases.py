@@ -123,7 +123,7 @@ class RedisLeadership:
                 self._sure_until = asked + self._life_s
                 return self.token
             if self._token is not None:
-                self.log.warn("the lead was lost")
+                self.log.warn("the lead of the cleanup was lost; standing for it again")
             self._token = None
             token = f"{self._name}:{secrets.token_hex(8)}"
             if await self._link.run(ACQUIRE, self._key, token, life_ms, b"", b"") == -1:

@@ -19,6 +19,8 @@ from zope.interface import implementer
 from coverart.conditions import Span
 from coverart.errors import CoverError
 from coverart.incoming import Incoming
+from coverart.model import ImageRequest
+from coverart.request_path import spell
 
 AT_ONCE_BYTES = 64 * 1024
 """Up to this size a body is written in one go, without a producer."""
@@ -151,7 +153,12 @@ class _Follower:
         """The client was promised more than there is: only a broken connection tells it so."""
         self._request.unregisterProducer()
         self._end()
-        self.log.warn("an answer ends short: {reason}", reason=str(error))
+        key = self._incoming.key
+        self.log.warn(
+            "{path} breaks off, closing the client's connection: {reason}",
+            path=spell(ImageRequest(alias=key.ref.own_name, size=key.size)),
+            reason=str(error),
+        )
         transport: Any = self._request.transport
         transport.abortConnection()
 

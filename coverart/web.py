@@ -142,7 +142,11 @@ class CoverRoutes:
             # Evicted between the look and the opening: the second look finds it missing.
             return
         if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
-            self.log.warn("can't serve {path}: {reason}", path=held.path, reason=error.strerror)
+            self.log.warn(
+                "can't serve {path}: {reason}; answering 503",
+                path=held.path,
+                reason=error.strerror,
+            )
             raise StoreFailed(f"{held.path}: {error.strerror}") from error
         await self._cache.spoilt(held)
 

@@ -325,8 +325,8 @@ async def _held(stage: Stage, proxy: Proxy, thing: Thing, end: End) -> None:
         return
     stage.claim("disk", "as before", proxy.files() == files, proxy.files(), of=of)
     mbid = thing.path.split("/")[2]
-    stage.logged("stays as it was: .", mbid, of=of, text="stays as it was, and why")
-    stage.logged(end.log, mbid, of=of, text="stays as it was, and why")
+    stage.logged("serving the old answer: .", mbid, of=of, text="serving the old answer, and why")
+    stage.logged(end.log, mbid, of=of, text="serving the old answer, and why")
     await stage.exact(proxy, of=of)
 
 
