@@ -8,6 +8,7 @@ about, for the X-Cache-Status header and the log.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
@@ -448,18 +449,21 @@ class CoverCache:
                 # stays, and is as stale as before.
                 self._pause(thing.alias)
             if isinstance(thing, ListingKey) and found.entry is not None:
-                await self._drop(thing, found.entry)
+                await self._drop(thing, found.entry, until=error.asked_at or 0.0)
         self._metrics.refreshes.inc()
 
-    async def _drop(self, key: FileKey, entry: FileEntry) -> bool:
+    async def _drop(self, key: FileKey, entry: FileEntry, until: float = math.inf) -> bool:
         """
         Remove a file and forget it. :returns: whether it was known.
 
         In this order: removed after it was forgotten, it could be another that came since.
+
+        :param until: what is stamped later, and so was asked for later, stays on the disk.
         """
         path = self.store.path_of(key, entry.media)
         try:
-            self.store.remove(path)
+            if self.store.stamp(path) <= until:
+                self.store.remove(path)
         except OSError as error:
             # Forgotten is enough: what is stored next takes its place, if anything can.
             self.log.warn(

@@ -16,7 +16,7 @@ from coverart.leases import RedisLeadership
 from coverart.model import Entity, ListingKey
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
-from coverart.simulator.faults import Gate, Rule, Stall
+from coverart.simulator.faults import Gate, Rule, Stall, Status
 from tests.support.running import Proxy, WallClock, reached
 from tests.support.talk import Answer, pause, start, until, within
 
@@ -124,6 +124,29 @@ async def test_slow_listing_of_art_since_removed(sim, proxy) -> None:
     assert await proxy.cache.index.find_listing(key) == known
     assert proxy.files() == []
     assert (await proxy.cache.index.totals()).files == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_404_of_a_listing_since_added(sim, proxy) -> None:
+    """A 404 that lands after a listing that was asked for later leaves its file where it is."""
+    item = sim.catalogue.release(0)
+    path = f"/release/{item.mbid}/"
+    await proxy.get(path)
+    sim.faults.add(Rule(hop="release", times=1, does=(Gate(name="hold"), Status(code=404))))
+    slow = start(refresh(proxy, path))
+    await reached(sim, "hold")
+    sim.catalogue.add_art(item.mbid)
+    assert (await refresh(proxy, path)).status == 200
+    (name,) = proxy.files()
+    new = (proxy.root / name).read_bytes()
+    sim.faults.add(Rule(hop="release", does=Status(code=503)))
+    sim.faults.gates.open("hold")
+    assert (await within(slow)).status == 200
+    seen = await proxy.get(path)
+    assert (how(seen), len(seen.json["images"])) == ((200, "HIT"), len(item.images) + 1)
+    assert (proxy.root / name).read_bytes() == new
+    totals = await proxy.cache.index.totals()
+    assert (totals.files, totals.size_bytes) == (1, len(new))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
