@@ -21,17 +21,18 @@ from twisted.logger import Logger
 from coverart.client import ArchiveClient, Trip
 from coverart.errors import BadUpstream, CoverError, NotInArchive, PassingTrouble, StoreFailed
 from coverart.listing import LARGEST_BYTES
-from coverart.model import AliasKey, Entity, ListingKey, Target
+from coverart.model import AliasKey, Entity, ImageRef, ListingKey, Target
 from coverart.redirects import ArchiveFile, Hop, Rules, archive_file, file_name
 from coverart.transfer import BytesSink, Sink
 
 MOST_REDIRECTS = 3
 """Four hops: the archive's three and one to spare."""
 MOST_NODES = 10_000
-"""Storage nodes remembered; the one used longest ago is forgotten first."""
+"""Storage nodes remembered, and folders of a mirror; the one used longest ago is forgotten first."""
 RETRY_PAUSE_S = 0.25
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Upstream:
@@ -62,7 +63,7 @@ class Upstream:
         self._clock = clock
         self._jitter = jitter
         self._downloads = downloads
-        self._folders = dict(downloads)
+        self._folders: OrderedDict[tuple[Entity, str], str] = OrderedDict()
         self._nodes: OrderedDict[str, str] = OrderedDict()
 
     async def resolve(self, key: AliasKey, trip: Trip) -> Target:
@@ -84,7 +85,7 @@ class Upstream:
 
     def can_fetch(self, target: Target, size: int) -> bool:
         """Say whether image() can be called without resolve() before it."""
-        known = target.ref.owner in self._folders or target.ref.mbid in self._nodes
+        known = self._folder(target.ref) is not None or target.ref.mbid in self._nodes
         return known and bool(size or target.extension)
 
     async def image(self, target: Target, size: int, sink: Sink, trip: Trip) -> None:
@@ -98,7 +99,7 @@ class Upstream:
         name = file_name(target.ref, size, target.extension)
         if trip.hops == 0:
             self.client.metrics.target_known.inc()
-        await self._file(self._folders.get(target.ref.owner), target.ref.mbid, name, sink, trip)
+        await self._file(self._folder(target.ref), target.ref.mbid, name, sink, trip)
 
     async def listing(self, key: ListingKey, trip: Trip) -> bytes:
         """
@@ -129,8 +130,14 @@ class Upstream:
             right = right and self._rules.names(leads_to.host, leads_to.port)
         if not right:
             raise BadUpstream(f"hop 1 leads to a folder of {leads_to.host} that holds no items")
-        self._folders[owner] = file.base
+        if owner not in self._downloads:
+            # Of that item alone, as with nodes: a mirror may have several hosts.
+            _remember(self._folders, (owner, file.mbid), file.base)
         return file
+
+    def _folder(self, ref: ImageRef) -> str | None:
+        """The folder that holds the item of an image; None if only hop 1 can tell."""
+        return self._downloads.get(ref.owner) or self._folders.get((ref.owner, ref.mbid))
 
     async def _file(self, base: str | None, mbid: str, name: str, sink: Sink, trip: Trip) -> None:
         node = self._nodes.get(mbid)
@@ -177,10 +184,7 @@ class Upstream:
         Of that item alone: whoever answers for one must not draw in what is asked of another.
         """
         if hop.url.endswith(f"/mbid-{mbid}/{name}") and "/items/" in hop.url:
-            self._nodes[mbid] = hop.url.removesuffix(name)
-            self._nodes.move_to_end(mbid)
-            if len(self._nodes) > MOST_NODES:
-                self._nodes.popitem(last=False)
+            _remember(self._nodes, mbid, hop.url.removesuffix(name))
 
     async def _again_once(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Try a second time where the trouble may pass; a GET is safe to repeat."""
@@ -190,3 +194,10 @@ class Upstream:
             self.log.debug("once more after {detail}", detail=error.detail)
         await deferLater(self._clock, RETRY_PAUSE_S * (1 + self._jitter()))
         return await attempt()
+
+
+def _remember(known: OrderedDict[K, str], key: K, url: str) -> None:
+    known[key] = url
+    known.move_to_end(key)
+    if len(known) > MOST_NODES:
+        known.popitem(last=False)

@@ -396,6 +396,20 @@ class ImageTests(UpstreamTests):
         self.chain(THUMB, b"small")
         self.assertEqual(self.result(self.image()), b"small")
 
+    def test_mirror_of_two_hosts(self) -> None:
+        """Where hop 1 leads for one item says nothing of where another lies."""
+        self.upstream = self.made({})
+        elsewhere = f"{CAA}/download/mbid-{OTHER_MBID}/mbid-{OTHER_MBID}-7.jpg"
+        self.archive.on(f"{CAA}/release/{MBID}/front", redirect(f"{IA}/{FULL}"))
+        self.archive.on(f"{CAA}/release/{OTHER_MBID}/front", redirect(elsewhere))
+        other = AliasKey(entity=Entity.RELEASE, mbid=OTHER_MBID, name="front")
+        for key in (name(), other):
+            self.result(self.upstream.resolve(key, self.trip()))
+        self.chain(THUMB, b"small")
+        self.assertEqual(self.result(self.image()), b"small")
+        third = ImageRef(owner=Entity.RELEASE, mbid=MBID[:-1] + "1", image_id=7)
+        self.assertFalse(self.upstream.can_fetch(Target(ref=third), 250))
+
 
 class ListingTests(UpstreamTests):
     """Listings."""
