@@ -222,11 +222,13 @@ class Incoming:
         """From here on nothing of it goes to the disk."""
         self.unstored = why
         self._room.keep(len(self._buffer))
-        self._give_back()
+        # What was written is on the disk until its readers have it.
+        self._give_back(all_but=self.received if self._flushing else self._flushed)
 
-    def _give_back(self) -> None:
-        claimed, self._claimed = self._claimed, 0
-        self._room.release(claimed)
+    def _give_back(self, *, all_but: int = 0) -> None:
+        count = max(0, self._claimed - all_but)
+        self._claimed -= count
+        self._room.release(count)
 
     def _make_sure_of_memory(self) -> None:
         """:raises StoreFailed: it can't be stored, nor be kept in memory for anybody."""
@@ -358,7 +360,9 @@ class Incoming:
 
     def _end(self) -> None:
         self._ended = True
-        self._give_back()
+        if self._error is None and self.unstored is None:
+            # The index counts it from now on; what goes is counted until it has gone.
+            self._give_back()
         self._wake()
         self._close_if_unread()
 
@@ -372,6 +376,7 @@ class Incoming:
                 os.close(temporary.fd)
             else:
                 self._store.abandon(temporary)
+        self._give_back()
 
     def _let_go(self) -> None:
         """Drop what is in memory."""

@@ -203,6 +203,26 @@ class SmallTests(IncomingTests):
         self.assertEqual([each.unstored for each in coming], [None, "cache-full", "cache-full"])
         self.assertIsNone(self.room.claim(150))
 
+    def test_over_the_bound_midway(self) -> None:
+        """What was written of images that grew past the bound counts until it is gone."""
+        bound = 3 * LARGE
+        self.patch(room, "SLACK_BYTES", bound)
+        self.room = Room(store=self.store, index=MemoryIndex(), max_bytes=0, clock=Clock())
+        coming = [self.incoming() for _ in range(9)]
+        for incoming in coming:
+            incoming.begin(None)
+        body, most = jpeg(LARGE), 0
+        for start in range(0, LARGE, 50_000):
+            for incoming in coming:
+                incoming.write(body[start : start + 50_000])
+            there = (self.root / layout.INCOMING).iterdir()
+            most = max(most, sum(each.stat().st_size for each in there))
+        self.assertTrue(0 < most <= bound, most)
+        self.assertEqual(coming[0].unstored, "cache-full")
+        for incoming in coming:
+            incoming.fail(CoverError())
+        self.assertEqual((self.temporary(), self.room.claim(bound)), ([], None))
+
 
 class LargeTests(IncomingTests):
     """An image that flows to its readers while it arrives."""
