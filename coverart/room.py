@@ -45,6 +45,8 @@ class Room:
         self._tell_at = self._since = float("-inf")
         self._count = 0
         """Answers that were not stored since it was told that they are."""
+        self._told = False
+        """Whether the operator was told of them."""
 
     @property
     def over(self) -> bool:
@@ -88,14 +90,14 @@ class Room:
 
     def stored(self) -> None:
         """An answer was stored."""
-        if self._count:
+        if self._told:
             self.log.info(
                 "covers are stored in {dir} again; {count} in {seconds:.0f} s were not",
                 dir=str(self._store.root),
                 count=self._count,
                 seconds=self._clock.seconds() - self._since,
             )
-            self._count = 0
+            self._count, self._told = 0, False
 
     def _not_stored(self, why: str, reason: str) -> str:
         now = self._clock.seconds()
@@ -103,7 +105,7 @@ class Room:
             self._since = now
         self._count += 1
         if now >= self._tell_at:
-            self._tell_at = now + TELL_EVERY_S
+            self._tell_at, self._told = now + TELL_EVERY_S, True
             self.log.warn(
                 "covers are not stored in {dir}: {reason}; {count} in the last {seconds:.0f} s. They "
                 "are sent without being stored, hits go on, and the next ones are tried again",
