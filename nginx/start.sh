@@ -62,7 +62,8 @@ refuse() { # WHY
 }
 own() { # VARIABLE FOLDER: make it; end if somebody else could write there, or lead it elsewhere
     mkdir -p "$2" || refuse "$1=$2: can't be made"
-    [ ! -h "$2" ] || refuse "$1=$2: is a symlink; name the folder itself"
+    # By its bare name: with a slash behind it a symlink is the folder it leads to.
+    [ ! -h "${2%"${2##*[!/]}"}" ] || refuse "$1=$2: is a symlink; name the folder itself"
     [ -O "$2" ] || refuse "$1=$2: belongs to another user; name a folder of your own, or none"
     case $(ls -ld "$2") in
         d???????w*) refuse "$1=$2: anybody may write there; name a folder of your own, or none" ;;

@@ -491,11 +491,12 @@ def test_folder_of_somebody_else(tmp_path: Path) -> None:
         tried.append((theirs, "belongs to another user"))
     for folder, why in tried:
         for variable in ("NGINX_RUN_DIR", "NGINX_TEMP_DIR"):
-            done = started(tmp_path, NGINX_APP="127.0.0.1:1", **{variable: str(folder)})
-            assert done.returncode == 1, folder
-            (line,) = done.stderr.splitlines()
-            assert line.startswith(f"start.sh: {variable}={folder}: ")
-            assert why in line
+            for told in (f"{folder}", f"{folder}//"):
+                done = started(tmp_path, NGINX_APP="127.0.0.1:1", **{variable: told})
+                assert done.returncode == 1, told
+                (line,) = done.stderr.splitlines()
+                assert line.startswith(f"start.sh: {variable}={told}: ")
+                assert why in line
     assert (victim / "nginx.conf").read_text() == "precious"
     assert [each for folder in (victim, common, theirs) for each in folder.iterdir()] == [
         victim / "nginx.conf"
