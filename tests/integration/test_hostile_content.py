@@ -266,6 +266,7 @@ NO_LISTINGS: dict[str, bytes] = {
     "images that are none": b'{"images":[1]}',
     "cut": listing(IMAGE)[:-1],
     "two documents": listing(IMAGE) * 2,
+    "images twice": b'{"images":[{"image":"http://evil.example/x"}],' + listing(IMAGE)[1:],
     "10,000 deep in lists": listing("", ',"x":' + "[" * 10_000 + "]" * 10_000),
     "10,000 deep in objects": listing("", ',"x":' + '{"x":' * 10_000 + "1" + "}" * 10_000),
     "100 deep": listing("", ',"x":' + "[" * 100 + "]" * 100),
@@ -322,10 +323,7 @@ LIES: dict[str, bytes] = {
         " http://evil.example/x",
     )
 } | {
-    "a key twice": listing(
-        '{"image":"http://evil.example/x","image":"javascript:evil"}', ',"images":[]'
-    ),
-    "images twice": b'{"images":[{"image":"http://evil.example/x"}],' + listing(IMAGE)[1:],
+    "a key twice": listing('{"image":"http://evil.example/x","image":"javascript:evil"}'),
     "thumbnails twice": listing(
         '{"thumbnails":"http://evil.example/x","thumbnails":{"250":"http://evil.example"}}'
     ),
@@ -358,24 +356,24 @@ async def test_greatest_listing(raw, run) -> None:
     """A listing as large as is taken keeps no other request waiting while it is rewritten."""
     url = f"http://coverartarchive.org/release/{MBID}"
     image = f'{{"image":"{url}/7.jpg","thumbnails":{{"250":"{url}/7-250.jpg"}}}}'
-    body = listing(",".join([image] * 20_000))
-    assert 3 * MB < len(body) < 4 * MB
+    body = listing(",".join([image] * 5_000))
+    assert 0.9 * MB < len(body) < MB
     proxy = await run(COVER_ART_PUBLIC_URL="https://covers.example", **raw.environment())
     raw.does = {"node": ok(body)}
     assert (await proxy.get(LIST)).status == 200
     here: list[int] = []
-    turned = json.loads
+    decode = json.JSONDecoder.raw_decode
     reactor_thread = threading.get_ident()
 
-    def loads(*arguments: Any, **named: Any) -> Any:
+    def raw_decode(*arguments: Any, **named: Any) -> Any:
         here.append(threading.get_ident())
-        return turned(*arguments, **named)
+        return decode(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("coverart.listing.json.loads", loads)
+        patch.setattr("json.JSONDecoder.raw_decode", raw_decode)
         answer = await proxy.get(LIST)
     assert answer["X-Cache-Status"] == "HIT"
-    assert answer.body.count(b"https://covers.example/release/") == 40_000
+    assert answer.body.count(b"https://covers.example/release/") == 10_000
     assert here
     assert reactor_thread not in here
 
