@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import attrs
@@ -28,7 +29,7 @@ from coverart.errors import (
 )
 from coverart.flight import Announce, Flight
 from coverart.incoming import Incoming, InThread
-from coverart.index import Index
+from coverart.index import Index, IndexAway
 from coverart.leases import Fetches
 from coverart.model import (
     ORIGINAL,
@@ -162,7 +163,9 @@ class Fetcher:
                 # The archive said since that there is no such name.
                 return None
             alias = known or alias
-        await self._index.put_file(found.key, found.entry)
+        # Nothing was stored: without Redis every hit comes by here.
+        with suppress(IndexAway):
+            await self._index.learn([(found.key, found.entry)])
         return Fetched(key=found.key, entry=found.entry, alias=alias)
 
     async def image(

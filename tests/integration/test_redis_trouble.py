@@ -373,6 +373,26 @@ async def test_moved_while_redis_was_away(sim, run, redis: RedisServer) -> None:
     assert moved.body == whole(sim, item.back, 250)
 
 
+@pytest_twisted.ensureDeferred
+async def test_hits_while_redis_is_away(sim, run, redis: RedisServer) -> None:
+    """A hit stores nothing, so it does not count against the limit of what may be stored."""
+    proxy = await run(COVER_ART_REDIS_URL=redis.url)
+    path = sim.catalogue.examples()["thumbnail"]
+    await proxy.get(path)
+    await proxy.settled()
+    await leads(proxy)
+    await sweep((proxy,), slices=0)
+    await proxy.cache.index.totals()
+    held = proxy.cache.index.size_bytes
+    redis.pause()
+    try:
+        for _ in range(3):
+            assert (await proxy.get(path))["x-cache-status"] == "HIT"
+        assert proxy.cache.index.size_bytes == held == on_disk(proxy)
+    finally:
+        redis.resume()
+
+
 # What others wrote
 
 
