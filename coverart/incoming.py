@@ -140,10 +140,14 @@ class Incoming:
         """As declared, or what has come, if that is more."""
         return max(self.length or 0, self.received)
 
+    @property
+    def _crowded(self) -> bool:
+        return self._room.full if self.size_bytes <= SMALL_BYTES else self._room.crowded
+
     def room(self) -> Deferred[None] | None:
         """None while more may be written; else a Deferred that fires when it may."""
         if self.unstored is not None:
-            return self._room.wait() if self._room.crowded else None
+            return self._room.wait() if self._crowded else None
         if len(self._buffer) < BACKLOG_BYTES or not self._flushing:
             return None
         return self._wait()
@@ -236,9 +240,9 @@ class Incoming:
             return
         if self._announced and not self._readers and self.received != self.length:
             raise StoreFailed(f"it can't be stored ({self.unstored}), and nobody reads it any more")
-        if self._room.crowded:
+        if self._crowded:
             self._trim()
-            if self._room.crowded and self._buffer and not self._readers:
+            if self._crowded and self._buffer and not self._readers:
                 raise StoreFailed(f"it can't be stored ({self.unstored}), and memory is full, too")
 
     def _flush(self) -> None:

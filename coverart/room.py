@@ -21,7 +21,9 @@ SLACK_BYTES = 64 * 1024 * 1024
 """More than a tenth of the maximum only for a cache below 640 MB, which one original can fill."""
 RESERVE_BYTES = 64 * 1024 * 1024
 """Left free on the file system for what else lies there; a hundredth of it if that is less."""
-MOST_UNSTORED_BYTES = 64 * 1024 * 1024
+MOST_UNSTORED_BYTES = 48 * 1024 * 1024
+FOR_SMALL_BYTES = 16 * 1024 * 1024
+"""Beside that, for small images alone: slow clients of large ones keep nobody from a thumbnail."""
 TELL_EVERY_S = 60.0
 
 
@@ -120,8 +122,13 @@ class Room:
 
     @property
     def crowded(self) -> bool:
-        """Whether no more should be taken into memory."""
+        """Whether no more should be taken into memory, but of small images."""
         return self._unstored > MOST_UNSTORED_BYTES
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be taken into memory of these either."""
+        return self._unstored > MOST_UNSTORED_BYTES + FOR_SMALL_BYTES
 
     def keep(self, size_bytes: int) -> None:
         """Count bytes that are in memory and won't be stored."""

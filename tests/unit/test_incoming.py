@@ -417,7 +417,8 @@ class LargeTests(IncomingTests):
 
     def test_no_memory_for_one_more(self) -> None:
         """One that nobody can read yet is refused while memory is full of others."""
-        self.patch(room, "MOST_UNSTORED_BYTES", 5000)
+        self.patch(room, "MOST_UNSTORED_BYTES", 2000)
+        self.patch(room, "FOR_SMALL_BYTES", 3000)
         self.patch(self.store, "append", self.full)
         body = jpeg(4000)
         first, second = self.incoming(), self.incoming()
@@ -434,6 +435,25 @@ class LargeTests(IncomingTests):
         self.assertEqual(first.read(self, 0, 5000), body)
         first.detach(self)
         self.assertFalse(self.room.crowded)
+
+    def test_memory_for_small_ones(self) -> None:
+        """Slow clients of a large image keep nobody from a thumbnail."""
+        self.patch(room, "MOST_UNSTORED_BYTES", 5000)
+        self.patch(self.store, "append", self.full)
+        self.announce = lambda each: each.attach("slow")
+        large = self.begun(body=jpeg(LARGE)[:6000])
+        self.assertIsNotNone(large.room())
+        small = self.incoming()
+        small.hold()
+        small.begin(4000)
+        small.write(jpeg(4000))
+        self.assertIsNone(self.successResultOf(self.finish(small)))
+        small.attach("quick")
+        small.release()
+        self.assertEqual(small.read("quick", 0, 5000), jpeg(4000))
+        small.detach("quick")
+        large.detach("slow")
+        large.fail(CoverError())
 
 
 class SlowDiskTests(IncomingTests):
