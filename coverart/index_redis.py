@@ -399,7 +399,10 @@ class RedisIndex:
 
     async def _now_running(self) -> bytes:
         """What tells this run of Redis from all others. Empty where Redis does not say."""
-        found = _RUN_ID.search(await self._command("INFO", "server"))
+        try:
+            found = _RUN_ID.search(await self.link.info("server"))
+        except RedisAway as error:
+            raise IndexAway(str(error)) from error
         return b"" if found is None else found[1]
 
     async def _empty(self) -> None:

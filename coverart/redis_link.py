@@ -19,6 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succe
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from coverart.redis_address import Address
 
@@ -46,6 +47,8 @@ _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 """Another server may be the master by now."""
 _BAD_DATA = re.compile("WRONGTYPE|not an integer|not a valid float|not a float|user_script")
 """How Redis says that a script can't go on with what it found."""
+_FORBIDDEN = re.compile("NOPERM|ERR unknown command")
+"""How Redis says that this user may not send a command, or nobody may."""
 _PAST_MAXMEMORY = "redis.call('DEL', ARGV[1] .. 'room')\n"
 """
 Before a script, this lets a full Redis run it: a write that takes no memory came first, and no
@@ -183,6 +186,19 @@ class RedisLink:
         """Send a plain command. :raises RedisAway: it can't be sent now."""
         return await self._call(lambda connection: connection.execute_command(*words))
 
+    async def info(self, section: str) -> bytes:
+        """
+        What Redis says of itself; empty where it does not let this user ask.
+
+        :raises RedisAway: it can't be asked now.
+        """
+        reply: bytes = await self._call(
+            lambda connection: connection.execute_command("INFO", section).addErrback(
+                _empty_if_forbidden
+            )
+        )
+        return reply
+
     async def _call(self, send: Callable[[Any], Deferred[Any]]) -> Any:
         if self._clock.seconds() < self._away_until:
             raise RedisAway(f"{self.address} is away")
@@ -290,6 +306,12 @@ class RedisLink:
             endpoint = HostnameEndpoint(self._reactor, host, port, timeout=5)
         factory.startConnecting(endpoint)
         return factory
+
+
+def _empty_if_forbidden(failure: Failure) -> bytes | Failure:
+    """A command that Redis does not let this user send says nothing about the others."""
+    failure.trap(txredisapi.ResponseError)
+    return b"" if _FORBIDDEN.match(str(failure.value)) else failure
 
 
 class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]

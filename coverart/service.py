@@ -244,9 +244,14 @@ class CoverService(Service):
         if self._shared is None:
             return
         try:
-            memory = await self._shared.link.command("INFO", "memory")
+            memory = await self._shared.link.info("memory")
         except RedisAway:
             return
+        if not memory:
+            self.log.warn(
+                "Redis does not let this user send INFO: whether it is back with older data, or may "
+                "evict keys, is not seen"
+            )
         policy = re.search(rb"maxmemory_policy:(\S+)", memory)
         if policy is not None and policy[1] != b"noeviction":
             self.log.warn(

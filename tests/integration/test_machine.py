@@ -38,6 +38,9 @@ class MortalLink(RedisLink):
     async def command(self, *words: bytes | str | float) -> Any:
         return await self._alive(super().command(*words))
 
+    async def info(self, section: str) -> Any:
+        return await self._alive(super().info(section))
+
     async def _alive(self, asking: Coroutine[Any, Any, Any]) -> Any:
         if self.dead:
             asking.close()

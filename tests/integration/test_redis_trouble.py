@@ -200,6 +200,23 @@ async def test_refused_at_first(sim, run, redis: RedisServer, lines, why) -> Non
     assert not [line for line in lines if "Traceback" in line or "Unhandled" in line]
 
 
+@pytest_twisted.ensureDeferred
+async def test_user_without_info(sim, run, redis: RedisServer, lines) -> None:
+    """A user who may not send what Redis counts as dangerous, INFO among it, has a whole index."""
+    filled = await run()
+    await filled.get(sim.catalogue.examples()["thumbnail"])
+    await filled.stop()
+    words = ("on", ">secret", "~*", "&*", "+@all", "-@dangerous")
+    redis.client().execute_command("ACL", "SETUSER", "cover", *words)
+    proxy = await run(COVER_ART_REDIS_URL=redis.url.replace("unix://", "unix://cover:secret@"))
+    await leads(proxy)
+    await sweep((proxy,), slices=0)
+    await holds_what_the_disk_holds(proxy)
+    assert await proxy.cache.index.whole()
+    assert not [line for line in lines if "is away" in line]
+    assert [line for line in lines if "does not let this user send INFO" in line]
+
+
 # What was not told, or forgotten
 
 
