@@ -110,9 +110,15 @@ def one_line() -> Iterator[None]:
     except CannotListenError as error:
         # Of a Unix socket, the path stands where the port does.
         of_tcp = isinstance(error.port, int)
-        where = f"port {error.port} of {error.interface or 'any address'}" if of_tcp else error.port
-        number = getattr(error.socketError, "errno", None)
-        why = error.socketError if number is None else os.strerror(number)
-        raise SystemExit(
-            f"coverart: can't listen on {where}: {why}; {PREFIX}LISTEN or --listen names another"
-        ) from None
+        place = error.interface or "any address"
+        where = f"port {error.port} of {place}" if of_tcp else os.fsdecode(error.port)
+        why = getattr(error.socketError, "strerror", None) or error.socketError
+    except OSError as error:
+        # Of the lock that Twisted makes beside a Unix socket, a symlink.
+        where = os.fsdecode(error.filename2 or error.filename or "").removesuffix(".lock")
+        why = error.strerror
+    else:
+        return
+    raise SystemExit(
+        f"coverart: can't listen on {where}: {why}; {PREFIX}LISTEN or --listen names another"
+    )

@@ -128,6 +128,26 @@ async def test_port_taken(tmp_path, children, redis, processes) -> None:
     assert "Traceback" not in child.log.read_text()
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest_twisted.ensureDeferred
+async def test_no_folder_for_a_socket(tmp_path, children, redis, processes) -> None:
+    """So does a Unix socket whose folder is not there; the line names the path as it was set."""
+    path = tmp_path / "missing" / "x.sock"
+    child = Child(
+        tmp_path / "cwd",
+        "coverart",
+        COVER_ART_CACHE_DIR=str(tmp_path / "cache"),
+        COVER_ART_LISTEN=f"unix:{path}",
+        COVER_ART_PROCESSES=processes,
+        COVER_ART_REDIS_URL=redis.url,
+    )
+    children.append(child)
+    assert await child.exit_code() == 1
+    last = child.log.read_text().splitlines()[-1]
+    assert f"coverart: can't listen on {path}: No such file or directory; COVER_ART_LISTEN" in last
+    assert "Traceback" not in child.log.read_text()
+
+
 @pytest_twisted.ensureDeferred
 async def test_port_of_the_simulator_taken(tmp_path, children) -> None:
     """So it is with the simulated archive, whose ports are set by --base-port."""
