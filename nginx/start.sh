@@ -19,6 +19,7 @@ NGINX_WORKERS=${NGINX_WORKERS:-auto}
 # Where the configuration and the pid are written; a new folder if not said.
 NGINX_RUN_DIR=${NGINX_RUN_DIR:-}
 NGINX_HIT_LOG=${NGINX_HIT_LOG:-${COVER_ART_HIT_LOG:-/dev/null}}
+# /dev/null or off: none.
 NGINX_ACCESS_LOG=${NGINX_ACCESS_LOG:-/dev/stdout}
 # on: direct hits are written to the access log too.
 NGINX_LOG_HITS=${NGINX_LOG_HITS:-off}
@@ -40,9 +41,13 @@ case ${COVER_ART_IMAGE_MODE:-serve} in
     redirect) DIRECT_NAMES='[1-9][0-9]{0,17}' ;;
     *) DIRECT_NAMES='front|back|[1-9][0-9]{0,17}' ;;
 esac
+# nginx wants the same words wherever the same file is named, and the hit log may be /dev/null too.
+case $NGINX_ACCESS_LOG in
+    /dev/null | off) ACCESS_LOG=off NGINX_LOG_HITS=off ;;
+    *) ACCESS_LOG="$NGINX_ACCESS_LOG access buffer=16k flush=1s" ;;
+esac
 case $NGINX_LOG_HITS in
-    # nginx wants the same words as for the other lines of the same file.
-    on) ACCESS_LOG_OF_HITS="access_log $NGINX_ACCESS_LOG access buffer=16k flush=1s;" ;;
+    on) ACCESS_LOG_OF_HITS="access_log $ACCESS_LOG;" ;;
     *) ACCESS_LOG_OF_HITS='' ;;
 esac
 
@@ -104,7 +109,7 @@ fill() { # WORD VALUE: one sed command
     fill OF_A_CLIENT "$OF_A_CLIENT"
     fill LISTEN "$(listens | tr '\n' ' ')"
     fill HIT_LOG "$NGINX_HIT_LOG"
-    fill ACCESS_LOG "$NGINX_ACCESS_LOG"
+    fill ACCESS_LOG "$ACCESS_LOG"
     fill ACCESS_LOG_OF_HITS "$ACCESS_LOG_OF_HITS"
     fill DIRECT_NAMES "$DIRECT_NAMES"
     fill ALIAS_TTL "${ALIAS_TTL%.*}"

@@ -476,6 +476,20 @@ def test_folder_of_its_own(tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o066 == 0
 
 
+def test_no_access_log(tmp_path: Path) -> None:
+    """Who wants no access log says so by /dev/null or off, whether there is a hit log or not."""
+    for log in ("/dev/null", "off"):
+        for hits in ("", str(tmp_path / "hits.log")):
+            done = started(
+                tmp_path,
+                NGINX_APP="127.0.0.1:1",
+                NGINX_ACCESS_LOG=log,
+                NGINX_HIT_LOG=hits,
+                NGINX_LOG_HITS="on",
+            )
+            assert done.returncode == 0, done.stderr
+
+
 def test_folder_of_somebody_else(tmp_path: Path) -> None:
     """A folder that others can write or lead elsewhere is refused in one line, and left as it was."""
     victim = tmp_path / "victim"
