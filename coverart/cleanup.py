@@ -320,7 +320,8 @@ class Cleanup:
         """
         Retire and evict by what lies on the disk, the oldest first.
 
-        The index, which can't be asked, is told all the same: it keeps in mind what it missed.
+        The index, which can't be asked, is told all the same: it keeps in mind what it missed. It
+        forgets those that can't be removed, too, and learns them when it is compared with the disk.
         """
         most_bytes = self._bounds.max_bytes
         stuck: set[bytes] = set()
@@ -345,11 +346,11 @@ class Cleanup:
                     _, packed, value = look.oldest.popleft()
                     files.append((unpack_file_key(packed), unpack_entry(value)))
                     over_bytes -= size_of(value)
+                # Before they go: it can't be told any more by a process that ends in between.
+                for key, entry in files:
+                    await self._index.forget_file(key, entry)
                 left = await self._remove(files, done, None)
                 stuck.update(pack_file_key(key) for key, _ in left)
-                for key, entry in files:
-                    if (key, entry) not in left:
-                        await self._index.forget_file(key, entry)
 
     def _look(self, but: set[bytes]) -> _Look:
         """In a thread: one look at everything on the disk; aliases past their time are retired."""

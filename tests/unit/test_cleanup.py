@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -40,16 +40,24 @@ class Refusing(MemoryIndex):
         raise IndexAway("OOM")
 
 
+class Away(MemoryIndex):
+    """An index that can't be asked, and keeps in mind what it is told."""
+
+    available = False
+
+
 class Stubborn(ImageStore):
     """A disk that does not give some of its files back."""
 
     def __init__(self, root: Any) -> None:
         super().__init__(root)
         self.keeps: set[str] = set()
+        self.removing: Callable[[], object] = lambda: None
 
     def remove(self, path: str) -> bool:
         if path in self.keeps:
             raise PermissionError(13, "Permission denied", path)
+        self.removing()
         return super().remove(path)
 
 
@@ -133,6 +141,17 @@ class SweepTests(SynchronousTestCase):
         self.store.keeps = set()
         done = self.done(self.cleanup(30_000, 29_000).sweep())
         self.assertEqual((done.evicted, self.held(keys[:19])), (19, [False] * 19))
+
+    def test_ends_in_the_middle_without_the_index(self) -> None:
+        """Whenever a process ends that evicts without the index: it was told of all that is gone."""
+        self.index = Away()
+        keys = self.fill(10)
+        cleanup = self.cleanup(500, 400)
+        self.store.removing = cleanup.stop
+        self.done(cleanup.sweep())
+        self.assertEqual(self.held(keys), [False] + [True] * 9)
+        entry = FileEntry(size_bytes=len(JPEG), stored_at=NOW, media=MediaType.JPEG)
+        self.assertFalse(self.done(self.index.forget_file(keys[0], entry)))
 
     def test_a_spoilt_file_that_stays(self) -> None:
         """What can't be removed keeps the comparison from nothing behind it."""
