@@ -193,7 +193,7 @@ class CoverCache:
         found = await self.index.find_image(request)
         answer: Pointed | Absent
         if found.target is not None:
-            fresh = found.alias is None or self._is_fresh(key, found.alias)
+            fresh = self._is_fresh(key, found.alias)
             if not fresh:
                 self._refresh(request)
             answer = Pointed(status=Status.HIT if fresh else Status.STALE, target=found.target)
@@ -335,7 +335,7 @@ class CoverCache:
                     found,
                     trip,
                     lambda arriving: announce(Flowing(arriving=arriving)),
-                    fresh=found.alias is None or self._is_fresh(thing.alias, found.alias),
+                    fresh=self._is_fresh(thing.alias, found.alias),
                 )
         except NotInArchive as error:
             return await self._missing(thing, error, trip.hops)
@@ -359,7 +359,7 @@ class CoverCache:
         if isinstance(thing, ListingKey):
             fresh = listing_is_fresh(fetched.entry, self._now(), self.lifetimes)
         else:
-            fresh = fetched.alias is None or self._is_fresh(thing.alias, fetched.alias)
+            fresh = self._is_fresh(thing.alias, fetched.alias)
         if not fresh:
             self._refresh(thing)
         return self._answer(fetched, Status.HIT if fresh else Status.STALE)
@@ -476,7 +476,7 @@ class CoverCache:
             await self.index.settle([key])
         return known
 
-    def _is_fresh(self, key: AliasKey, alias: Alias) -> bool:
+    def _is_fresh(self, key: AliasKey, alias: Alias | None) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)
 
 

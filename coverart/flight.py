@@ -82,7 +82,7 @@ class Flight(Generic[K, T]):
         return None if running is None else _wait(running.patient)
 
     def landed(self) -> Deferred[None]:
-        """Fires when nothing runs, for a graceful stop."""
+        """Fires when nothing runs."""
         if not self._running:
             return succeed(None)
         d: Deferred[None] = Deferred()

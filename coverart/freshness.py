@@ -65,29 +65,27 @@ class Lifetimes:
         return Absence(since=asked_at, until=asked_at + life)
 
 
-def alias_is_fresh(key: AliasKey, alias: Alias, now: float, lifetimes: Lifetimes) -> bool:
+def alias_is_fresh(key: AliasKey, alias: Alias | None, now: float, lifetimes: Lifetimes) -> bool:
     """
     Say whether an alias may be served without asking the archive.
 
     An id keeps naming the same bytes after a merge, so an alias whose name is an id never ages.
+
+    :param alias: None where the name is the image's own.
     """
-    if not key.ages:
+    if alias is None or not key.ages:
         return True
     return now - counted(alias.checked_at, now) < lifetimes.alias_s
 
 
 def judge_image(request: ImageRequest, found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
     """Say how to answer a request for an image."""
+    fresh = alias_is_fresh(request.alias, found.alias, now, lifetimes)
     if found.entry is not None:
-        if found.alias is None or alias_is_fresh(request.alias, found.alias, now, lifetimes):
-            return Verdict.HIT
-        return Verdict.STALE
+        return Verdict.HIT if fresh else Verdict.STALE
     verdict = _judge_absence(found.absence, now)
-    if verdict is Verdict.ABSENT and found.alias is not None:
-        # The 404 is of the image; whether the name still leads there is another question.
-        fresh = alias_is_fresh(request.alias, found.alias, now, lifetimes)
-        return verdict if fresh else Verdict.ABSENT_STALE
-    return verdict
+    # The 404 is of the image; whether the name still leads there is another question.
+    return verdict if fresh or verdict is not Verdict.ABSENT else Verdict.ABSENT_STALE
 
 
 def judge_listing(found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
