@@ -106,9 +106,11 @@ class Links:
         """
         for path in _paths(key):
             link = self._directory.absolute(path)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.islink(link) and self._directory.stamp(path) <= until:
-                    os.unlink(link)
+            if os.path.islink(link):
+                with self._directory.alone(path), contextlib.suppress(FileNotFoundError):
+                    # Unless it was made anew in between.
+                    if self._directory.stamp(path) <= until:
+                        os.unlink(link)
 
     def remove_dangling(self, path: str) -> bool:
         """Remove a symlink whose file is gone. :returns: whether it was one."""

@@ -1,5 +1,6 @@
 """Files that come and go without ever being seen half."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -8,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -55,6 +57,16 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"png" * 10
 THUMB = layout.image_path(REF.at(250), MediaType.JPEG)
 LINK = layout.alias_path(ImageRequest(alias=FRONT, size=250), MediaType.JPEG)
 ORPHAN = "0123456789abcdef" + "0" * 8
+
+
+@contextlib.contextmanager
+def open_folder(path: str) -> Iterator[int]:
+    """A descriptor of a folder, as another process would have it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 class StoreTests(SynchronousTestCase):
@@ -408,6 +420,28 @@ class LinkTests(StoreTests):
         self.store.links.remove(REF.own_name)
         self.assertEqual(self.store.read(THUMB), JPEG)
         self.assertIsNotNone(self.store.find(ImageRequest(alias=GROUP, size=250)))
+
+    def test_removed_alone(self) -> None:
+        """Nobody can put a later symlink there between the look at a stamp and the removal."""
+        request = ImageRequest(alias=FRONT, size=250)
+        self.put()
+        self.store.links.make(request, REF.at(250), MediaType.JPEG, 1000)
+        kept_waiting = []
+        look = self.store.stamp
+
+        def stamp(path: str) -> float:
+            with open_folder(os.path.dirname(self.store.absolute(path))) as fd:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    kept_waiting.append(False)
+                except BlockingIOError:
+                    kept_waiting.append(True)
+            return look(path)
+
+        self.patch(self.store, "stamp", stamp)
+        self.store.links.remove(FRONT, 1000)
+        self.assertEqual(kept_waiting, [True])
+        self.assertFalse(self.store.links.exist(FRONT))
 
     def test_retired(self) -> None:
         """An alias past its time is out of nginx's sight, is found, and serves again if confirmed."""
