@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from coverart.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
-from coverart.errors import CoverError, NotInArchive, Overloaded, StoreFailed
+from coverart.errors import CoverError, NobodyReads, NotInArchive, Overloaded, StoreFailed
 from coverart.fetch import Arriving, Fetched, Fetcher, Unstored
 from coverart.flight import Announce, Flight
 from coverart.freshness import (
@@ -341,9 +341,11 @@ class CoverCache:
             return await self._missing(thing, error, trip.hops)
         except CoverError as error:
             error.hops = trip.hops
-            self.log.warn(
-                "{key} could not be fetched: {detail}", key=spell(thing), detail=error.detail
-            )
+            # That nothing can be stored is told once a minute (room.py).
+            if not isinstance(error, NobodyReads):
+                self.log.warn(
+                    "{key} could not be fetched: {detail}", key=spell(thing), detail=error.detail
+                )
             raise
         if isinstance(fetched, Unstored):
             return Passing(listing=fetched)

@@ -99,3 +99,7 @@ class StoreFailed(CoverError):
 
     status = 503
     said = "the cache can't store files now"
+
+
+class NobodyReads(StoreFailed):
+    """What can't be stored is fetched no further: its clients have left, or wanted its head alone."""

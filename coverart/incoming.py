@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 
 from coverart.content import ENOUGH, accept
 from coverart.directory import Temporary
-from coverart.errors import BadUpstream, CoverError, StoreFailed
+from coverart.errors import BadUpstream, CoverError, NobodyReads, StoreFailed
 from coverart.model import FileEntry, ImageKey, MediaType
 from coverart.room import Room
 from coverart.store import ImageStore
@@ -239,7 +239,7 @@ class Incoming:
         if self.unstored is None:
             return
         if self._announced and not self._readers and self.received != self.length:
-            raise StoreFailed(f"it can't be stored ({self.unstored}), and nobody reads it any more")
+            raise NobodyReads(f"it can't be stored ({self.unstored}), and nobody reads it any more")
         if self._crowded:
             self._trim()
             if self._crowded and self._buffer and not self._readers:

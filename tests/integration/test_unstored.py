@@ -105,7 +105,7 @@ async def test_full_disk(sim, run, small_disk, lines) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_full_disk_behind_nginx(sim, run, nginx, small_disk) -> None:
+async def test_full_disk_behind_nginx(sim, run, nginx, small_disk, lines) -> None:
     """Nginx passes on what can't be stored, whatever its size, range or method; hits are its own."""
     proxy = await run(COVER_ART_ACCEL="/cache-files/")
     front = await nginx(proxy)
@@ -123,6 +123,8 @@ async def test_full_disk_behind_nginx(sim, run, nginx, small_disk) -> None:
         head = await front.get(path, "HEAD")
         assert (head.status, head["content-length"]) == (200, str(len(body)))
     assert (await front.get(held))["x-served-by"] == "nginx-cache"
+    await proxy.settled()
+    assert not any("could not be fetched" in line for line in lines)
 
 
 @pytest_twisted.ensureDeferred
