@@ -142,6 +142,8 @@ class Cleanup:
         if not without_index:
             self._store.disclaim()
         if not (await self._in_thread(self._store.claim) if without_index else leads):
+            if without_index:
+                await self._measure()
             return None
         done = Sweep()
         before, self._directory = self._directory, await self._in_thread(self._store.identity)
@@ -351,6 +353,19 @@ class Cleanup:
                     await self._index.forget_file(key, entry)
                 left = await self._remove(files, done, None)
                 stuck.update(pack_file_key(key) for key, _ in left)
+
+    async def _measure(self) -> None:
+        """Learn from the disk what another process evicted, which the index can't tell now."""
+        before = self._index.size_bytes
+        # Of no interest below that, and a look at everything takes a while.
+        if before > self._bounds.max_bytes:
+            held = await self._in_thread(self._held_bytes)
+            # What was stored meanwhile may have been seen or not.
+            self._index.size_bytes = held + max(0, self._index.size_bytes - before)
+
+    def _held_bytes(self) -> int:
+        """In a thread."""
+        return sum(leaf.size_bytes for leaf in leaves(str(self._store.root), self._go_on))
 
     def _look(self, but: set[bytes]) -> _Look:
         """In a thread: one look at everything on the disk; aliases past their time are retired."""

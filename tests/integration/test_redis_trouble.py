@@ -324,6 +324,28 @@ async def test_killed_while_redis_was_away(sim, run, spawn, redis: RedisServer) 
 
 
 @pytest_twisted.ensureDeferred
+async def test_evicted_by_another_while_redis_is_away(sim, run, redis: RedisServer) -> None:
+    """
+    Who does not keep the disk while Redis is away learns what was evicted, by a sweep of its own.
+
+    Else it would count on past the limit and its slack, and store nothing until Redis is back.
+    """
+    settings = {"COVER_ART_REDIS_URL": redis.url, "COVER_ART_CACHE_MAX_SIZE": "1"}
+    one, other = await run(**settings), await run(**settings)
+    redis.kill()
+    await one.cleanup.sweep()
+    for mbid in sim.catalogue.walk(Entity.RELEASE):
+        if other.cache.index.size_bytes > 2 * 2**20:
+            break
+        await other.get(f"/release/{mbid}/front")
+    await other.settled()
+    await one.cleanup.sweep()
+    assert on_disk(one) <= 2**20
+    await other.cleanup.sweep()
+    assert other.cache.index.size_bytes == on_disk(other)
+
+
+@pytest_twisted.ensureDeferred
 async def test_back_from_an_older_snapshot(sim, run, redis: RedisServer) -> None:
     """A Redis that was killed and is back as it was earlier: known is what the disk holds."""
     examples = sim.catalogue.examples()
