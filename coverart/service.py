@@ -130,13 +130,13 @@ class CoverService(Service):
         cleanup.before_evicting = self._tell_uses
         self._limit_bytes = limit_bytes
         self._interval_s = interval_s
-        self._sweeps = LoopingCall(self._sweep)
-        self._looks = LoopingCall(self._keep_within)
+        self._sweeps = LoopingCall(self._turn, self._sweep)
+        self._looks = LoopingCall(self._turn, self._keep_within)
         self._sweeping = DeferredLock()
         self._left_bytes = -1
-        self._terms = LoopingCall(self.stand)
+        self._terms = LoopingCall(self._turn, self.stand)
         # Apart from the terms, which must be kept however long a log is.
-        self._intakes = LoopingCall(self.take_in)
+        self._intakes = LoopingCall(self._turn, self.take_in)
         self._first = True
         self._loops: list[Deferred[Any]] = []
 
@@ -173,6 +173,13 @@ class CoverService(Service):
             loop.clock = self._reactor
             self._loops.append(loop.start(seconds, now=loop is self._sweeps))
 
+    async def _turn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """One turn of what goes by the clock. A LoopingCall ends for good with its first error."""
+        try:
+            await work()
+        except Exception:
+            self.log.failure("{work} failed; it is tried again", work=work.__name__.strip("_"))
+
     async def _keep_within(self) -> None:
         """Sweep at once where more is held than the maximum, whichever process stored it."""
         if self.rebuilding or self._sweeping.locked:
@@ -188,7 +195,7 @@ class CoverService(Service):
             self._left_bytes = index.size_bytes
 
     async def _sweep(self, slices: int = SLICES_A_SWEEP) -> None:
-        """One turn of the cleanup. A LoopingCall ends for good with its first error: none leaves."""
+        """One turn of the cleanup."""
         await self._sweeping.acquire()
         try:
             await self.cleanup.sweep(slices=slices)
@@ -199,30 +206,22 @@ class CoverService(Service):
                 # collector would look through for 60 ms each time. They are here to stay.
                 gc.freeze()
                 await self._say_what_is_held()
-        except Exception:
-            self.log.failure("a cleanup failed")
         finally:
             self._sweeping.release()
-        self.rebuilding = False
+            self.rebuilding = False
 
     async def stand(self) -> None:
         """One turn of the terms: stand for the lead, or keep it; pass on what was counted."""
-        try:
-            await self.leadership.stand()
-            await self.cache.tell_uses()
-            await tell_counts(self.metrics, self.cache.index)
-            self.metrics.leader.set(self.leadership.token is not None)
-        except Exception:
-            self.log.failure("standing for the lead failed")
+        await self.leadership.stand()
+        await self.cache.tell_uses()
+        await tell_counts(self.metrics, self.cache.index)
+        self.metrics.leader.set(self.leadership.token is not None)
 
     async def take_in(self) -> None:
         """One look into the hit log, if this process leads."""
         # An index that is being filled would not know the files.
         if self._intake is not None and not self.rebuilding:
-            try:
-                await self._intake.take_in()
-            except Exception:
-                self.log.failure("taking in the hit log failed")
+            await self._intake.take_in()
 
     async def _tell_uses(self) -> None:
         """Pass on all that was used, for the order of eviction."""

@@ -9,6 +9,7 @@ import pytest
 import pytest_twisted
 
 from coverart import room
+from coverart.index import Totals
 from coverart.simulator.answers import listing
 from coverart.simulator.faults import Gate, Rule, Status
 from coverart.simulator.service import Simulator
@@ -234,6 +235,24 @@ async def test_bound_between_sweeps(sim, run, monkeypatch) -> None:
     await until(lambda: lies(proxy.root) <= MEGABYTE, "a sweep, long before the next is due")
     path = f"/release/{sim.catalogue.release(58).mbid}/front-250"
     assert "stored=?0" not in (await proxy.get(path))["cache-status"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_bound_after_an_error(sim, run, redis, monkeypatch) -> None:
+    """A look at the size that fails for a reason nobody thought of is not the last one."""
+    monkeypatch.setattr(room, "SLACK_BYTES", 2 * MEGABYTE)
+    proxy = await run(COVER_ART_CACHE_MAX_SIZE="1", COVER_ART_REDIS_URL=redis.url)
+    failed: list[Exception] = []
+
+    async def totals() -> Totals:
+        failed.append(RuntimeError("nobody thought of this"))
+        raise failed[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proxy.cache.index, "totals", totals)
+        await until(lambda: failed, "a look")
+    await ask_for_all(sim, [proxy], proxy.root)
+    await until(lambda: lies(proxy.root) <= MEGABYTE, "a sweep, long before the next is due")
 
 
 @pytest_twisted.ensureDeferred
