@@ -454,6 +454,8 @@ class RedisIndex:
             while self._untold:
                 subject, change = next(iter(self._untold.items()))
                 script, args = change
+                # It may cross what other processes tell, or come after one of them compared all.
+                self._mark.leave()
                 with suppress(RedisGarbled):
                     await self.link.run(script, self.prefix, *args)
                 # Unless there is a later change of it by now.

@@ -16,7 +16,15 @@ from coverart.cleanup import Bounds, Cleanup
 from coverart.index import Index
 from coverart.index_redis import RedisIndex
 from coverart.layout import image_path
-from coverart.model import Absence, Entity, ImageRef, ListingKey, MediaType
+from coverart.model import (
+    Absence,
+    Entity,
+    FileEntry,
+    ImageRef,
+    ImageRequest,
+    ListingKey,
+    MediaType,
+)
 from coverart.redis_address import parse_address
 from coverart.redis_link import RedisLink
 from coverart.store import ImageStore
@@ -297,6 +305,33 @@ async def test_what_is_missed_while_filling_counts(index: RedisIndex, tmp_path) 
     assert not await index.whole()
     await other.set_whole()
     assert await index.whole()
+
+
+@pytest_twisted.ensureDeferred
+async def test_told_late_by_another(index: RedisIndex, redis: RedisServer, tmp_path) -> None:
+    """What a process tells after another filled the index may be old: then it is not whole."""
+    ref = ImageRef(owner=Entity.RELEASE, mbid=str(uuid.UUID(int=1)), image_id=7)
+    link = RedisLink(parse_address(redis.url), reactor, reactor)
+    link.connect()
+    late = RedisIndex(link, "default", Mark(tmp_path))
+    try:
+        await late.totals()
+        redis.kill()
+        entry = FileEntry(size_bytes=100, stored_at=1000.0, media=MediaType.JPEG)
+        await late.put_file(ref.at(250), entry)
+        await redis.start()
+        await back(index)
+        await index.fill()
+        await index.set_whole()
+        assert await index.whole()
+        request = ImageRequest(alias=ref.own_name, size=250)
+        await back(late)
+        await becomes(
+            lambda: index.find_image(request), lambda found: found.entry == entry, "it is told"
+        )
+        assert not await index.whole()
+    finally:
+        await link.close()
 
 
 @pytest_twisted.ensureDeferred
