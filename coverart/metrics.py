@@ -260,7 +260,15 @@ def _begun_files() -> list[str]:
     One that is being made is empty for a moment, and nothing was counted in it yet.
     """
     files = glob(os.path.join(os.environ[FOLDER_VARIABLE], "*.db"))
-    return [file for file in files if os.path.getsize(file)]
+    return [file for file in files if not _is_empty(file)]
+
+
+def _is_empty(file: str) -> bool:
+    try:
+        return os.path.getsize(file) == 0
+    except FileNotFoundError:
+        # Of a process that ended; the library passes over it.
+        return False
 
 
 def _untold(families: Iterable[Metric]) -> dict[str, int]:

@@ -96,6 +96,13 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(self.metrics.expose(), b"")
             self.assertEqual(set(self.metrics.untold().values()), {0})
 
+    def test_asked_while_another_ends(self) -> None:
+        """What another process behind the port was at ends with it, between two looks at its file."""
+        counts = folder(self)
+        (counts / "gauge_liveall_2.db").symlink_to("gone")
+        with patch.dict(os.environ, {FOLDER_VARIABLE: str(counts)}):
+            self.assertEqual(self.metrics.expose(), b"")
+
     def test_apart(self) -> None:
         """Two of them count each for itself."""
         other = Metrics()
