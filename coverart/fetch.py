@@ -456,13 +456,12 @@ class Fetcher:
         """The image, if it is held under another name than the one asked for."""
         if (known := await self._known(key)) is not None:
             return known
-        on_disk = await self.find(ImageRequest(alias=key.ref.own_name, size=key.size))
+        on_disk = await self.find(key.own_request)
         return on_disk.entry if on_disk is not None and on_disk.key == key else None
 
     async def _known(self, key: ImageKey) -> FileEntry | None:
         """What the index knows of a file, if the disk agrees."""
-        own = ImageRequest(alias=key.ref.own_name, size=key.size)
-        found = await self._index.find_image(own)
+        found = await self._index.find_image(key.own_request)
         if found.key != key or found.entry is None:
             return None
         status = self._store.stat(self._store.path_of(key, found.entry.media))

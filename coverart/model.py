@@ -77,6 +77,11 @@ class ImageKey:
     ref: ImageRef
     size: int
 
+    @property
+    def own_request(self) -> ImageRequest:
+        """What asks for this file by the image's own name."""
+        return ImageRequest(alias=self.ref.own_name, size=self.size)
+
 
 @attrs.frozen(kw_only=True, cache_hash=True)
 class AliasKey:

@@ -11,7 +11,15 @@ from twisted.logger import Logger
 
 from coverart.incoming import InThread
 from coverart.index import LEARN_AT_ONCE, Index, Packed, Seen, Slice
-from coverart.model import Alias, AliasKey, FileEntry, FileKey, ImageRequest, ListingKey
+from coverart.model import (
+    ORIGINAL,
+    Alias,
+    AliasKey,
+    FileEntry,
+    FileKey,
+    ImageRequest,
+    ListingKey,
+)
 from coverart.rebuild import Check, DiskSlice, Link, read_slice, walk_packed
 from coverart.store import MTIME_SLACK_S, ImageStore, OnDisk
 
@@ -194,7 +202,7 @@ class Reconciler:
         for key, alias in known.aliases.items():
             check()
             if key not in on_disk and alias.checked_at < expired_before:
-                own = ImageRequest(alias=alias.target.ref.own_name, size=0)
+                own = alias.target.ref.at(ORIGINAL).own_request
                 if (await self._index.find_image(own)).target is None:
                     await self._index.forget_alias(key)
 
@@ -223,7 +231,7 @@ def _tells_more(alias: Alias, known: Alias | None) -> bool:
 def _own_name(key: FileKey) -> ImageRequest | ListingKey:
     if isinstance(key, ListingKey):
         return key
-    return ImageRequest(alias=key.ref.own_name, size=key.size)
+    return key.own_request
 
 
 def _next(batches: Iterator[list[Packed]]) -> list[Packed]:

@@ -19,7 +19,6 @@ from zope.interface import implementer
 from coverart.conditions import Span
 from coverart.errors import CoverError
 from coverart.incoming import Incoming
-from coverart.model import ImageRequest
 from coverart.request_path import spell
 
 AT_ONCE_BYTES = 64 * 1024
@@ -156,7 +155,7 @@ class _Follower:
         key = self._incoming.key
         self.log.warn(
             "{path} breaks off, closing the client's connection: {reason}",
-            path=spell(ImageRequest(alias=key.ref.own_name, size=key.size)),
+            path=spell(key.own_request),
             reason=str(error),
         )
         transport: Any = self._request.transport

@@ -234,7 +234,7 @@ class CoverRoutes:
         """The immutable URL of the image that a name points at, on this proxy."""
         if isinstance(answer, Absent):
             raise NotInArchive
-        image = ImageRequest(alias=answer.target.ref.own_name, size=thing.size)
+        image = answer.target.ref.at(thing.size).own_request
         extension = answer.target.extension if thing.size == ORIGINAL else "jpg"
         path = spell(image) + ("" if extension is None else f".{extension}")
         request.setResponseCode(307)
