@@ -13,7 +13,7 @@ in the background.
 
 Imports go one way; no module imports one further down:
 
-    errors, model, metrics                          the words, and what is counted
+    errors, model, metrics, http_date               the words, and what is counted
     request_path, layout, content, listing,         pure rules
         freshness, packing, names, redirects,
         breaker, conditions, eviction,

@@ -21,7 +21,6 @@ from coverart.cleanup import Bounds, Cleanup
 from coverart.client import ArchiveClient, Limits
 from coverart.config import (
     EVENT_UPSTREAM,
-    MEGABYTE,
     PREFIX,
     UPSTREAM,
     ConfigError,
@@ -40,7 +39,7 @@ from coverart.intake import Intake
 from coverart.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
 from coverart.listening import Listening, listening_at
 from coverart.metrics import Metrics
-from coverart.model import Entity
+from coverart.model import MEGABYTE, Entity
 from coverart.operations import OperatorRoutes, Standing
 from coverart.reception import Door, Reception, bound
 from coverart.redirects import Rules

@@ -28,9 +28,10 @@ from coverart.command import (
     run,
     settings_of,
 )
-from coverart.config import MEGABYTE, PREFIX, Settings, variables
+from coverart.config import PREFIX, Settings, variables
 from coverart.index import SLICES, Index
 from coverart.leases import LEADER_LIFE_S
+from coverart.model import MEGABYTE
 from coverart.reconcile import Reconciler
 from coverart.scan import Scanner
 from coverart.status import describe

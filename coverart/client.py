@@ -32,7 +32,6 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from coverart.breaker import Breaker, Leave
-from coverart.conditions import http_date
 from coverart.errors import (
     BadUpstream,
     CoverError,
@@ -42,6 +41,7 @@ from coverart.errors import (
     Unavailable,
     UpstreamTimeout,
 )
+from coverart.http_date import http_date
 from coverart.metrics import Metrics
 from coverart.redirects import Hop
 from coverart.transfer import BytesSink, Sink, transfer

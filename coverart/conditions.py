@@ -11,7 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import attrs
-from werkzeug.http import parse_date, parse_etags, unquote_etag
+from werkzeug.http import parse_etags, unquote_etag
+
+from coverart.http_date import http_date
 
 MOST_RANGES = 16
 """More at once is no player seeking but an attack (RFC 9110 section 17.15): the whole is sent."""
@@ -43,15 +45,6 @@ class Span:
 
     start: int
     stop: int
-
-
-def http_date(text: str | None) -> datetime | None:
-    """A date as headers carry it (RFC 9110 section 5.6.7); None where there is none."""
-    try:
-        return parse_date(text)
-    except OverflowError:
-        # A year or an hour of twenty digits.
-        return None
 
 
 def condition(header: Header, validators: Validators) -> int | None:

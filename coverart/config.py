@@ -22,6 +22,7 @@ from coverart import __version__
 from coverart import setting_values as values
 from coverart.eviction import Eviction
 from coverart.freshness import Lifetimes
+from coverart.model import MEGABYTE
 from coverart.packing import LARGEST_FILE_BYTES
 from coverart.redis_address import Address, parse_address
 
@@ -30,7 +31,6 @@ PROJECT_PAGE = "https://pypi.org/project/coverart-proxy/"
 SHARED_DIR = Path("/opt/cover-art-cache")
 UPSTREAM = "https://coverartarchive.org"
 EVENT_UPSTREAM = "https://eventartarchive.org"
-MEGABYTE = 1 << 20
 
 T = TypeVar("T")
 

@@ -16,6 +16,8 @@ import attrs
 ORIGINAL = 0
 """The size of an image as it was uploaded; other sizes are pixels of the longer side."""
 
+MEGABYTE = 1 << 20
+
 SIZES = (250, 500, 1200)
 """The thumbnails the archive derives (https://musicbrainz.org/doc/Cover_Art_Archive/API)."""
 

@@ -18,10 +18,10 @@ from twisted.python.failure import Failure
 from coverart import __version__
 from coverart.access import LoggedRequest
 from coverart.cache import CoverCache
-from coverart.config import MEGABYTE
 from coverart.host_names import OwnNames
 from coverart.index import Totals
 from coverart.metrics import Metrics
+from coverart.model import MEGABYTE
 from coverart.responses import explain, hidden_from_pages, json_body, operators_only, sized
 from coverart.status import describe
 

@@ -19,10 +19,10 @@ from twisted.web.client import HTTPConnectionPool
 
 from coverart.cache import CoverCache
 from coverart.cleanup import SLICES_A_SWEEP, Cleanup
-from coverart.config import MEGABYTE
 from coverart.intake import Intake
 from coverart.leases import LEADER_LIFE_S, Leadership, RedisFetches
 from coverart.metrics import Metrics
+from coverart.model import MEGABYTE
 from coverart.redis_link import RedisAway, RedisLink
 from coverart.room import Room
 from coverart.tallies import tell_counts

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from coverart.config import MEGABYTE
 from coverart.index import Index, Totals
 from coverart.metrics import DIRECT_HITS, TALLIED
-from coverart.model import Entity
+from coverart.model import MEGABYTE, Entity
 
 
 def describe(

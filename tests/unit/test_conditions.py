@@ -7,7 +7,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.conditions import MOST_RANGES, Header, Span, Validators, condition, http_date, spans
+from coverart.conditions import MOST_RANGES, Header, Span, Validators, condition, spans
+from coverart.http_date import http_date
 from tests.support.strategies import examples
 
 MODIFIED = 784111777
