@@ -24,12 +24,14 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, react
 
-from coverart.cleanup import Bounds, Cleanup
-from coverart.index import Index
-from coverart.index_memory import MemoryIndex
-from coverart.index_redis import RedisIndex
-from coverart.layout import image_path
-from coverart.leases import Alone
+from coverart.coordination.leases import Alone
+from coverart.coordination.redis_client import RedisLink
+from coverart.coordination.redis_url import Address
+from coverart.coordination.untold_mark import Mark
+from coverart.index.base import Index
+from coverart.index.memory import MemoryIndex
+from coverart.index.redis import RedisIndex
+from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.model import (
     Alias,
     AliasKey,
@@ -40,11 +42,9 @@ from coverart.model import (
     MediaType,
     Target,
 )
-from coverart.redis_address import Address
-from coverart.redis_link import RedisLink
-from coverart.service import DiskThreads
-from coverart.store import ImageStore
-from coverart.untold import Mark
+from coverart.service.lifecycle import DiskThreads
+from coverart.store.image_store import ImageStore
+from coverart.store.layout import image_path
 from tests.support.programs import find_redis
 
 BODY = b"\xff\xd8\xff\xe0" + bytes(16)

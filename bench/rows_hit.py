@@ -12,7 +12,7 @@ from bench.load import measure
 from bench.million import start_redis
 from bench.processes import LOCAL, ROOT, STOP_S, Bench
 from bench.table import Figure, Goal, Pair, Row, interleaved
-from coverart.redis_address import Address
+from coverart.coordination.redis_url import Address
 
 CONNECTIONS = 64
 COVERS = 200

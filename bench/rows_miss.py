@@ -13,7 +13,7 @@ from bench.processes import LOCAL, ROOT, START_S, Bench, Child
 from bench.rows_hit import redis_server
 from bench.rows_latency import warm
 from bench.table import CannotMeasureError, Figure, Goal, Pair, Row, interleaved
-from coverart.redis_address import Address
+from coverart.coordination.redis_url import Address
 
 IN_FLIGHT = 16
 MOST_PER_S = 1_500

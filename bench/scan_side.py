@@ -13,11 +13,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from coverart.index_memory import MemoryIndex
-from coverart.reconcile import Reconciler
-from coverart.scan import Scanner
-from coverart.service import DiskThreads
-from coverart.store import ImageStore
+from coverart.index.memory import MemoryIndex
+from coverart.maintenance.reconcile import Reconciler
+from coverart.maintenance.verify import Scanner
+from coverart.service.lifecycle import DiskThreads
+from coverart.store.image_store import ImageStore
 
 
 def bare(root: str) -> int:

@@ -34,9 +34,9 @@ from bench.fronts import shipped
 from bench.kills import seen_on_disk, settled
 from bench.million import start_redis
 from bench.processes import LOCAL, VARIANTS, Bench, Child, free_port
-from coverart.layout import identify
 from coverart.model import ORIGINAL, ImageRequest
 from coverart.simulator.draw import Studio
+from coverart.store.layout import identify
 
 APPS = 3
 CLIENTS = 8

@@ -307,7 +307,7 @@ def main(port: int, what: str, arguments: list[str]) -> None:
         recorder.install()
         twistd.run()
         return
-    from coverart import cli
+    from coverart.cli import main as cli
 
     recorder.install()
     recorder.begin()

@@ -1,38 +1,31 @@
 """
 A self-hosted caching proxy for the MusicBrainz Cover Art Archive.
 
-The path of one request: `site` takes the method and the path, `request_path` makes it canonical,
-`web` asks `cache`. The cache reads the `index` once, `freshness` judges: a hit is checked against
-the file in `store` and sent. A miss joins the `flight` of that request or starts one: `fetch`
-looks on the disk, asks `upstream` where the name points and for the image, hop by hop under the
-rules of `redirects`; the bytes go through `incoming` to a temporary file and, if large, to those
-who wait; checked, fsynced, renamed; then the index learns it and the alias is linked, unless it
-knows what the archive was asked for later. Where `room` finds none on the disk, or the disk fails,
-those who wait get the bytes and nothing is stored. What is stale is served at once and refreshed
-in the background.
+The path of one request: `web` takes the method and the path, `archive.paths` says what is asked,
+`cache.lookup` looks in the `index` once and judges by `freshness`. A hit is a file in the `store`
+and is sent. A miss joins the flight of that thing or starts one: `archive` follows the hops,
+`cache.download` takes the bytes, `store` gives them their name, the index learns them. What is
+stale is served at once and refreshed in the background. `maintenance` keeps the disk below its
+limit and the index true; `service` starts, runs and stops it all.
 
-Imports go one way; no module imports one further down:
+A module imports only what stands above it here, or above it in its folder's own list:
 
-    errors, model, metrics, http_date               the words, and what is counted
-    request_path, layout, content, listing,         pure rules
-        freshness, packing, names, redirects,
-        breaker, conditions, eviction,
-        redis_address, host_names, setting_values,
-        config
-    flight, turns, index, index_memory, directory,  what is held, and what is on its way
-        untold, links, store, rebuild, room, incoming,
-        hitlog, tallies, status
-    gathered, redis_link, redis_scripts,            what several processes share
-        index_redis, leases
-    transfer, wire, connect, client, upstream       asking the archive
-    fetch, answers, cache                           the cache itself
-    reconcile, cleanup, scan, intake                keeping it small and true
-    access, sending, responses, channel,            HTTP
-        public_listings, web, hits, operations,
-        admin, reception, listening, site
-    service, assembly                               the running process
-    processes, worker, tap                          one of them, or several behind one port
-    tables, command, cli                            the command line beside it
+    http_date       dates as headers carry them
+    metrics         what is counted
+    model           the words of the cache as frozen values: entities, keys, entries, aliases
+    errors          what can go wrong, each with its status and what the operator reads
+    freshness       what may be served, what is refreshed, what is fetched (pure)
+    content         what is accepted as an image, by its first bytes
+    archive/        the archive's language, and asking it
+    coordination/   what processes have in common by Redis: the leader, one fetch among all
+    index/          what is held, in memory or in Redis
+    store/          the cache directory: where a file lies, how it comes and goes
+    cache/          a hit, a miss, a refresh, a purge
+    maintenance/    the sweep, the comparison of disk and index, the hit log
+    web/            HTTP: requests and answers
+    service/        settings, wiring, processes
+    tap             what `twistd` calls
+    cli/            the command `coverart`
 
 `coverart.simulator` is an archive to try it against; it imports nothing from above.
 """

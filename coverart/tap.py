@@ -9,10 +9,17 @@ from typing import Any
 from twisted.application.service import IService
 from twisted.python import usage
 
-from coverart.assembly import assemble, go_by_monotonic_time, open_store
-from coverart.config import PREFIX, ConfigError, Settings, load, read_environment, variables
-from coverart.listening import listening_at
-from coverart.processes import Processes, check_listen
+from coverart.service.listening import listening_at
+from coverart.service.processes import Processes, check_listen
+from coverart.service.settings import (
+    PREFIX,
+    ConfigError,
+    Settings,
+    load,
+    read_environment,
+    variables,
+)
+from coverart.service.wiring import assemble, go_by_monotonic_time, open_store
 
 
 class Options(usage.Options):

@@ -13,12 +13,12 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from coverart.assembly import Keeping
-from coverart.cleanup import Bounds, Cleanup
-from coverart.command import opened
-from coverart.config import load
-from coverart.leases import RedisLeadership
+from coverart.cli.command import opened
+from coverart.coordination.leases import RedisLeadership
+from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.model import Entity
+from coverart.service.settings import load
+from coverart.service.wiring import Keeping
 from coverart.simulator.faults import Rule, Status
 from tests.support.redis_server import RedisServer
 from tests.support.running import Proxy

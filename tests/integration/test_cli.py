@@ -14,7 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from coverart.config import PREFIX
+from coverart.service.settings import PREFIX
 from coverart.simulator.catalogue import Catalogue
 from tests.support.redis_server import RedisServer
 from tests.support.running import ROOT, Proxy

@@ -11,15 +11,15 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Client
 
-from coverart import wire
-from tests.integration.faults.tls import TRUSTED, authority, signed
+from coverart.archive import bounded_heads
 from tests.integration.test_hostile_content import nothing_kept
+from tests.stories.faults.tls import TRUSTED, authority, signed
 from tests.support.raw_archive import ALIAS, HOPS, JPEG, KINDS, ok
 from tests.support.talk import LOCAL, until
 
 reactor: Any = _reactor
 
-MOST = wire.LARGEST_HEAD_BYTES
+MOST = bounded_heads.LARGEST_HEAD_BYTES
 HEADS = {
     "headers": (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
     "headers of many names": (
@@ -137,7 +137,7 @@ class Clinging(Factory):
 @pytest_twisted.ensureDeferred
 async def test_no_goodbye(run, raw, watch, tmp_path, monkeypatch) -> None:
     """A TLS connection that was given up is closed, also if the other side never agrees."""
-    monkeypatch.setattr(wire, "GOODBYE_S", 0.1)
+    monkeypatch.setattr(bounded_heads, "GOODBYE_S", 0.1)
     monkeypatch.setenv(TRUSTED, os.fspath(tmp_path / "authorities.pem"))
     (tmp_path / "authorities.pem").write_bytes(authority().pem)
     clinging = Clinging()

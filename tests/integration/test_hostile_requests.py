@@ -12,8 +12,8 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from coverart import channel
 from coverart.simulator.faults import Gate, Rule, Status
+from coverart.web import http_channel
 from tests.support.running import Proxy, reached
 from tests.support.talk import SAFETY_S, Wire, connect, until, within
 
@@ -523,7 +523,7 @@ async def test_broken_chunks(sim, proxy, lines) -> None:
 async def test_large_bodies(sim, proxy) -> None:
     """A body over 64 kB is refused: at once where its length is told, else when it got there."""
     path = sim.catalogue.examples()["thumbnail"].encode()
-    most = channel.LARGEST_BODY_BYTES
+    most = http_channel.LARGEST_BODY_BYTES
     for length in (most + 1, 10**12, 10**19, 10**22):
         wire = await connect(proxy.port)
         wire.transport.write(b"PUT " + path + b" HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length)
@@ -647,7 +647,7 @@ async def test_ranges(sim, run, kind) -> None:
 @pytest_twisted.ensureDeferred
 async def test_slow_requests(sim, proxy, monkeypatch) -> None:
     """A request that is not whole after REQUEST_S is a 408, however busily its bytes trickle in."""
-    monkeypatch.setattr(channel, "REQUEST_S", 0.4)
+    monkeypatch.setattr(http_channel, "REQUEST_S", 0.4)
     path = sim.catalogue.examples()["thumbnail"].encode()
     await exchange(proxy, request(path))
     begins = {
@@ -679,7 +679,7 @@ async def test_slow_requests(sim, proxy, monkeypatch) -> None:
 @pytest_twisted.ensureDeferred
 async def test_waiting_is_not_slow(sim, proxy, monkeypatch) -> None:
     """Only the client's part of a request is timed: neither the archive's nor idle connections."""
-    monkeypatch.setattr(channel, "REQUEST_S", 0.1)
+    monkeypatch.setattr(http_channel, "REQUEST_S", 0.1)
     path = sim.catalogue.examples()["thumbnail"]
     sim.faults.add(Rule(hop="node", does=Gate(name="bytes")))
     wire = await connect(proxy.port)
@@ -710,7 +710,7 @@ async def too_slow(proxy: Proxy) -> None:
 @pytest_twisted.ensureDeferred
 async def test_slow_reading(sim, proxy, monkeypatch) -> None:
     """A client that takes nothing of a large answer is left after UNREAD_S, its file closed."""
-    monkeypatch.setattr(channel, "UNREAD_S", 0.3)
+    monkeypatch.setattr(http_channel, "UNREAD_S", 0.3)
     path = f"/release/{sim.catalogue.release(11).mbid}/front"
     whole = (await proxy.get(path)).body
     await proxy.settled()
@@ -732,7 +732,7 @@ def _channels() -> list[Any]:
     """Connections to the proxy, as the reactor has them."""
     found = [getattr(each, "protocol", None) for each in reactor.getReaders()]
     found += [getattr(each, "protocol", None) for each in reactor.getWriters()]
-    return [each for each in found if isinstance(each, channel.ClientChannel)]
+    return [each for each in found if isinstance(each, http_channel.ClientChannel)]
 
 
 @pytest_twisted.ensureDeferred

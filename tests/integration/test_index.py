@@ -7,13 +7,13 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 
-from coverart.index import Index
-from coverart.index_memory import MemoryIndex
-from coverart.index_redis import RedisIndex
+from coverart.coordination.redis_client import RedisLink
+from coverart.coordination.redis_url import parse_address
+from coverart.coordination.untold_mark import Mark
+from coverart.index.base import Index
+from coverart.index.memory import MemoryIndex
+from coverart.index.redis import RedisIndex
 from coverart.model import ImageRequest
-from coverart.redis_address import parse_address
-from coverart.redis_link import RedisLink
-from coverart.untold import Mark
 from tests.support.index_promises import FRONT, PROMISES, Promise, clock
 from tests.support.redis_server import RedisServer
 
@@ -58,5 +58,5 @@ async def test_one_way_for_many(shared_redis) -> None:
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
 @pytest_twisted.ensureDeferred
 async def test_promise(index: Index, promise: Promise) -> None:
-    """What coverart.index.Index promises."""
+    """What coverart.index.base.Index promises."""
     await promise(index)

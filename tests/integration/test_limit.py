@@ -13,9 +13,9 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from coverart import layout
 from coverart.model import Entity, ImageRef, MediaType
-from coverart.store import ImageStore
+from coverart.store import layout
+from coverart.store.image_store import ImageStore
 from tests.support.redis_server import RedisServer
 from tests.support.running import ROOT, ProxyChild, UnprivilegedChild
 from tests.support.talk import SAFETY_S, ask, until

@@ -10,9 +10,10 @@ from typing import Any
 import pytest_twisted
 from twisted.internet.defer import gatherResults
 
-from coverart import layout, listing
+from coverart.archive import listings
 from coverart.model import Entity, ListingKey
 from coverart.simulator.faults import Body, Rule
+from coverart.store import layout
 from tests.support.talk import start
 
 HERE = "https://covers.example"
@@ -60,7 +61,7 @@ def most_mb(pid: int) -> float:
 @pytest_twisted.ensureDeferred
 async def test_memory(sim, spawn) -> None:
     """24 of the largest at once, and 60 clients that take nothing of twelve each, cost tens of MB."""
-    assert 0.9 * listing.LARGEST_BYTES < len(LARGE) < listing.LARGEST_BYTES
+    assert 0.9 * listings.LARGEST_BYTES < len(LARGE) < listings.LARGEST_BYTES
     proxy = await spawn(**PUBLIC).ready()
     assert (await proxy.get(sim.catalogue.examples()["old_listing"])).status == 200
     sim.faults.add(Rule(hop="node", does=Body(data=LARGE, content_type="application/json")))
@@ -94,13 +95,13 @@ async def test_memory(sim, spawn) -> None:
 async def test_made_once(sim, run, monkeypatch) -> None:
     """A listing is rewritten for the first who wants it, for all others until it changes."""
     made: list[int] = []
-    rewrite = listing.rewrite
+    rewrite = listings.rewrite
 
     def counted(body: bytes, public_url: str) -> bytes:
         made.append(len(body))
         return rewrite(body, public_url)
 
-    monkeypatch.setattr(listing, "rewrite", counted)
+    monkeypatch.setattr(listings, "rewrite", counted)
     proxy = await run(**PUBLIC)
     number = sim.faults.add(Rule(hop="node", does=Body(data=LARGE)))
     path = f"/release/{sim.catalogue.release(0).mbid}/"

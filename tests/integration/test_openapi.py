@@ -17,9 +17,9 @@ from twisted.internet.threads import deferToThread
 
 from coverart import __version__
 from coverart.errors import CoverError
-from coverart.operations import openapi
 from coverart.simulator.faults import Html, Refuse, Rule, Stall, Status
 from coverart.simulator.service import Simulator
+from coverart.web.operators import openapi
 
 warnings.filterwarnings("ignore", module="schemathesis")
 

@@ -19,13 +19,14 @@ from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost
 from twisted.internet.task import deferLater
 from twisted.web.client import ResponseNeverReceived
 
-from coverart import reception, turns
-from coverart.breaker import FULL_PLACES
+from coverart.archive import throttle
+from coverart.archive.circuit_breaker import FULL_PLACES
 from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.faults import HOPS, Gate, Rule, Status
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
-from tests.integration.conftest import STUDIO
+from coverart.web import connection_limits
+from tests.conftest import STUDIO
 from tests.support.running import Proxy, ProxyChild, reached
 from tests.support.talk import LOCAL, SAFETY_S, Answer, ask, becomes, connect, start, until, within
 
@@ -121,8 +122,8 @@ async def test_crowd_for_one(sim, run, monkeypatch) -> None:
     await proxy.get(held)
     await proxy.settled()
     # So long that a turn for each of the crowd would outlast the test.
-    monkeypatch.setattr(turns, "GAP_S", 0.2)
-    monkeypatch.setattr(turns, "HITS_S", SAFETY_S)
+    monkeypatch.setattr(throttle, "GAP_S", 0.2)
+    monkeypatch.setattr(throttle, "HITS_S", SAFETY_S)
     assert (await proxy.get(held))["x-cache-status"] == "HIT"
     of_the_crowd = wanted.removesuffix("-250") + "*"
     sim.faults.add(Rule(hop="release", path=of_the_crowd, does=Gate(name="hold")))
@@ -196,8 +197,8 @@ async def test_waits_too_long(sim, run) -> None:
 @pytest_twisted.ensureDeferred
 async def test_idle_make_room(sim, run, monkeypatch) -> None:
     """At the bound of connections the one idle longest is closed for each that comes."""
-    monkeypatch.setattr(reception, "IDLE_S", 0.0)
-    monkeypatch.setattr(reception, "LOOK_S", 1000.0)
+    monkeypatch.setattr(connection_limits, "IDLE_S", 0.0)
+    monkeypatch.setattr(connection_limits, "LOOK_S", 1000.0)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="8")
     wires = []
     for _ in range(8):
@@ -238,7 +239,7 @@ async def test_busy_keep_their_place(sim, run) -> None:
 @pytest_twisted.ensureDeferred
 async def test_stalled_reader(sim, run, monkeypatch) -> None:
     """A client that takes nothing for long loses its connection, though it never closes it."""
-    monkeypatch.setattr(reception, "STALLED_S", 1)
+    monkeypatch.setattr(connection_limits, "STALLED_S", 1)
     proxy = await run()
     path = f"/release/{sim.catalogue.release(LARGE).mbid}/front"
     await proxy.get(path)
@@ -287,8 +288,8 @@ async def child_answer(child: ProxyChild) -> Answer:
 @pytest_twisted.ensureDeferred
 async def test_slow_keep_their_place(sim, run, monkeypatch) -> None:
     """A client that still takes its answer is not idle, though the proxy is done with it."""
-    monkeypatch.setattr(reception, "IDLE_S", 2.0)
-    monkeypatch.setattr(reception, "LOOK_S", 0.01)
+    monkeypatch.setattr(connection_limits, "IDLE_S", 2.0)
+    monkeypatch.setattr(connection_limits, "LOOK_S", 0.01)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="2")
     path = fronts(sim, 1)[0].removesuffix("-250")
     body = (await proxy.get(path)).body
@@ -310,8 +311,8 @@ async def test_slow_keep_their_place(sim, run, monkeypatch) -> None:
 @pytest_twisted.ensureDeferred
 async def test_active_keep_their_place(sim, run, monkeypatch) -> None:
     """A connection that was used a moment ago is not closed under the next request's feet."""
-    monkeypatch.setattr(reception, "IDLE_S", 1000.0)
-    monkeypatch.setattr(reception, "LOOK_S", 0.01)
+    monkeypatch.setattr(connection_limits, "IDLE_S", 1000.0)
+    monkeypatch.setattr(connection_limits, "LOOK_S", 0.01)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="4")
     wires = []
     for _ in range(4):
@@ -325,7 +326,7 @@ async def test_active_keep_their_place(sim, run, monkeypatch) -> None:
         await wire.got(size + 100)
     assert not late.received
     assert overload(proxy, "connection") == 0
-    monkeypatch.setattr(reception, "IDLE_S", 0.0)
+    monkeypatch.setattr(connection_limits, "IDLE_S", 0.0)
     await late.got(100)
     assert wires[0].ended.called
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 
-from coverart.sending import PIECE_BYTES as PIECE
 from coverart.simulator.faults import Body, Rule
+from coverart.web.delivery import PIECE_BYTES as PIECE
 
 
 @pytest.mark.parametrize("size", [2 * PIECE - 4, 16 * PIECE - 3, 16 * PIECE - 600])

@@ -12,10 +12,12 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
-from coverart.cleanup import Bounds, Cleanup
-from coverart.index import Index
-from coverart.index_redis import RedisIndex
-from coverart.layout import image_path
+from coverart.coordination.redis_client import RedisLink
+from coverart.coordination.redis_url import parse_address
+from coverart.coordination.untold_mark import Mark
+from coverart.index.base import Index
+from coverart.index.redis import RedisIndex
+from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.model import (
     Absence,
     Entity,
@@ -25,10 +27,8 @@ from coverart.model import (
     ListingKey,
     MediaType,
 )
-from coverart.redis_address import parse_address
-from coverart.redis_link import RedisLink
-from coverart.store import ImageStore
-from coverart.untold import Mark
+from coverart.store.image_store import ImageStore
+from coverart.store.layout import image_path
 from tests.integration.test_cache import whole
 from tests.integration.test_shared import KEY, holds_what_the_disk_holds, sweep
 from tests.support.redis_server import RedisServer

@@ -10,11 +10,11 @@ import pytest_twisted
 import valkey
 from twisted.internet import reactor
 
-from coverart.index_redis import RedisIndex
+from coverart.coordination.redis_client import RedisLink
+from coverart.coordination.redis_url import parse_address
+from coverart.coordination.untold_mark import Mark
+from coverart.index.redis import RedisIndex
 from coverart.model import Entity, FileEntry, Found, ListingKey
-from coverart.redis_address import parse_address
-from coverart.redis_link import RedisLink
-from coverart.untold import Mark
 from tests.support.programs import find_redis
 from tests.support.running import free_port
 from tests.support.talk import becomes, until

@@ -9,8 +9,8 @@ import pytest_twisted
 from twisted.internet.defer import gatherResults
 from twisted.logger import formatEvent, globalLogPublisher
 
-from coverart.layout import image_path
 from coverart.simulator.faults import Gate, Rule, Status
+from coverart.store.layout import image_path
 from tests.support.redis_server import RedisServer
 from tests.support.running import Proxy
 from tests.support.talk import becomes, start, until, within

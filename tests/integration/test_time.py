@@ -12,10 +12,10 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from coverart.leases import RedisLeadership
+from coverart.coordination.leases import RedisLeadership
+from coverart.coordination.redis_client import RedisLink
+from coverart.coordination.redis_url import parse_address
 from coverart.model import Entity, ListingKey
-from coverart.redis_address import parse_address
-from coverart.redis_link import RedisLink
 from coverart.simulator.faults import Gate, Rule, Stall, Status
 from tests.support.running import Proxy, WallClock, reached
 from tests.support.talk import Answer, pause, start, until, within

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 
-from coverart import room
-from coverart.index import Totals
+from coverart.cache import size_limits
+from coverart.index.base import Totals
 from coverart.simulator.answers import listing
 from coverart.simulator.faults import Gate, Rule, Status
 from coverart.simulator.service import Simulator
-from tests.integration.conftest import STUDIO
-from tests.integration.faults.disk import run as run_command
-from tests.integration.faults.matrix import NotHere
+from tests.conftest import STUDIO
+from tests.stories.faults.disk import run as run_command
+from tests.stories.faults.matrix import NotHere
 from tests.support.running import Proxy, reached
 from tests.support.talk import Answer, ask, start, until, within
 
@@ -133,7 +133,7 @@ async def test_memory_for_slow_clients(sim, run, small_disk, monkeypatch) -> Non
     """With far less memory than one original takes, it flows to its clients, and again after them."""
     proxy = await run()
     fill(small_disk)
-    monkeypatch.setattr(room, "MOST_UNSTORED_BYTES", 100_000)
+    monkeypatch.setattr(size_limits, "MOST_UNSTORED_BYTES", 100_000)
     path, body = wanted(sim)[1]
     assert len(body) > 500_000
     for _ in range(2):
@@ -227,7 +227,7 @@ async def ask_for_all(sim: Simulator, proxies: list[Proxy], root: Path) -> tuple
 @pytest_twisted.ensureDeferred
 async def test_bound_between_sweeps(sim, run, monkeypatch) -> None:
     """Past the maximum a sweep starts at once; past the slack, too, nothing more is stored."""
-    monkeypatch.setattr(room, "SLACK_BYTES", 2 * MEGABYTE)
+    monkeypatch.setattr(size_limits, "SLACK_BYTES", 2 * MEGABYTE)
     proxy = await run(COVER_ART_CACHE_MAX_SIZE="1")
     told, most = await ask_for_all(sim, [proxy], proxy.root)
     assert most <= 3 * MEGABYTE
@@ -240,7 +240,7 @@ async def test_bound_between_sweeps(sim, run, monkeypatch) -> None:
 @pytest_twisted.ensureDeferred
 async def test_bound_after_an_error(sim, run, redis, monkeypatch) -> None:
     """A look at the size that fails for a reason nobody thought of is not the last one."""
-    monkeypatch.setattr(room, "SLACK_BYTES", 2 * MEGABYTE)
+    monkeypatch.setattr(size_limits, "SLACK_BYTES", 2 * MEGABYTE)
     proxy = await run(COVER_ART_CACHE_MAX_SIZE="1", COVER_ART_REDIS_URL=redis.url)
     failed: list[Exception] = []
 
@@ -258,7 +258,7 @@ async def test_bound_after_an_error(sim, run, redis, monkeypatch) -> None:
 @pytest_twisted.ensureDeferred
 async def test_bound_of_several(sim, run, redis, monkeypatch) -> None:
     """Processes hear from Redis what the others stored; whoever leads sweeps for all."""
-    monkeypatch.setattr(room, "SLACK_BYTES", 2 * MEGABYTE)
+    monkeypatch.setattr(size_limits, "SLACK_BYTES", 2 * MEGABYTE)
     settings = {"COVER_ART_CACHE_MAX_SIZE": "1", "COVER_ART_REDIS_URL": redis.url}
     proxies = [await run(**settings) for _ in range(3)]
     _, most = await ask_for_all(sim, proxies, proxies[0].root)
@@ -270,7 +270,7 @@ async def test_bound_of_several(sim, run, redis, monkeypatch) -> None:
 @pytest_twisted.ensureDeferred
 async def test_bound_without_redis(sim, run, redis, monkeypatch) -> None:
     """While Redis is away a process goes by what it stored itself, and by what it sees in a sweep."""
-    monkeypatch.setattr(room, "SLACK_BYTES", 2 * MEGABYTE)
+    monkeypatch.setattr(size_limits, "SLACK_BYTES", 2 * MEGABYTE)
     proxy = await run(COVER_ART_CACHE_MAX_SIZE="1", COVER_ART_REDIS_URL=redis.url)
     redis.kill()
     told, most = await ask_for_all(sim, [proxy], proxy.root)

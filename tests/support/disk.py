@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from coverart.index import Seen
-from coverart.packing import (
+from coverart.index.base import Seen
+from coverart.index.codec import (
     is_alias,
     unpack_alias,
     unpack_alias_key,
     unpack_entry,
     unpack_file_key,
 )
-from coverart.rebuild import walk_packed
+from coverart.store.disk_walk import walk_packed
 
 
 def walk(root: str) -> Iterator[Seen]:

@@ -12,7 +12,8 @@ import attrs
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, gatherResults
 
-from coverart.index import Index, Seen
+from coverart.index.base import Index, Seen
+from coverart.index.codec import pack_seen
 from coverart.model import (
     ORIGINAL,
     SIZES,
@@ -31,7 +32,6 @@ from coverart.model import (
     Subject,
     Target,
 )
-from coverart.packing import pack_seen
 from tests.support.strategies import MBID, OTHER_MBID
 
 Promise: TypeAlias = Callable[[Index], Awaitable[None]]

@@ -26,17 +26,20 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from coverart import incoming
-from coverart.answers import Held, Status
-from coverart.cache import CoverCache
-from coverart.cleanup import Bounds, Cleanup
-from coverart.client import Limits
+from coverart.archive.follow_redirects import Limits
+from coverart.archive.upstream import Upstream
+from coverart.cache import download
+from coverart.cache.answers import Held, Status
+from coverart.cache.lookup import CoverCache
+from coverart.cache.miss import Fetcher
+from coverart.cache.size_limits import Room
+from coverart.coordination.leases import Alone, Fetches, Leadership
 from coverart.errors import BadUpstream, CoverError
-from coverart.eviction import Eviction
-from coverart.fetch import Fetcher
-from coverart.index import Index
-from coverart.index_memory import MemoryIndex
-from coverart.leases import Alone, Fetches, Leadership
+from coverart.index.base import Index
+from coverart.index.eviction_order import Eviction
+from coverart.index.memory import MemoryIndex
+from coverart.maintenance.reconcile import Reconciler
+from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.metrics import Metrics
 from coverart.model import (
     AliasKey,
@@ -45,9 +48,6 @@ from coverart.model import (
     ImageRequest,
     ListingKey,
 )
-from coverart.reconcile import Reconciler
-from coverart.room import Room
-from coverart.upstream import Upstream
 from tests.support.doubles import HeldBack, at_once
 from tests.support.played import (
     EVENT,
@@ -123,7 +123,7 @@ class CacheMachine(Promises):
         self._troubles = 0
         self._observer = cast("ILogObserver", self._logged)
         globalLogPublisher.addObserver(self._observer)
-        self._small = mock.patch.object(incoming, "SMALL_BYTES", SMALL_BYTES)
+        self._small = mock.patch.object(download, "SMALL_BYTES", SMALL_BYTES)
         self._small.start()
 
     # What a kind of index is

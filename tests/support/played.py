@@ -13,10 +13,9 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from coverart.client import Trip
-from coverart.directory import Temporary
+from coverart.archive.follow_redirects import Trip
+from coverart.archive.transfer import Sink
 from coverart.errors import BadUpstream, NotInArchive, Unavailable
-from coverart.links import Links
 from coverart.model import (
     ORIGINAL,
     AliasKey,
@@ -28,8 +27,9 @@ from coverart.model import (
     MediaType,
     Target,
 )
-from coverart.store import ImageStore
-from coverart.transfer import Sink
+from coverart.store.atomic_files import Temporary
+from coverart.store.image_store import ImageStore
+from coverart.store.symlinks import Links
 from tests.support.doubles import at_once
 
 A = "00000000-0000-4000-8000-00000000000a"

@@ -12,14 +12,13 @@ from typing import Any, cast
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from twisted.internet.task import Clock
 
-from coverart import layout
-from coverart.answers import Absent, Answer, Flowing, Held, Passing, Status
-from coverart.cache import REFRESH_PAUSE_S, CoverCache
+from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Status
+from coverart.cache.lookup import REFRESH_PAUSE_S, CoverCache
 from coverart.content import sniff
 from coverart.errors import BadUpstream, CoverError
-from coverart.eviction import Eviction
 from coverart.freshness import Lifetimes
-from coverart.index import Index
+from coverart.index.base import Index
+from coverart.index.eviction_order import Eviction
 from coverart.model import (
     Alias,
     AliasKey,
@@ -31,7 +30,8 @@ from coverart.model import (
     ImageRequest,
     ListingKey,
 )
-from coverart.rebuild import DiskSlice, read_slice
+from coverart.store import layout
+from coverart.store.disk_walk import DiskSlice, read_slice
 from tests.support.played import TICK_S, MortalStore, PlayedArchive, Thing, body_of
 
 SLICES = (0, 1)

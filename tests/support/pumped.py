@@ -28,7 +28,9 @@ NGINX = Path(coverart.__file__).parent.parent / "nginx" / "nginx.conf"
 
 def patterns() -> Iterator[tuple[str, Callable[[Any], object]]]:
     """Every pattern that a module of the package holds, and those of nginx.conf, as they are used."""
-    for module in pkgutil.iter_modules(coverart.__path__, "coverart."):
+    for module in pkgutil.walk_packages(coverart.__path__, "coverart."):
+        if module.name.startswith("coverart.simulator"):
+            continue
         for name, held in vars(importlib.import_module(module.name)).items():
             for each in held.values() if isinstance(held, dict) else (held,):
                 if isinstance(each, re.Pattern):

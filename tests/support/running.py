@@ -22,17 +22,17 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from zope.interface import directlyProvides, implementer, providedBy
 
-from coverart import untold
-from coverart.assembly import assemble
-from coverart.cache import CoverCache
-from coverart.cleanup import Cleanup
-from coverart.config import PREFIX, load
-from coverart.leases import Leadership
-from coverart.listening import listening_at
+from coverart.cache.lookup import CoverCache
+from coverart.coordination import untold_mark
+from coverart.coordination.leases import Leadership
+from coverart.maintenance.sweep import Cleanup
 from coverart.metrics import Metrics
-from coverart.service import CoverService
+from coverart.service.lifecycle import CoverService
+from coverart.service.listening import listening_at
+from coverart.service.settings import PREFIX, load
+from coverart.service.wiring import assemble
 from coverart.simulator.service import Simulator
-from coverart.site import QuietSite
+from coverart.web.site import QuietSite
 from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, start, until, within
 
 ROOT = Path(__file__).parent.parent.parent
@@ -164,7 +164,7 @@ class Files:
             if os.path.basename(folder) == ".incoming":
                 continue
             for name in names:
-                if name == untold.NAME:
+                if name == untold_mark.NAME:
                     continue
                 path = Path(folder, name)
                 if path.is_symlink() == symlinks:

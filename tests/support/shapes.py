@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from urllib.parse import unquote
 
+from coverart.archive.paths import parse, spell
 from coverart.errors import Malformed, NotInArchive
 from coverart.model import ImageRequest
-from coverart.request_path import parse, spell
 from coverart.simulator.answers import Answer, Places, redirect_service
 from coverart.simulator.catalogue import Catalogue
 

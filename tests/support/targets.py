@@ -9,16 +9,16 @@ from urllib.parse import urlsplit
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from coverart import layout
-from coverart.breaker import LONGEST_RETRY_AFTER_S, Breaker
-from coverart.client import _retry_after_s
-from coverart.conditions import Validators, condition, spans
+from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, Breaker
+from coverart.archive.follow_redirects import _retry_after_s
+from coverart.archive.listings import check, rewrite
+from coverart.archive.paths import parse, spell
+from coverart.archive.url_policy import Rules, archive_file
+from coverart.coordination.redis_url import parse_address
 from coverart.errors import BadUpstream, Malformed, NotInArchive
-from coverart.listing import check, rewrite
 from coverart.model import Entity, ImageRequest, ListingKey
-from coverart.redirects import Rules, archive_file
-from coverart.redis_address import parse_address
-from coverart.request_path import parse, spell
+from coverart.store import layout
+from coverart.web.conditional import Validators, condition, spans
 
 SIZE = 1000
 VALIDATORS = Validators(size_bytes=SIZE, modified=1_700_000_000)

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.metrics import FOLDER_VARIABLE, OUTCOMES, SWEPT, Metrics
-from coverart.service import DELAY_EVERY_S, ReactorDelay
+from coverart.service.lifecycle import DELAY_EVERY_S, ReactorDelay
 from tests.support.doubles import folder
 
 

@@ -1,0 +1,318 @@
+"""
+One request to the archive: a free place, the breaker's leave, bounds in time, an honest error.
+
+The only place that sends requests, with treq. Redirects are not followed here: each hop is a
+request of its own, checked before it is sent (redirects.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+from hyperlink import EncodedURL
+from OpenSSL import SSL
+from service_identity import CertificateError, VerificationError
+from treq.client import HTTPClient
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredSemaphore,
+    TimeoutError,  # noqa: A004
+)
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.client import RequestTransmissionFailed, ResponseFailed, ResponseNeverReceived
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IResponse
+
+from coverart.archive.circuit_breaker import Breaker, Leave
+from coverart.archive.throttle import at_once
+from coverart.archive.transfer import BytesSink, Sink, transfer
+from coverart.archive.url_policy import Hop
+from coverart.errors import (
+    BadUpstream,
+    CoverError,
+    NotInArchive,
+    NotReached,
+    PassingTrouble,
+    Unavailable,
+    UpstreamTimeout,
+)
+from coverart.http_date import http_date
+from coverart.metrics import Metrics
+
+LARGEST_REDIRECT_BYTES = 64 * 1024
+DRAIN_S = 1.0
+"""So long a body that nobody needs may take, for the sake of its connection."""
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SLOW_DOWN = frozenset({429, 503})
+_PASSING = frozenset({500, 502, 504})
+_SMALLEST_STATUS, _LARGEST_STATUS = 100, 599
+_MOST_SAID = 200
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Bounds on one fetch, in seconds, numbers and bytes."""
+
+    total_s: float = 60.0
+    concurrency: int = 16
+    largest_image_bytes: int = 128 * 1024 * 1024
+
+    @property
+    def connect_s(self) -> float:
+        return min(10.0, self.total_s)
+
+    @property
+    def answer_s(self) -> float:
+        """From the request to the answer's headers, the connection included."""
+        return min(30.0, self.total_s)
+
+    @property
+    def idle_s(self) -> float:
+        """Silence in the middle of a body."""
+        return min(20.0, self.total_s)
+
+
+@attrs.define
+class Trip:
+    """
+    The account of one fetch: how long it may take, what it cost so far.
+
+    `deadline` is of the reactor's clock; `hops` counts requests sent to the archive.
+    """
+
+    deadline: float
+    hops: int = 0
+
+
+class _Checked(EncodedURL):
+    """A URL that Rules.check() accepted: ASCII already, so nothing is left to encode."""
+
+    def to_uri(self) -> EncodedURL:
+        return self
+
+
+class ArchiveClient:
+    """Sends single requests; shared by all fetches of a process."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        http: HTTPClient,
+        clock: IReactorTime,
+        breaker: Breaker,
+        limits: Limits,
+        user_agent: str,
+        metrics: Metrics | None = None,
+        now: Callable[[], float] = time.time,
+        turn: Callable[[], Deferred[None]] = at_once,
+    ) -> None:
+        """
+        :param now: the time of day, for a Retry-After that is a date without Date beside it.
+        :param turn: awaited before each request.
+        """
+        self.limits = limits
+        self.breaker = breaker
+        self.metrics = metrics or Metrics()
+        self._http = http
+        self._clock = clock
+        self._now = now
+        self._turn = turn
+        self._headers = Headers({b"User-Agent": [user_agent.encode()], b"Accept": [b"*/*"]})
+        self._places = DeferredSemaphore(limits.concurrency)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return len(self._places.waiting)
+
+    async def get(self, hop: Hop, label: str, trip: Trip, sink: Sink | None) -> bytes | None:
+        """
+        Send one GET.
+
+        :param label: which hop this is, for the counters.
+        :param sink: takes the body of a 200; None where only a redirect makes sense.
+        :returns: the Location of a redirect (b"" if it has none); None when `sink` has it all.
+        :raises BadUpstream: a redirect names two places.
+        :raises NotInArchive: 404.
+        :raises Unavailable: the breaker is open, nobody listens there, or 429 or 503.
+        :raises CoverError: anything else that is neither a redirect nor a whole 200.
+        """
+        with self.metrics.upstream_waiting.track_inprogress():
+            place = await self._places.acquire()
+        try:
+            await self._turn()
+            leave = self.breaker.admit(hop.origin, self._clock.seconds())
+            response = await self._send(hop, label, trip, leave)
+            return await self._use(response, hop, sink, leave)
+        finally:
+            place.release()
+
+    async def _send(self, hop: Hop, label: str, trip: Trip, leave: Leave) -> IResponse:
+        trip.hops += 1
+        try:
+            answer = self._http.get(
+                _Checked.from_text(hop.url),
+                headers=self._headers,
+                allow_redirects=False,
+                unbuffered=True,
+            )
+            response: IResponse = await answer.addTimeout(
+                self.limits.answer_s, self._clock, onTimeoutCancel=_too_slow
+            )
+        except CancelledError:
+            self.breaker.released(leave)
+            raise
+        except CoverError:
+            self.breaker.released(leave)
+            self.metrics.asked(label, "refused-here")
+            raise
+        except Exception as error:
+            if _called_off(error):
+                self.breaker.released(leave)
+                raise CancelledError from error
+            told = self._told(error, hop, leave)
+            self.metrics.asked(label, type(error).__name__)
+            raise told from error
+        # Whoever answers chooses the number, and each is a counter of its own for good.
+        known = _SMALLEST_STATUS <= response.code <= _LARGEST_STATUS
+        self.metrics.asked(label, str(response.code) if known else "no-status")
+        return response
+
+    def _told(self, error: Exception, hop: Hop, leave: Leave) -> CoverError:
+        """What a request that brought no answer means, for the breaker and for the caller."""
+        now = self._clock.seconds()
+        match error:
+            case TimeoutError() | ConnectTimeout():
+                self.breaker.timed_out(leave, now)
+                return UpstreamTimeout(f"{hop.origin} did not answer in time")
+            case ConnectError() | DNSLookupError():
+                # archive.org refuses connections when it was asked too much.
+                pause_s = self.breaker.overloaded(leave, now)
+                return NotReached(
+                    f"{hop.origin}: {error}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
+                )
+            case ResponseNeverReceived() | ResponseFailed() | RequestTransmissionFailed():
+                self.breaker.released(leave)
+                if (why := _untrusted(error.reasons)) is not None:
+                    return BadUpstream(f"{hop.origin} is not trusted: {why}")
+                for reason in error.reasons:
+                    if isinstance(reason.value, CoverError):
+                        return BadUpstream(f"{hop.origin}: {reason.value}")
+                reasons = "; ".join(map(_reason, error.reasons))
+                return PassingTrouble(f"{hop.origin} broke off: {reasons}")
+            case _:
+                self.breaker.released(leave)
+                return BadUpstream(f"{hop.origin}: {type(error).__name__}: {error}")
+
+    async def _use(
+        self, response: IResponse, hop: Hop, sink: Sink | None, leave: Leave
+    ) -> bytes | None:
+        code = response.code
+        if code in _SLOW_DOWN:
+            pause_s = self.breaker.overloaded(
+                leave, self._clock.seconds(), _retry_after_s(response, self._now())
+            )
+            await self._drain(response)
+            raise Unavailable(
+                f"{hop.origin} said {code}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
+            )
+        self.breaker.succeeded(leave)
+        if code == 200 and sink is not None:
+            await transfer(response, sink, self.limits.idle_s, self._clock)
+            return None
+        await self._drain(response)
+        if code in _REDIRECTS:
+            return _location(response)
+        if code == 404:
+            raise NotInArchive(f"{hop.origin} said 404")
+        if code in _PASSING:
+            raise PassingTrouble(f"{hop.origin} said {code}")
+        raise BadUpstream(f"{hop.origin} said {code}")
+
+    async def _drain(self, response: IResponse) -> None:
+        """Take a body nobody needs, so that the connection can be used again."""
+        sink = BytesSink(LARGEST_REDIRECT_BYTES)
+        body = transfer(response, sink, self.limits.idle_s, self._clock)
+        try:
+            await body.addTimeout(DRAIN_S, self._clock)
+        except (CoverError, TimeoutError) as error:
+            # What counted was in the headers; the connection is closed.
+            self.log.debug("body not taken: {error}", error=error)
+
+
+def _too_slow(_: object, timeout_s: float) -> IResponse:
+    """What became of a request that was cancelled because its time was up."""
+    raise TimeoutError(timeout_s)
+
+
+def _called_off(error: Exception) -> bool:
+    """Say whether a request ended because it was cancelled: the Agent wraps that up."""
+    reasons = getattr(error, "reasons", ())
+    return isinstance(error, ConnectingCancelledError) or any(
+        reason.check(CancelledError) for reason in reasons
+    )
+
+
+def _location(response: IResponse) -> bytes:
+    """
+    Where a redirect leads; empty if it does not say.
+
+    :raises BadUpstream: it says so in two ways. Whoever added one of them may have meant to be
+        believed by us and not by those who look at the other.
+    """
+    locations: list[bytes] = response.headers.getRawHeaders(b"location", [b""])
+    if len(set(locations)) > 1:
+        raise BadUpstream("a redirect with more than one Location")
+    return locations[0]
+
+
+def _untrusted(reasons: Sequence[Failure]) -> str | None:
+    """What is wrong with a certificate; None if that was not it. Asking again does not mend it."""
+    for reason in reasons:
+        if reason.check(VerificationError, CertificateError):
+            return "its certificate is for another name"
+        if reason.check(SSL.Error) and "certificate verify failed" in _reason(reason):
+            return (
+                "its certificate has expired, is self-signed, or is of an authority unknown here "
+                "(SSL_CERT_FILE names others)"
+            )
+    return None
+
+
+def _reason(reason: Failure) -> str:
+    """
+    An error in words: OpenSSL's are lists of (library, function, words).
+
+    Twisted's quote what they are about, which can be a line of 16 kB.
+    """
+    if reason.check(SSL.Error):
+        error: Any = reason.value
+        rows = error.args[0] if error.args else ()
+        words = [row[-1] for row in rows] if isinstance(rows, list) else []
+        return f"TLS: {'; '.join(words) or type(error).__name__}"
+    text = str(reason.value)
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}…"
+
+
+def _retry_after_s(response: IResponse, now: float) -> float | None:
+    """Seconds to wait (RFC 9110 section 10.2.3); None if absent or not understood."""
+    value = response.headers.getRawHeaders(b"retry-after", [b""])[0].strip()
+    if value.isdigit() and len(value) < 10:
+        return float(value)
+    date = http_date(value.decode("latin-1"))
+    if date is None:
+        return None
+    # By the archive's own clock where it tells the time: ours may be off.
+    sent = http_date(response.headers.getRawHeaders(b"date", [b""])[0].decode("latin-1"))
+    return date.timestamp() - (now if sent is None else sent.timestamp())

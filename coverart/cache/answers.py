@@ -1,0 +1,95 @@
+"""
+What the cache answers: a file, one that is arriving or not stored, nothing, or where to look.
+
+`joined` is set for who waited on another's fetch; `hops` counts the requests of that fetch.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeAlias
+
+import attrs
+
+from coverart.cache.miss import Arriving, Unstored
+from coverart.model import Alias, FileEntry, FileKey, Target
+
+
+class Status(Enum):
+    """How an answer came about, as X-Cache-Status tells it."""
+
+    HIT = "HIT"
+    MISS = "MISS"
+    STALE = "STALE"
+    ABSENT = "ABSENT"
+
+
+@attrs.frozen(kw_only=True)
+class Held:
+    """A file to serve. `alias` is set where the name is not the image's own."""
+
+    status: Status
+    key: FileKey
+    entry: FileEntry
+    path: str
+    alias: Alias | None = None
+    joined: bool = False
+    hops: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Flowing:
+    """An image to serve while it arrives, or from memory where it could not be stored."""
+
+    arriving: Arriving
+    joined: bool = False
+    status: Status = Status.MISS
+
+    @property
+    def unstored(self) -> str | None:
+        """Why it is not stored, as far as that is known."""
+        return self.arriving.incoming.unstored
+
+    @property
+    def hops(self) -> int:
+        return self.arriving.trip.hops
+
+
+@attrs.frozen(kw_only=True)
+class Passing:
+    """A listing to serve that could not be stored."""
+
+    listing: Unstored
+    joined: bool = False
+    status: Status = Status.MISS
+
+    @property
+    def unstored(self) -> str:
+        """Why it is not stored."""
+        return self.listing.why
+
+    @property
+    def hops(self) -> int:
+        return self.listing.hops
+
+
+@attrs.frozen(kw_only=True)
+class Absent:
+    """A 404, remembered (ABSENT) or just learnt (MISS)."""
+
+    status: Status
+    joined: bool = False
+    hops: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Pointed:
+    """Where a name points, for COVER_ART_IMAGE_MODE=redirect."""
+
+    status: Status
+    target: Target
+    joined: bool = False
+    hops: int = 0
+
+
+Answer: TypeAlias = Held | Flowing | Passing | Absent

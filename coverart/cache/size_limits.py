@@ -1,0 +1,151 @@
+"""
+How much may still be stored, and what is kept in memory of what may not be.
+
+Bytes are counted where they are stored: a fetch claims its length before it writes. Past the
+bound, or where the disk takes nothing, an answer of the archive goes to its clients from memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from coverart.index.base import Index
+from coverart.store.image_store import ImageStore
+
+SLACK_BYTES = 64 * 1024 * 1024
+"""More than a tenth of the maximum only for a cache below 640 MB, which one original can fill."""
+RESERVE_BYTES = 64 * 1024 * 1024
+"""Left free on the file system for what else lies there; a hundredth of it if that is less."""
+MOST_UNSTORED_BYTES = 48 * 1024 * 1024
+FOR_SMALL_BYTES = 16 * 1024 * 1024
+"""Beside that, for small images alone: slow clients of large ones keep nobody from a thumbnail."""
+TELL_EVERY_S = 60.0
+
+
+class Room:
+    """The bounds of one process on what it stores, and on what it can't store."""
+
+    log = Logger()
+
+    def __init__(
+        self, *, store: ImageStore, index: Index, max_bytes: int, clock: IReactorTime
+    ) -> None:
+        """:param max_bytes: what the cache may hold; a sweep is due past that."""
+        self._store = store
+        self._index = index
+        self._max_bytes = max_bytes
+        self._most_bytes = max_bytes + max(max_bytes // 10, SLACK_BYTES)
+        self._clock = clock
+        self._claimed = 0
+        self._unstored = 0
+        self._waiting: list[Deferred[None]] = []
+        self._tell_at = self._since = float("-inf")
+        self._count = 0
+        """Answers that were not stored since it was told that they are."""
+        self._told = False
+        """Whether the operator was told of them."""
+
+    @property
+    def over(self) -> bool:
+        """Whether more is held than the maximum, as far as this process knows."""
+        return self._index.size_bytes > self._max_bytes
+
+    def claim(self, size_bytes: int) -> str | None:
+        """
+        Reserve room on the disk.
+
+        :returns: None, or why there is none, as a token; nothing is reserved then.
+
+        Call release() when the bytes are stored and the index knows them, or are not stored.
+        """
+        claimed = self._claimed + size_bytes
+        if self._index.size_bytes + claimed > self._most_bytes:
+            return self._not_stored(
+                "cache-full", "more is held than COVER_ART_CACHE_MAX_SIZE and its slack"
+            )
+        try:
+            disk = os.statvfs(self._store.root)
+        except OSError:
+            # Gone, and perhaps made anew when a file is begun.
+            disk = None
+        if disk is not None and disk.f_blocks:
+            reserve = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
+            if disk.f_bavail * disk.f_frsize < claimed + reserve:
+                return self._not_stored("disk-full", "the file system is nearly full")
+        self._claimed = claimed
+        return None
+
+    def release(self, size_bytes: int) -> None:
+        """Give back what was reserved."""
+        self._claimed -= size_bytes
+
+    def failed(self, path: str, error: BaseException | None) -> str:
+        """The disk did not take a file. :returns: why, as a token."""
+        code = errno.errorcode.get(getattr(error, "errno", None) or errno.EIO, "EIO")
+        reason = getattr(error, "strerror", None) or str(error)
+        return self._not_stored(code, f"{path}: {reason}")
+
+    def stored(self) -> None:
+        """An answer was stored."""
+        if self._told:
+            self.log.info(
+                "covers are stored in {dir} again; {count} in {seconds:.0f} s were not",
+                dir=str(self._store.root),
+                count=self._count,
+                seconds=self._clock.seconds() - self._since,
+            )
+            self._count, self._told = 0, False
+
+    def _not_stored(self, why: str, reason: str) -> str:
+        now = self._clock.seconds()
+        if not self._count:
+            self._since = now
+        self._count += 1
+        if now >= self._tell_at:
+            self._tell_at, self._told = now + TELL_EVERY_S, True
+            self.log.warn(
+                "covers are not stored in {dir}: {reason}; {count} in the last {seconds:.0f} s. They "
+                "are sent without being stored, hits go on, and the next ones are tried again",
+                dir=str(self._store.root),
+                reason=reason,
+                count=self._count,
+                seconds=now - self._since,
+            )
+        return why
+
+    # What is in memory because it can't be stored
+
+    @property
+    def crowded(self) -> bool:
+        """Whether no more should be taken into memory, but of small images."""
+        return self._unstored > MOST_UNSTORED_BYTES
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be taken into memory of these either."""
+        return self._unstored > MOST_UNSTORED_BYTES + FOR_SMALL_BYTES
+
+    def keep(self, size_bytes: int) -> None:
+        """Count bytes that are in memory and won't be stored."""
+        self._unstored += size_bytes
+
+    def let_go(self, size_bytes: int) -> None:
+        """They are no longer."""
+        self._unstored -= size_bytes
+        if not self.crowded:
+            waiting, self._waiting = self._waiting, []
+            for d in waiting:
+                # Not if the wait was called off.
+                if not d.called:
+                    d.callback(None)
+
+    def wait(self) -> Deferred[None]:
+        """Fires when it is not crowded any more."""
+        d: Deferred[None] = Deferred()
+        self._waiting.append(d)
+        return d

@@ -1,0 +1,8 @@
+"""
+The command `coverart`: scan, cleanup, status, settings.
+
+    command             what every command does from its start to its exit code
+    output              tables for people, JSON for programs
+    main                the commands
+    __main__            `python -m coverart.cli`
+"""

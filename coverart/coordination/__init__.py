@@ -1,0 +1,12 @@
+"""
+What processes that share a cache have in common by Redis.
+
+One of them cleans (the leader), and a thing that several are asked for is fetched by one. Without
+Redis a process has the cache for itself, and neither needs asking.
+
+    redis_url           reads COVER_ART_REDIS_URL
+    untold_mark         a mark in the cache directory: Redis was not told of all that lies there
+    redis_client        the connection: scripts, and what is said when Redis is away
+    redis_scripts       every Lua script
+    leases              who leads, and who fetches
+"""

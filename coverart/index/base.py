@@ -1,0 +1,248 @@
+"""
+What the cache holds, without looking at the disk: the promises that every index keeps.
+
+The disk is the truth and the index its memory: whatever an index says is checked against the
+file when it is served, and an index that lost everything is filled again from the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+import attrs
+
+from coverart.index.eviction_order import Eviction
+from coverart.model import (
+    Absence,
+    Alias,
+    AliasKey,
+    Entity,
+    FileEntry,
+    FileKey,
+    Found,
+    ImageRequest,
+    ListingKey,
+    Subject,
+)
+
+Seen: TypeAlias = tuple[FileKey, FileEntry] | tuple[AliasKey, Alias]
+"""Something that a look at the disk showed."""
+
+Packed: TypeAlias = tuple[bytes, bytes]
+"""The same as packing.py packs it: a million of these fit where a million values would not."""
+
+
+LEARN_AT_ONCE = 2000
+"""So many things are learnt in a few milliseconds."""
+
+SLICES = 4096
+"""Parts of an index that can be compared with the disk one by one."""
+
+
+class IndexAway(Exception):
+    """The index lives elsewhere and can't be asked now."""
+
+
+class LostLease(Exception):
+    """The caller is not the leader any more."""
+
+
+@attrs.frozen(kw_only=True)
+class Slice:
+    """A part of an index."""
+
+    files: dict[FileKey, FileEntry]
+    aliases: dict[AliasKey, Alias]
+
+
+@attrs.frozen(kw_only=True)
+class Totals:
+    """
+    What is held, exact at any moment.
+
+    `size_bytes` and `files` count regular files (images and listings); `by_entity` counts files
+    by the entity in whose folder they lie; `aliases` names by entity; `oldest` is the
+    download time of the oldest file, seconds since the epoch, None when nothing is held or files
+    are evicted in another order;
+    `absences` is None where an index can't tell; `leader` is the process that cleans, if one is elected;
+    `tallies` what tally() was told in all.
+    """
+
+    size_bytes: int = 0
+    files: int = 0
+    by_entity: dict[Entity, int] = attrs.field(factory=dict)
+    aliases: dict[Entity, int] = attrs.field(factory=dict)
+    absences: int | None = None
+    oldest: float | None = None
+    leader: str | None = None
+    tallies: dict[str, int] = attrs.field(factory=dict)
+
+
+class Index(Protocol):
+    """
+    What is held, where names point, what is known to be absent.
+
+    Every method may be called at any time, by any number of callers; each is atomic. Errors of
+    an index that lives elsewhere are its own to handle: a lookup that can't be made finds
+    nothing, and the disk decides.
+
+    Names, listings and absences are stamped with the time when the archive was asked, and never
+    replace what was asked for later: a slow answer puts nothing old back. A stamp further ahead
+    of the clock than CLOCK_SLACK_S counts as older than any other (freshness.py).
+    """
+
+    size_bytes: int
+    """
+    Bytes held, as far as is known without asking.
+
+    Of an index that lives elsewhere: as it was told last, or seen on the disk, and what was stored
+    here since.
+    """
+
+    @property
+    def kind(self) -> str:
+        """The name of this kind of index, as /cache-status tells it."""
+
+    @property
+    def eviction(self) -> Eviction:
+        """What is evicted first."""
+
+    @property
+    def available(self) -> bool:
+        """Whether the index can be asked now."""
+
+    async def find_image(self, request: ImageRequest) -> Found:
+        """All that is known about a request for an image, in one round trip."""
+
+    def find_now(self, request: ImageRequest) -> Found | None:
+        """The same without waiting; None from an index that can't."""
+
+    async def find_listing(self, key: ListingKey) -> Found:
+        """All that is known about a request for a listing, in one round trip."""
+
+    async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
+        """
+        Remember a file, in place of what was known of it; its absence is forgotten.
+
+        :returns: False if it is a listing of which a later one or a later 404 is known.
+        """
+
+    async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
+        """
+        Forget a file that is gone, if `entry` is still what is known of it.
+
+        Call settle() when it is off the disk too.
+
+        :returns: whether it was; False where somebody else was first, so that totals change once.
+        """
+
+    async def settle(self, keys: Sequence[FileKey]) -> None:
+        """The files of these keys are off the disk as they are out of the index."""
+
+    async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
+        """Files were asked for so many times since the last call."""
+
+    async def suspect(self, key: FileKey) -> None:
+        """A file was not as the index said; its neighbours are worth a look."""
+
+    async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
+        """
+        Remember where a name points; its absence is forgotten.
+
+        :returns: False if a later alias or a later 404 is known.
+        """
+
+    async def forget_alias(self, key: AliasKey) -> bool:
+        """Forget where a name points. :returns: whether it was known."""
+
+    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
+        """
+        Remember a 404. An alias of that name is forgotten.
+
+        :returns: False if a later 404, alias or listing is known.
+        """
+
+    async def forget_absence(self, subject: Subject) -> bool:
+        """Forget a 404. :returns: whether it was known."""
+
+    async def learn(self, seen: Sequence[Seen]) -> None:
+        """
+        Take in what the disk shows, where nothing is known of it yet.
+
+        :raises IndexAway: not all of it was heard; compare again.
+        """
+
+    async def learn_packed(self, seen: Sequence[Packed]) -> None:
+        """The same for what packing.py packed; at most LEARN_AT_ONCE things."""
+
+    async def tally(self, counts: Mapping[str, int]) -> None:
+        """
+        Add to tallies that all who share the index have in common, for Totals.
+
+        :param counts: what to add, by names that are few and fixed.
+        :raises IndexAway: it was not heard, as far as can be told; tell it again.
+        """
+
+    async def totals(self) -> Totals:
+        """What is held, in constant time."""
+
+    # For the leader; these raise IndexAway where the others would find nothing.
+
+    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
+        """Up to `count` files, the first to be evicted in front."""
+
+    async def forget_files(
+        self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
+    ) -> list[tuple[FileKey, FileEntry]]:
+        """
+        Forget many files, those that are still known as given; settle() them when they are gone.
+
+        :param fence: the caller's token as leader; "" where there is no election.
+        :returns: the ones that were forgotten.
+        :raises LostLease: somebody else leads now; nothing more was forgotten.
+        """
+
+    async def due_aliases(
+        self, before: float, count: int, fence: str
+    ) -> list[tuple[AliasKey, Alias]]:
+        """
+        Up to `count` aliases last checked before that time, or ahead of the clock; each once.
+
+        They stay known. An index may take a minute to hand one out. Names that are ids do not
+        age and are never handed out.
+        """
+
+    async def prepare(self, check: Callable[[], object]) -> None:
+        """
+        Bring the order of eviction in line with COVER_ART_CACHE_EVICTION, if it was changed.
+
+        :param check: called now and then; what it raises ends the work, to be begun anew.
+        """
+
+    async def doubtful(self, count: int) -> list[FileKey]:
+        """Up to `count` keys whose file was being stored or removed by a process that is gone."""
+
+    async def odd_slices(self) -> list[int]:
+        """The slices that were suspected since the last call."""
+
+    async def held_slices(self) -> list[int]:
+        """The slices of which anything is known."""
+
+    async def slice(self, number: int) -> Slice:
+        """What is known of the MBIDs whose first three digits are `number`, of 4,096."""
+
+    async def slice_packed(self, number: int) -> dict[bytes, bytes]:
+        """The same packed, files and aliases together. Not to be changed."""
+
+    async def whole(self) -> bool:
+        """
+        Say whether the index covers all that lay on the disk once, and missed nothing since:
+        neither by its own fault nor because a process could not tell it.
+        """
+
+    async def fill(self) -> None:
+        """Everything on the disk is going to be learnt, from now on; then call set_whole()."""
+
+    async def set_whole(self) -> None:
+        """Everything on the disk has been learnt; what was missed since fill() still counts."""

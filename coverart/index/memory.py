@@ -1,0 +1,376 @@
+"""The index of one process, in its own memory; the reference for the other."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+from coverart.freshness import CLOCK_SLACK_S, counted
+from coverart.index.base import SLICES, Packed, Seen, Slice, Totals
+from coverart.index.codec import (
+    FIRST_ALIAS,
+    ages,
+    checked_at_of,
+    entity_of,
+    pack_alias,
+    pack_alias_key,
+    pack_entry,
+    pack_file_key,
+    pack_seen,
+    pack_subject,
+    slice_of,
+    stored_at_of,
+    unpack_alias,
+    unpack_alias_key,
+    unpack_entry,
+    unpack_file_key,
+)
+from coverart.index.eviction_order import (
+    ByAge,
+    ByUse,
+    Eviction,
+    mostly_left_over,
+    place_by_age,
+    read_age,
+)
+from coverart.model import (
+    ORIGINAL,
+    SIZES,
+    Absence,
+    Alias,
+    AliasKey,
+    Entity,
+    FileEntry,
+    FileKey,
+    Found,
+    ImageKey,
+    ImageRef,
+    ImageRequest,
+    ListingKey,
+    Subject,
+    Target,
+)
+
+MOST_ABSENCES = 200_000
+"""Half of all requests for random releases end in 404: they must not fill the memory."""
+
+
+class MemoryIndex:
+    """
+    Rebuilt from the disk at each start.
+
+    Keys and values are packed as for Redis, to be small, and lie in one table for each slice, so
+    that a slice can be compared with the disk without a look at all others.
+    """
+
+    kind = "memory"
+    available = True
+
+    def __init__(
+        self,
+        *,
+        eviction: Eviction = "oldest",
+        most_absences: int = MOST_ABSENCES,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """:param now: the time of day, in seconds since the epoch."""
+        self.eviction = eviction
+        self._files: list[dict[bytes, bytes]] = [{} for _ in range(SLICES)]
+        self._aliases: list[dict[bytes, bytes]] = [{} for _ in range(SLICES)]
+        self._absences: OrderedDict[bytes, Absence] = OrderedDict()
+        self._most_absences = most_absences
+        self._queue: ByAge | ByUse = ByAge(self._stored_at) if eviction == "oldest" else ByUse()
+        # Every alias that ages has a place in here; those since renewed are passed over.
+        self._by_check: list[bytes] = []
+        self._last_check = 0.0
+        self._now = now
+        self.size_bytes = 0
+        self._file_counts = dict.fromkeys(Entity, 0)
+        self._alias_counts = dict.fromkeys(Entity, 0)
+        self._tallies: Counter[str] = Counter()
+        self._whole = False
+        self._odd: set[int] = set()
+
+    async def find_image(self, request: ImageRequest) -> Found:
+        return self.find_now(request)
+
+    def find_now(self, request: ImageRequest) -> Found:
+        key = request.alias
+        own = key.own_ref
+        alias = None
+        # Any size of an image that lies under this MBID proves that it was not merged away.
+        target = None if own is None else self._held(own)
+        if target is None:
+            packed_key = pack_alias_key(key)
+            packed_alias = self._aliases[slice_of(packed_key)].get(packed_key)
+            if packed_alias is None:
+                absence = self._absences.get(packed_key)
+                if absence is None and own is not None:
+                    absence = self._absences.get(pack_file_key(own.at(request.size)))
+                return Found(absence=absence)
+            alias = unpack_alias(packed_alias)
+            target = alias.target
+        image = target.ref.at(request.size)
+        packed_image = pack_file_key(image)
+        packed = self._files[slice_of(packed_image)].get(packed_image)
+        if packed is None:
+            return Found(alias=alias, target=target, absence=self._absences.get(packed_image))
+        return Found(key=image, entry=unpack_entry(packed), alias=alias, target=target)
+
+    async def find_listing(self, key: ListingKey) -> Found:
+        packed_key = pack_file_key(key)
+        packed = self._files[slice_of(packed_key)].get(packed_key)
+        if packed is None:
+            return Found(absence=self._absences.get(packed_key))
+        return Found(key=key, entry=unpack_entry(packed))
+
+    def _knows_later(self, packed_key: bytes, at: float) -> bool:
+        """Say whether what is known of a name or a listing was asked for after that."""
+        number, now = slice_of(packed_key), self._now()
+        alias = self._aliases[number].get(packed_key)
+        known = [] if alias is None else [checked_at_of(alias)]
+        if (entry := self._files[number].get(packed_key)) is not None:
+            known.append(stored_at_of(entry))
+        if (absence := self._absences.get(packed_key)) is not None:
+            known.append(absence.since)
+        return any(counted(each, now) > counted(at, now) for each in known)
+
+    async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
+        packed_key = pack_file_key(key)
+        if isinstance(key, ListingKey) and self._knows_later(packed_key, entry.stored_at):
+            return False
+        self._put_file(packed_key, entry)
+        return True
+
+    def _put_file(self, packed_key: bytes, entry: FileEntry) -> None:
+        files = self._files[slice_of(packed_key)]
+        old = files.get(packed_key)
+        files[packed_key] = pack_entry(entry)
+        self.size_bytes += entry.size_bytes
+        if old is None:
+            self._file_counts[entity_of(packed_key)] += 1
+            self._queue.put(packed_key, entry)
+        else:
+            known = unpack_entry(old)
+            self.size_bytes -= known.size_bytes
+            if known.stored_at != entry.stored_at:
+                self._queue.put(packed_key, entry, known.stored_at)
+        self._absences.pop(packed_key, None)
+
+    async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
+        return self._forget(key, entry, evicted=False)
+
+    def _forget(self, key: FileKey, entry: FileEntry, *, evicted: bool) -> bool:
+        packed_key = pack_file_key(key)
+        files = self._files[slice_of(packed_key)]
+        if files.get(packed_key) != pack_entry(entry):
+            return False
+        del files[packed_key]
+        self.size_bytes -= entry.size_bytes
+        self._file_counts[entity_of(packed_key)] -= 1
+        self._queue.remove(packed_key, evicted=evicted)
+        return True
+
+    async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
+        for key, times in uses:
+            packed_key = pack_file_key(key)
+            packed = self._files[slice_of(packed_key)].get(packed_key)
+            if packed is not None:
+                self._queue.use(packed_key, unpack_entry(packed), times)
+
+    async def prepare(self, check: Callable[[], object]) -> None:
+        """The order of eviction is always the one that was set."""
+
+    async def settle(self, keys: Sequence[FileKey]) -> None:
+        """A process that is killed takes this index with it, so nothing can be in doubt."""
+
+    async def suspect(self, key: FileKey) -> None:
+        self._odd.add(slice_of(pack_file_key(key)))
+
+    async def doubtful(self, count: int) -> list[FileKey]:  # noqa: ARG002
+        return []
+
+    async def odd_slices(self) -> list[int]:
+        odd, self._odd = sorted(self._odd), set()
+        return odd
+
+    async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
+        packed_key = pack_alias_key(key)
+        if self._knows_later(packed_key, alias.checked_at):
+            return False
+        self._put_alias(packed_key, pack_alias(alias))
+        return True
+
+    def _put_alias(self, key: bytes, value: bytes) -> None:
+        aliases, checked_at = self._aliases[slice_of(key)], checked_at_of(value)
+        if key not in aliases:
+            self._alias_counts[entity_of(key)] += 1
+        aliases[key] = value
+        if ages(key):
+            heapq.heappush(self._by_check, place_by_age(checked_at, key))
+            if mostly_left_over(self._by_check, sum(self._alias_counts.values())):
+                self._by_check = [place for place in set(self._by_check) if self._awaited(place)]
+                heapq.heapify(self._by_check)
+            self._last_check = max(self._last_check, checked_at)
+        self._absences.pop(key, None)
+
+    async def forget_alias(self, key: AliasKey) -> bool:
+        packed_key = pack_alias_key(key)
+        if self._aliases[slice_of(packed_key)].pop(packed_key, None) is None:
+            return False
+        self._alias_counts[key.entity] -= 1
+        return True
+
+    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
+        packed = pack_subject(subject)
+        # An image that is held is served whatever a 404 says, so its time is of no account.
+        if not isinstance(subject, ImageKey) and self._knows_later(packed, absence.since):
+            return False
+        if isinstance(subject, AliasKey):
+            await self.forget_alias(subject)
+        self._absences.pop(packed, None)
+        self._absences[packed] = absence
+        while len(self._absences) > self._most_absences:
+            self._absences.popitem(last=False)
+        return True
+
+    async def forget_absence(self, subject: Subject) -> bool:
+        return self._absences.pop(pack_subject(subject), None) is not None
+
+    async def learn(self, seen: Sequence[Seen]) -> None:
+        await self.learn_packed([pack_seen(thing) for thing in seen])
+
+    async def learn_packed(self, seen: Sequence[Packed]) -> None:
+        # Once for each file of the cache at every start: no call that can be spared.
+        fresh: list[Packed] = []
+        now = self._now()
+        for thing in seen:
+            key, value = thing
+            number = key[1] << 4 | key[2] >> 4
+            if key[0] >= FIRST_ALIAS:
+                known = self._aliases[number].get(key)
+                # The symlinks of several sizes may tell of one alias; the latest is right.
+                if known is None or counted(checked_at_of(known), now) < counted(
+                    checked_at_of(value), now
+                ):
+                    self._put_alias(key, value)
+            elif key not in self._files[number]:
+                self._files[number][key] = value
+                fresh.append(thing)
+        self.size_bytes += self._queue.learn(fresh)
+        for kind, count in Counter([key[0] for key, _ in fresh]).items():
+            self._file_counts[entity_of(bytes([kind]))] += count
+        if self._absences:
+            for key, _ in fresh:
+                self._absences.pop(key, None)
+
+    async def tally(self, counts: Mapping[str, int]) -> None:
+        self._tallies.update(counts)
+
+    async def totals(self) -> Totals:
+        return Totals(
+            size_bytes=self.size_bytes,
+            files=sum(self._file_counts.values()),
+            by_entity=dict(self._file_counts),
+            aliases=dict(self._alias_counts),
+            absences=len(self._absences),
+            oldest=self._queue.oldest,
+            tallies=dict(self._tallies),
+        )
+
+    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
+        return [(unpack_file_key(key), self._entry(key)) for key in self._queue.first(count)]
+
+    async def forget_files(
+        self,
+        files: Sequence[tuple[FileKey, FileEntry]],
+        fence: str,  # noqa: ARG002 - one process needs no election
+    ) -> list[tuple[FileKey, FileEntry]]:
+        return [file for file in files if self._forget(*file, evicted=True)]
+
+    async def due_aliases(
+        self,
+        before: float,
+        count: int,
+        fence: str,  # noqa: ARG002 - one process needs no election
+    ) -> list[tuple[AliasKey, Alias]]:
+        due: list[tuple[AliasKey, Alias]] = []
+        now = self._now()
+        if self._last_check > now + CLOCK_SLACK_S:
+            # The clock was ahead and was set back: what it stamped comes first.
+            places = [read_age(place) for place in self._by_check]
+            self._by_check = [place_by_age(counted(at, now), key) for at, key in places]
+            heapq.heapify(self._by_check)
+            self._last_check = now + CLOCK_SLACK_S
+        while self._by_check and len(due) < count:
+            place = self._by_check[0]
+            checked_at, packed_key = read_age(place)
+            if checked_at >= before:
+                break
+            heapq.heappop(self._by_check)
+            while self._by_check and self._by_check[0] == place:
+                # Put several times, by the sizes of one front.
+                heapq.heappop(self._by_check)
+            if self._awaited(place):
+                packed = self._aliases[slice_of(packed_key)][packed_key]
+                due.append((unpack_alias_key(packed_key), unpack_alias(packed)))
+        return due
+
+    def _awaited(self, place: bytes) -> bool:
+        """Say whether a place tells when its alias was last checked, as far as that counts."""
+        at, key = read_age(place)
+        packed = self._aliases[slice_of(key)].get(key)
+        if packed is None:
+            return False
+        checked_at = checked_at_of(packed)
+        return at in (checked_at, counted(checked_at, self._now()))
+
+    async def held_slices(self) -> list[int]:
+        return [n for n in range(SLICES) if self._files[n] or self._aliases[n]]
+
+    async def slice(self, number: int) -> Slice:
+        return Slice(
+            files={
+                unpack_file_key(key): unpack_entry(entry)
+                for key, entry in self._files[number].items()
+            },
+            aliases={
+                unpack_alias_key(key): unpack_alias(alias)
+                for key, alias in self._aliases[number].items()
+            },
+        )
+
+    async def slice_packed(self, number: int) -> dict[bytes, bytes]:
+        return self._files[number] | self._aliases[number]
+
+    async def whole(self) -> bool:
+        return self._whole
+
+    async def fill(self) -> None:
+        """Misses nothing."""
+
+    async def set_whole(self) -> None:
+        self._whole = True
+
+    def _entry(self, packed_key: bytes) -> FileEntry:
+        return unpack_entry(self._files[slice_of(packed_key)][packed_key])
+
+    def _stored_at(self, packed_key: bytes) -> float | None:
+        packed = self._files[slice_of(packed_key)].get(packed_key)
+        return None if packed is None else unpack_entry(packed).stored_at
+
+    def _held(self, ref: ImageRef) -> Target | None:
+        """The image as a target, if any size of it is held."""
+        base = pack_file_key(ref.at(ORIGINAL))
+        files = self._files[slice_of(base)]
+        if not files:
+            return None
+        original = files.get(base)
+        if original is not None:
+            media = unpack_entry(original).media
+            return Target(ref=ref, extension=None if media is None else media.extension)
+        if any(pack_file_key(ref.at(size)) in files for size in SIZES):
+            return Target(ref=ref)
+        return None

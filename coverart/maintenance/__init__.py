@@ -1,0 +1,13 @@
+"""
+Keeps the disk below its limit and the index true.
+
+The leader sweeps: it evicts first and mends afterwards. What disk and index say of the same part
+is compared a part at a time.
+
+    hit_log             reads what nginx served by itself
+    reconcile           compares disk and index
+    share_counts        adds what each process counted
+    count_hits          tells the index and the counters of nginx's hits
+    sweep               the cleanup
+    verify              `coverart scan`
+"""

@@ -1,0 +1,134 @@
+"""Taking in the hits that nginx sent without asking: the leader tells them to the index."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from twisted.internet.defer import DeferredLock
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from coverart.cache.download import InThread
+from coverart.coordination.leases import Leadership
+from coverart.index.base import Index, IndexAway
+from coverart.maintenance.hit_log import Batch, HitLog
+from coverart.metrics import DIRECT_HITS, Metrics
+from coverart.model import FileKey
+
+USES_AT_ONCE = 250
+"""So many uses are told to an index in memory in a millisecond."""
+
+MOST_USES_KEPT = 20_000
+"""Files whose uses are gathered before they are told."""
+SHORT_TRIES = 20
+"""
+So many short batches end a take-in: under load there are always some new lines, and the log can
+be cut off only at a moment when there are none.
+"""
+
+
+class Intake:
+    """Reads the hit log while this process leads."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        log: HitLog,
+        *,
+        index: Index,
+        in_thread: InThread,
+        leadership: Leadership,
+        clock: IReactorTime,
+        metrics: Metrics,
+    ) -> None:
+        self.stopping = False
+        """Set at the end: the batch under way is the last one."""
+        self._hit_log = log
+        self._index = index
+        self._in_thread = in_thread
+        self._leadership = leadership
+        self._clock = clock
+        self._metrics = metrics
+        self._one_by_one = DeferredLock()
+        self._complained = ""
+
+    async def take_in(self) -> None:
+        """
+        Take in all that is new, if this process leads and the index can be asked.
+
+        What can't be told to the index stays in the log. Called while it is at it, it waits for
+        that, and then looks once more.
+        """
+        await self._one_by_one.acquire()
+        rubbish = 0
+        uses: Counter[FileKey] = Counter()
+        try:
+            if self._may_go_on() and await self._in_thread(self._hit_log.begin):
+                tries = SHORT_TRIES
+                while tries and self._may_go_on():
+                    batch: Batch | None = await self._in_thread(self._hit_log.read)
+                    if batch is None:
+                        break
+                    await self._tell(batch)
+                    rubbish += batch.counted.rubbish
+                    await self._in_thread(self._hit_log.done, batch)
+                    tries -= not batch.full
+                    for key, times in batch.counted.uses:
+                        uses[key] += times
+                    if len(uses) > MOST_USES_KEPT:
+                        await self._tell_uses(uses)
+                await self._tell_uses(uses)
+                self._complained = ""
+        except IndexAway:
+            pass
+        except OSError as error:
+            self._complain(error)
+        finally:
+            await self._in_thread(self._hit_log.end)
+            self._one_by_one.release()
+        if rubbish:
+            self.log.warn(
+                "{count} lines of {path} were skipped: a line must be the path of a file under the "
+                "cache directory, with a slash in front, and nothing else",
+                count=rubbish,
+                path=self._hit_log.path,
+            )
+
+    def _may_go_on(self) -> bool:
+        return not self.stopping and self._leadership.token is not None and self._index.available
+
+    async def _tell(self, batch: Batch) -> None:
+        """:raises IndexAway: it could not be told."""
+        hits = batch.counted.hits
+        if hits:
+            await self._index.tally({DIRECT_HITS: hits})
+            self._metrics.direct_hits.inc(hits)
+
+    async def _tell_uses(self, uses: Counter[FileKey]) -> None:
+        """
+        Tell which files were used, and begin anew.
+
+        Not with each batch, which would tell most files of a busy cache again and again. Those of
+        a process that is killed are lost: they order what is evicted, nobody adds them up.
+        """
+        told = tuple(uses.items())
+        uses.clear()
+        if self._index.eviction != "oldest":
+            for start in range(0, len(told), USES_AT_ONCE):
+                await self._index.use(told[start : start + USES_AT_ONCE])
+                await deferLater(self._clock, 0)
+
+    def _complain(self, error: OSError) -> None:
+        """Once for each trouble: this is tried every few seconds."""
+        reason = f"{error.filename or self._hit_log.path}: {error.strerror or error}"
+        if reason != self._complained:
+            self._complained = reason
+            self.log.warn(
+                "the hit log {path} can't be taken in ({reason}); the user that runs this must be "
+                "able to read and write it and to write to its folder. What nginx sends without "
+                "asking is not counted until then",
+                path=self._hit_log.path,
+                reason=reason,
+            )

@@ -1,0 +1,376 @@
+"""
+The cache directory: how files come and go without ever being seen half.
+
+A file is written under a temporary name on the same file system, checked, fsynced and renamed,
+so whatever is killed when, a reader sees the whole file or none. Methods named here do disk work
+in the calling thread; the parts above call the slow ones through `in_thread`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+
+from coverart.errors import StoreFailed
+from coverart.freshness import counted
+from coverart.store.layout import INCOMING
+
+SYMLINK_AGE_S = 60
+UNLOCKED_AGE_S = 3600.0
+"""Where files can't be locked, one that was not written to for so long has no writer."""
+
+_TEMPORARY = re.compile("[0-9a-f]{24}").fullmatch
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+@attrs.frozen(kw_only=True)
+class Temporary:
+    """A file being written. Its writer holds a lock on it for as long as the writer lives."""
+
+    path: str
+    fd: int
+
+
+class Directory:
+    """Files below one root, named by paths relative to it, whatever they are."""
+
+    def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
+        """
+        Use a directory, making it if need be.
+
+        :param now: the time of day, in seconds since the epoch.
+        :raises StoreFailed: it can't be made or does not take files.
+        """
+        self.root = root
+        self.now = now
+        self._root = os.fspath(root)
+        self._held: int | None = None
+        self._claimed: int | None = None
+        try:
+            (root / INCOMING).mkdir(parents=True, exist_ok=True)
+            temporary = self.begin()
+        except OSError as error:
+            raise StoreFailed(f"{root}: {error.strerror}") from error
+        self.abandon(temporary)
+
+    def absolute(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def hold(self) -> None:
+        """
+        Let other processes see, for as long as this one lives, that the directory is served.
+
+        A file system without locks shows nothing.
+        """
+        if self._held is None:
+            with contextlib.suppress(OSError):
+                self._held = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.flock(self._held, fcntl.LOCK_SH)
+
+    def release(self) -> None:
+        """No longer."""
+        self.disclaim()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def claim(self) -> bool:
+        """
+        Be the one process that keeps the directory in order, until disclaim() or its end.
+
+        A file system without locks lets each of them be the one.
+
+        :returns: whether this process is it.
+        """
+        if self._claimed is None:
+            try:
+                fd = os.open(f"{self._root}/{INCOMING}", _FOLDER)
+            except OSError:
+                return False
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            except OSError:
+                pass
+            self._claimed = fd
+        return True
+
+    def disclaim(self) -> None:
+        """Let another process be the one."""
+        if self._claimed is not None:
+            os.close(self._claimed)
+            self._claimed = None
+
+    def served(self) -> bool:
+        """Say whether a process holds the directory."""
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(fd)
+        return False
+
+    def usable(self) -> bool:
+        """Say whether the directory is there and takes files."""
+        return os.access(f"{self._root}/{INCOMING}", os.W_OK | os.X_OK)
+
+    def identity(self) -> tuple[int, int] | None:
+        """
+        Which directory lies at the root now: device and inode; None if none that takes files.
+
+        It changes when a file system is mounted or unmounted there, or the directory replaced.
+        """
+        try:
+            found = os.stat(self._root)
+        except OSError:
+            return None
+        return (found.st_dev, found.st_ino) if self.usable() else None
+
+    def stat(self, path: str) -> os.stat_result | None:
+        """
+        The regular file at `path`, None if there is none (or the directory is gone).
+
+        Quick enough for the reactor thread: an entry that was served before is in the kernel's
+        cache, and serving the file from here costs the same look-up again.
+        """
+        try:
+            found = os.lstat(self.absolute(path))
+        except OSError:
+            return None
+        return found if stat.S_ISREG(found.st_mode) else None
+
+    def open(self, path: str) -> int:
+        """
+        A file descriptor to read from.
+
+        Folders may be symlinks, to spread a cache over disks: only a file of the right name can be
+        reached through them. The file itself may not, and a pipe in its place never blocks.
+
+        :raises FileNotFoundError: it is gone.
+        :raises OSError: it is no regular file, or can't be read.
+        """
+        fd = os.open(self.absolute(path), _TO_READ)
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        os.close(fd)
+        raise OSError(errno.ENXIO, "not a regular file", path)
+
+    def read(self, path: str, most_bytes: int | None = None) -> bytes:
+        """All of a small file, or one byte past the most. :raises FileNotFoundError: it is gone."""
+        with os.fdopen(self.open(path), "rb") as file:
+            return file.read(-1 if most_bytes is None else most_bytes + 1)
+
+    # Writing
+
+    def begin(self) -> Temporary:
+        """
+        A new temporary file.
+
+        The lock tells the file of a living writer from one that a killed process left behind:
+        the kernel drops it with the process (flock(2)).
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        while True:
+            path = self.temporary_name()
+            try:
+                fd = os.open(path, flags, 0o644)
+            except FileNotFoundError:
+                # Somebody emptied the cache directory while we run.
+                os.makedirs(f"{self._root}/{INCOMING}", exist_ok=True)
+                continue
+            # A file system without locks leaves that to the file's age.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            # A sweep can have taken the file for an orphan before we held the lock.
+            if os.fstat(fd).st_nlink:
+                return Temporary(path=path, fd=fd)
+            os.close(fd)
+
+    def append(self, temporary: Temporary, data: bytes) -> None:
+        """Write all of `data` at the end."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(temporary.fd, view) :]
+
+    def commit(
+        self, temporary: Temporary, path: str, stored_at: float, *, latest: bool = False
+    ) -> bool:
+        """
+        Make a whole file visible at `path`, in place of what was there.
+
+        :param latest: a later one stays.
+        :returns: whether it was put there.
+
+        The data is on the disk before the name is: after a power cut there may be no file, but
+        never an empty one. The folder itself is not fsynced: a name lost with the power is a
+        cover to fetch again, nothing worse. Leaves the file descriptor open.
+        """
+        os.utime(temporary.fd, (stored_at, stored_at))
+        os.fsync(temporary.fd)
+        if latest:
+            return self.put_latest(temporary.path, path, stored_at)
+        self.put_in_place(temporary.path, path)
+        return True
+
+    def write(self, path: str, body: bytes, stored_at: float) -> bool:
+        """Make a small file visible at `path`, whole. :returns: False if a later one lies there."""
+        temporary = self.begin()
+        try:
+            self.append(temporary, body)
+            put = self.commit(temporary, path, stored_at, latest=True)
+        except OSError:
+            self.abandon(temporary)
+            raise
+        os.close(temporary.fd)
+        return put
+
+    def abandon(self, temporary: Temporary) -> None:
+        """Throw a temporary file away; where that can't be, a sweep does when it can."""
+        with contextlib.suppress(OSError):
+            os.unlink(temporary.path)
+        os.close(temporary.fd)
+
+    def put_in_place(self, temporary: str, path: str) -> None:
+        """Give a temporary file its name, in place of what was there."""
+        final = self.absolute(path)
+        try:
+            os.replace(temporary, final)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(final), exist_ok=True)
+            os.replace(temporary, final)
+        except IsADirectoryError:
+            # An empty folder is in nobody's way but ours; of any other the operator is told.
+            os.rmdir(final)
+            os.replace(temporary, final)
+
+    def put_latest(self, temporary: str, path: str, at: float) -> bool:
+        """
+        The same, unless what lies there is stamped later than `at`.
+
+        :returns: whether it was put; else the temporary file is gone.
+        """
+        with self.alone(path):
+            if self.stamp(path) > counted(at, self.now()):
+                os.unlink(temporary)
+                return False
+            self.put_in_place(temporary, path)
+        return True
+
+    def stamp(self, path: str) -> float:
+        """The mtime of a file or symlink as far as it counts (freshness.py); 0 if there is none."""
+        try:
+            found = os.lstat(self.absolute(path))
+        except OSError:
+            return 0.0
+        return 0.0 if stat.S_ISDIR(found.st_mode) else counted(found.st_mtime, self.now())
+
+    @contextlib.contextmanager
+    def alone(self, path: str) -> Iterator[None]:
+        """
+        Keep other threads and processes waiting that want to compare a stamp and act on it.
+
+        By a lock on the folder, for as long as a few names are looked at and changed. A file
+        system without locks leaves the two steps apart.
+        """
+        folder = os.path.dirname(self.absolute(path))
+        os.makedirs(folder, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+    def temporary_name(self) -> str:
+        """A path that nothing has, on the file system where files are put in place."""
+        return f"{self._root}/{INCOMING}/{secrets.token_hex(12)}"
+
+    # Removing
+
+    def remove(self, path: str) -> bool:
+        """Remove a file; a folder in its place stays. :returns: whether it was there."""
+        try:
+            os.unlink(self.absolute(path))
+        except (FileNotFoundError, IsADirectoryError):
+            return False
+        return True
+
+    def unfinished(self) -> int:
+        """How many temporary files there are, those that are being written among them."""
+        try:
+            with self._incoming() as fd:
+                return len(os.listdir(fd))
+        except OSError:
+            return 0
+
+    def remove_orphans(self, now: float, check: Callable[[], object] = lambda: None) -> int:
+        """
+        Remove temporary files whose writer is gone. :returns: how many.
+
+        :param check: called before each; what it raises ends the work.
+
+        Only files with names of ours, and only in a folder of ours: who runs this may be allowed to
+        remove more than who made a symlink in its place.
+
+        Symlinks can't be locked; they are temporary for less than a millisecond, so those of the
+        last minute are left alone.
+        """
+        removed = 0
+        with contextlib.suppress(OSError), self._incoming() as fd:
+            for name in os.listdir(fd):
+                check()
+                if _TEMPORARY(name):
+                    with contextlib.suppress(OSError):
+                        removed += _remove_orphan(name, fd, now)
+        return removed
+
+    @contextlib.contextmanager
+    def _incoming(self) -> Iterator[int]:
+        """The folder of temporary files, opened. :raises OSError: it is none, or a symlink."""
+        fd = os.open(f"{self._root}/{INCOMING}", _FOLDER)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def _remove_orphan(name: str, folder: int, now: float) -> bool:
+    status = os.lstat(name, dir_fd=folder)
+    age_s = now - status.st_mtime
+    if stat.S_ISLNK(status.st_mode):
+        if now - counted(status.st_mtime, now) <= SYMLINK_AGE_S:
+            return False
+        os.unlink(name, dir_fd=folder)
+        return True
+    # A pipe or a device that somebody put there must not keep a thread for ever.
+    fd = os.open(name, _TO_READ, dir_fd=folder)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Its writer lives; or there are no locks here, and its age decides.
+            if isinstance(error, BlockingIOError) or age_s <= UNLOCKED_AGE_S:
+                return False
+        os.unlink(name, dir_fd=folder)
+    finally:
+        os.close(fd)
+    return True

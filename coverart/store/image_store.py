@@ -1,0 +1,192 @@
+"""What lies where in the cache directory: images, listings, and what a name alone says of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+
+from coverart.archive import listings
+from coverart.content import ENOUGH, sniff
+from coverart.errors import BadUpstream
+from coverart.model import (
+    ORIGINAL,
+    Alias,
+    FileEntry,
+    FileKey,
+    ImageKey,
+    ImageRequest,
+    ListingKey,
+    MediaType,
+    Target,
+)
+from coverart.store import layout
+from coverart.store.atomic_files import Directory
+from coverart.store.symlinks import Links
+
+MTIME_SLACK_S = 1.0
+
+
+@attrs.frozen(kw_only=True)
+class OnDisk:
+    """What the disk alone says of a request: the file, and the alias if it was a symlink."""
+
+    key: FileKey
+    entry: FileEntry
+    alias: Alias | None = None
+
+
+class ImageStore(Directory):
+    """The cache directory, and what its files are."""
+
+    def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
+        """As Directory's. :raises StoreFailed: as Directory does."""
+        super().__init__(root, now)
+        self.links = Links(self)
+
+    def path_of(self, key: FileKey, media: MediaType | None) -> str:
+        """Where the file of a key lies, relative to the root."""
+        if isinstance(key, ListingKey):
+            return layout.listing_path(key)
+        if media is None:
+            raise ValueError("an image has a media type")
+        return layout.image_path(key, media)
+
+    def remove_entry(self, key: FileKey, entry: FileEntry) -> bool:
+        """
+        Remove the file of an entry, unless another was stored in its place since.
+
+        :returns: whether it is gone.
+        """
+        path = self.path_of(key, entry.media)
+        status = self.stat(path)
+        # The mtime is what was set, but a file system may keep it less precisely.
+        if status is not None and abs(status.st_mtime - entry.stored_at) > MTIME_SLACK_S:
+            # Or it was cut short, and would be found on the disk and taken for whole.
+            self.remove_spoilt(key, entry)
+            return self.stat(path) is None
+        return self.remove(path) or status is None
+
+    def remove_spoilt(self, key: FileKey, entry: FileEntry) -> FileEntry | None:
+        """
+        Remove what lies in the place of an entry's file if it was cut short, written over or is
+        none, but not what was stored anew: the same image whole, or any listing that parses.
+
+        :returns: what was stored anew; None if nothing is left.
+        """
+        path = self.path_of(key, entry.media)
+        if isinstance(key, ListingKey):
+            found = self.find(key)
+        else:
+            found = self.examine(path)
+            if found is not None and found.entry.size_bytes != entry.size_bytes:
+                found = None
+        if found is not None:
+            return found.entry
+        self.remove(path)
+        return None
+
+    def remove_damaged(self, path: str) -> bool:
+        """
+        Remove a file that was seen to be empty, or to begin otherwise than its name says.
+
+        It is looked at once more: a good one may have been stored there since.
+
+        :returns: whether it is gone.
+        """
+        return self.examine(path) is None and self.remove(path)
+
+    def has_name(self, thing: ImageRequest | ListingKey) -> bool:
+        """Say whether find() could find anything; quick enough for the reactor thread."""
+        if isinstance(thing, ListingKey):
+            return os.path.lexists(self.absolute(layout.listing_path(thing)))
+        paths = [self.absolute(path) for path in layout.candidates(thing)]
+        return any(os.path.lexists(p) or os.path.lexists(p + layout.RETIRED) for p in paths)
+
+    def find(self, thing: ImageRequest | ListingKey) -> OnDisk | None:
+        """What the disk holds for a request, whatever the index says."""
+        if isinstance(thing, ListingKey):
+            path = layout.listing_path(thing)
+            listed = self.examine(path)
+            return listed if listed is not None and self._is_listing(path) else None
+        paths = layout.candidates(thing)
+        for path in (*paths, *(path + layout.RETIRED for path in paths)):
+            found = self.examine(path)
+            if found is not None:
+                return found
+        return None
+
+    def _is_listing(self, path: str) -> bool:
+        try:
+            listings.check(self.read(path, listings.LARGEST_BYTES))
+        except (OSError, BadUpstream):
+            return False
+        return True
+
+    def examine(self, path: str) -> OnDisk | None:
+        """
+        What lies at one path; None if nothing, or nothing that may be served.
+
+        A symlink must point at an image's own place, and an image must begin as its name says.
+        """
+        place = layout.identify(layout.unretired(path))
+        if place is None:
+            return None
+        try:
+            text = os.readlink(self.absolute(path))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                return None
+        else:
+            return self._examine_link(path, text)
+        # EINVAL: not a symlink, and only symlinks are ever retired.
+        if path.endswith(layout.RETIRED):
+            return None
+        entry = None if place.file_key is None else self._examine_file(path, place.media)
+        if place.file_key is None or entry is None:
+            return None
+        return OnDisk(key=place.file_key, entry=entry)
+
+    def _examine_link(self, path: str, text: str) -> OnDisk | None:
+        link = layout.read_link(layout.unretired(path), text)
+        if link is None:
+            return None
+        key, media, target_path = link
+        try:
+            checked_at = os.lstat(self.absolute(path)).st_mtime
+        except OSError:
+            return None
+        entry = self._examine_file(target_path, media)
+        if entry is None:
+            return None
+        alias = Alias(target=link_target(key, media), checked_at=checked_at)
+        return OnDisk(key=key, entry=entry, alias=alias)
+
+    def _examine_file(self, path: str, media: MediaType | None) -> FileEntry | None:
+        try:
+            fd = self.open(path)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(fd)
+            if media is not None and sniff(os.pread(fd, ENOUGH, 0)) is not media:
+                return None
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        if status.st_size == 0 or not stat.S_ISREG(status.st_mode):
+            return None
+        return FileEntry(size_bytes=status.st_size, stored_at=status.st_mtime, media=media)
+
+
+def link_target(key: ImageKey, media: MediaType) -> Target:
+    """What an alias read from a symlink says: the extension only where an original is held."""
+    return Target(ref=key.ref, extension=media.extension if key.size == ORIGINAL else None)

@@ -1,0 +1,69 @@
+"""Taking things out of the cache by hand, for who holds the token."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any, ClassVar
+
+from klein import Klein
+from twisted.python.failure import Failure
+
+from coverart.cache.lookup import CoverCache
+from coverart.errors import CoverError
+from coverart.web.access_log import LoggedRequest
+from coverart.web.headers import explain, json_body, operators_only
+from coverart.web.own_names import OwnNames
+
+
+class Forbidden(CoverError):
+    """No token is set, so nobody may."""
+
+    status: ClassVar[int] = 403
+    said = "admin routes are switched off"
+
+
+class Unauthorized(CoverError):
+    """The token is missing or wrong."""
+
+    status: ClassVar[int] = 401
+    said = "wrong token"
+
+
+class AdminRoutes:
+    """POST /admin/purge/… and /admin/refresh/…, with a path of the archive behind."""
+
+    app = Klein()
+
+    def __init__(self, cache: CoverCache, token: str | None, names: OwnNames) -> None:
+        self._cache = cache
+        self._token = token
+        self._names = names
+
+    @app.route("/admin/purge/<path:_>")
+    async def purge(self, request: LoggedRequest, _: str) -> bytes:
+        """Forget a thing and remove its file: the next request fetches it."""
+        self._check(request)
+        return json_body(request, {"purged": await self._cache.purge(request.thing)})
+
+    @app.route("/admin/refresh/<path:_>")
+    async def refresh(self, request: LoggedRequest, _: str) -> bytes:
+        """Ask the archive again now; what is held stays if it can't be asked."""
+        self._check(request)
+        answer = await self._cache.refresh(request.thing)
+        return json_body(request, {"refreshed": answer.status.value != "ABSENT"})
+
+    @app.handle_errors(Exception)
+    def failed(self, request: Any, failure: Failure) -> bytes:
+        """What could not be done, in the words of the contract."""
+        if failure.check(Unauthorized):
+            request.setHeader(b"www-authenticate", b'Bearer realm="coverart"')
+        return explain(request, failure)
+
+    def _check(self, request: LoggedRequest) -> None:
+        operators_only(request, self._names)
+        if self._token is None:
+            raise Forbidden
+        given = request.getHeader(b"authorization") or b""
+        # Compared in constant time, so that answers do not tell how much of it was right.
+        if not hmac.compare_digest(given, b"Bearer " + self._token.encode()):
+            raise Unauthorized

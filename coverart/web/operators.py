@@ -1,0 +1,191 @@
+"""What operators ask: is it alive, is it ready, what does it hold, how is it doing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import attrs
+from klein import Klein
+from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.core import GaugeMetricFamily, Metric
+from twisted.python.failure import Failure
+
+from coverart import __version__
+from coverart.cache.lookup import CoverCache
+from coverart.index.base import Totals
+from coverart.metrics import Metrics
+from coverart.model import MEGABYTE
+from coverart.web.access_log import LoggedRequest
+from coverart.web.headers import explain, hidden_from_pages, json_body, operators_only, sized
+from coverart.web.own_names import OwnNames
+from coverart.web.status import describe
+
+
+@attrs.frozen(kw_only=True)
+class Standing:
+    """How the service is set up, and whether it is still filling its index from the disk."""
+
+    cache_dir: str
+    limit_bytes: int
+    rebuilding: Callable[[], bool]
+    names: OwnNames
+
+
+@cache
+def openapi() -> dict[str, Any]:
+    """What openapi.json in this package says, of this version."""
+    text = files("coverart.web").joinpath("openapi.json").read_text("utf-8")
+    document: dict[str, Any] = json.loads(text)
+    document["info"]["version"] = __version__
+    return document
+
+
+class OperatorRoutes:
+    """The routes that are not the archive's."""
+
+    app = Klein()
+
+    def __init__(self, cache: CoverCache, metrics: Metrics, standing: Standing) -> None:
+        self._cache = cache
+        self._metrics = metrics
+        self._standing = standing
+
+    @app.route("/")
+    async def home(self, request: LoggedRequest) -> bytes:
+        """A page for the person who opens the proxy in a browser."""
+        totals = await self._cache.index.totals()
+        request.setHeader(b"content-type", b"text/html; charset=utf-8")
+        request.setHeader(b"cache-control", b"no-cache")
+        request.setHeader(
+            b"content-security-policy",
+            b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+        )
+        page = _PAGE.format(
+            version=escape(__version__),
+            files=f"{totals.files:,}",
+            used=f"{totals.size_bytes / MEGABYTE:,.1f}",
+            limit=f"{self._standing.limit_bytes / MEGABYTE:,.0f}",
+        )
+        return sized(request, page.encode())
+
+    @app.route("/health")
+    def health(self, request: LoggedRequest) -> bytes:
+        """Alive: answers as long as the event loop turns; where it keeps things, to operators."""
+        told = {"status": "healthy"}
+        if hidden_from_pages(request, self._standing.names):
+            told["cache_dir"] = self._standing.cache_dir
+        return json_body(request, told)
+
+    @app.route("/ready")
+    def ready(self, request: LoggedRequest) -> bytes:
+        """
+        Fit to be sent clients: the cache directory is there. A cold index is no hindrance, the
+        disk answers for it, but is told.
+        """
+        there = self._cache.store.usable()
+        if not there:
+            request.setResponseCode(503)
+        status = "ready" if there else "the cache directory is gone or read-only"
+        return json_body(request, {"status": status, "rebuilding": self._standing.rebuilding()})
+
+    @app.route("/cache-status")
+    async def status(self, request: LoggedRequest) -> bytes:
+        """What the cache holds and did, as JSON, by all processes that share it."""
+        operators_only(request, self._standing.names)
+        totals = await self._cache.index.totals()
+        told = describe(
+            totals,
+            self._cache.index,
+            status="running",
+            cache_dir=self._standing.cache_dir,
+            limit_bytes=self._standing.limit_bytes,
+            untold=self._metrics.untold(),
+            rebuilding=self._standing.rebuilding(),
+        )
+        return json_body(request, told)
+
+    @app.route("/metrics")
+    async def metrics(self, request: LoggedRequest) -> bytes:
+        """The same for Prometheus."""
+        operators_only(request, self._standing.names)
+        totals = await self._cache.index.totals()
+        request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
+        request.setHeader(b"cache-control", b"no-store")
+        return sized(request, self._metrics.expose(self._held(totals)))
+
+    @app.route("/openapi.json")
+    def description(self, request: LoggedRequest) -> bytes:
+        """Every route and answer, for machines (OpenAPI 3.1)."""
+        return json_body(request, openapi())
+
+    @app.handle_errors(Exception)
+    def failed(self, request: Any, failure: Failure) -> bytes:
+        """What could not be done, in the words of the contract."""
+        return explain(request, failure)
+
+    def _held(self, totals: Totals) -> Iterator[Metric]:
+        """What the index knows, of all processes that share it."""
+        there = self._cache.index.available
+        yield GaugeMetricFamily(
+            "coverart_index_available", "1 while the index can be asked.", value=int(there)
+        )
+        yield GaugeMetricFamily(
+            "coverart_cache_limit_bytes",
+            "Bytes over which a cleanup evicts.",
+            value=self._standing.limit_bytes,
+        )
+        if not there:
+            return  # No sample is better than a cache that looks empty.
+        yield GaugeMetricFamily(
+            "coverart_cache_bytes", "Bytes of the files held.", value=totals.size_bytes
+        )
+        yield GaugeMetricFamily("coverart_cache_files", "Files held.", value=totals.files)
+        yield GaugeMetricFamily(
+            "coverart_cache_aliases", "Names held.", value=sum(totals.aliases.values())
+        )
+        if totals.oldest is not None:
+            yield GaugeMetricFamily(
+                "coverart_cache_oldest_seconds",
+                "When the file first to be evicted was downloaded, since the epoch.",
+                value=totals.oldest,
+            )
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>coverart</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 44rem; margin: 3rem auto; padding: 0 1rem;
+       color: #1d2433; background: #fbfbf9 }}
+h1 {{ font-size: 1.6rem; margin-bottom: 0 }}
+code {{ background: #eceae4; padding: .1em .35em; border-radius: 4px; word-break: break-all }}
+table {{ border-collapse: collapse; width: 100% }}
+td, th {{ text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #ddd8cc }}
+@media (prefers-color-scheme: dark) {{
+  body {{ color: #e8e6e0; background: #16181d }} code {{ background: #2a2d35 }}
+  td, th {{ border-color: #333 }} a {{ color: #8ab4f8 }} }}
+</style>
+<h1>coverart {version}</h1>
+<p>A caching proxy for the <a href="https://coverartarchive.org/">Cover Art Archive</a>.
+Ask it as you would ask the archive; it answers with the image itself.</p>
+<table>
+<tr><th>Path<th>Answer
+<tr><td><code>/release/{{mbid}}/front-250</code><td>front cover, also <code>-500</code>,
+<code>-1200</code> or in full
+<tr><td><code>/release/{{mbid}}/{{id}}</code><td>one image, by its id
+<tr><td><code>/release-group/{{mbid}}/front</code><td>front cover of a release group
+<tr><td><code>/event/{{mbid}}/front</code><td>poster of an event
+<tr><td><code>/release/{{mbid}}/</code><td>the listing, as JSON
+</table>
+<p>Holding {files} files, {used} of {limit} MB.
+<a href="/cache-status">Status</a> · <a href="/metrics">metrics</a> · <a href="/health">health</a> ·
+<a href="/openapi.json">description of all routes</a></p>
+</html>
+"""

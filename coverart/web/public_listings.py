@@ -1,0 +1,153 @@
+"""
+Listings whose URLs lead to this proxy: made once, kept packed, sent a piece at a time.
+
+Their text repeats itself: packed it takes a thirtieth. So many can be kept, and a slow client costs
+the piece that is on its way, however large its listing is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import zlib
+from collections import OrderedDict
+from typing import Any
+
+import attrs
+from twisted.web.http import Request
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+from twisted.web.static import SingleRangeStaticProducer
+
+from coverart import __version__
+from coverart.archive import listings
+from coverart.cache.download import InThread
+from coverart.cache.single_flight import Flight
+from coverart.store.image_store import ImageStore
+from coverart.web.conditional import Span, Validators
+from coverart.web.delivery import AT_ONCE_BYTES
+
+MOST_KEPT_BYTES = 8 << 20
+"""Packed; some ten thousand listings of twenty images."""
+
+
+@attrs.frozen
+class Version:
+    """Which file a path leads to: one that is stored anew is another."""
+
+    inode: int
+    modified_ns: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Version:
+        return cls(status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@attrs.frozen
+class PackedBody:
+    """A listing to be sent, compressed."""
+
+    packed: bytes
+    size_bytes: int
+
+    def resource(self, span: Span) -> Resource:
+        """What sends a part of it."""
+        return _Unpacking(self.packed, span)
+
+
+def pack(body: bytes, public_url: str | None) -> PackedBody:
+    """
+    A listing as it is sent, in a thread.
+
+    :param public_url: where its URLs are to lead; None: as they are.
+    :raises BadUpstream: it is none.
+    """
+    if public_url is not None:
+        body = listings.rewrite(body, public_url)
+    return PackedBody(gzip.compress(body, compresslevel=1), len(body))
+
+
+class PublicListings:
+    """The rewritten listings of a process."""
+
+    def __init__(self, store: ImageStore, public_url: str, in_thread: InThread) -> None:
+        self._store = store
+        self._public_url = public_url
+        self._in_thread = in_thread
+        # The same file is sent in other words after an upgrade, or by another URL.
+        self._words = f"{zlib.crc32(f'{__version__} {public_url}'.encode()):x}"
+        self._kept: OrderedDict[str, tuple[Version, PackedBody]] = OrderedDict()
+        self._kept_bytes = 0
+        self._making: Flight[tuple[str, Version], PackedBody] = Flight()
+
+    def version(self, path: str) -> Version:
+        """What lies at a path now. :raises FileNotFoundError: nothing."""
+        status = self._store.stat(path)
+        if status is None:
+            raise FileNotFoundError(path)
+        return Version.of(status)
+
+    def validators(self, version: Version) -> Validators:
+        """What identifies the rewritten listing, without a look into it; its size is left open."""
+        modified = version.modified_ns // 1_000_000_000
+        tag = f"{modified:x}-{version.size_bytes:x}-{self._words}"
+        return Validators(size_bytes=0, modified=modified, tag=tag)
+
+    async def get(self, path: str, version: Version) -> PackedBody:
+        """
+        The listing at a path with its URLs turned to this proxy, from memory or made now.
+
+        :raises FileNotFoundError: that version is there no more.
+        :raises OSError: it can't be read.
+        :raises BadUpstream: it is no listing.
+        """
+        kept = self._kept.get(path)
+        if kept is not None and kept[0] == version:
+            self._kept.move_to_end(path)
+            return kept[1]
+        return await self._making.run((path, version), lambda _: self._made(path, version))
+
+    async def _made(self, path: str, version: Version) -> PackedBody:
+        body: PackedBody = await self._in_thread(self._make, path, version)
+        self._drop(path)
+        self._kept[path] = (version, body)
+        self._kept_bytes += len(body.packed)
+        while self._kept_bytes > MOST_KEPT_BYTES:
+            self._drop(next(iter(self._kept)))
+        return body
+
+    def _make(self, path: str, version: Version) -> PackedBody:
+        with os.fdopen(self._store.open(path), "rb") as file:
+            if Version.of(os.fstat(file.fileno())) != version:
+                raise FileNotFoundError(path)
+            body = file.read(listings.LARGEST_BYTES + 1)
+        return pack(body, self._public_url)
+
+    def _drop(self, path: str) -> None:
+        kept = self._kept.pop(path, None)
+        if kept is not None:
+            self._kept_bytes -= len(kept[1].packed)
+
+
+class _Unpacking(Resource):
+    """Sends part of a compressed body in plain."""
+
+    isLeaf = True
+
+    def __init__(self, packed: bytes, span: Span) -> None:
+        super().__init__()
+        self._packed = packed
+        self._span = span
+
+    def render(self, request: Request) -> Any:
+        start, stop = self._span.start, self._span.stop
+        file = gzip.GzipFile(fileobj=io.BytesIO(self._packed))
+        if stop - start > AT_ONCE_BYTES:
+            SingleRangeStaticProducer(request, file, start, stop - start).start()
+        else:
+            file.seek(start)
+            request.write(file.read(stop - start))
+            request.finish()
+        return NOT_DONE_YET

@@ -1,0 +1,192 @@
+"""The HTTP server's front door: what is no request we know is turned away before any route."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.web.http import Request
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import Site
+
+from coverart.archive.paths import parse, spell
+from coverart.errors import CoverError
+from coverart.metrics import Metrics
+from coverart.model import ImageRequest, ListingKey
+from coverart.web.access_log import AccessLog, LoggedRequest
+from coverart.web.connection_limits import Reception
+from coverart.web.headers import MethodNotAllowed, open_to_all, options, refuse, sized
+from coverart.web.http_channel import ClientChannel
+
+API = b"https://musicbrainz.org/doc/Cover_Art_Archive/API"
+_DAY = (b"cache-control", b"public, max-age=86400")
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")
+PAGES: Mapping[bytes, tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]] = {
+    b"/robots.txt": (200, b"User-agent: *\nAllow: /", (_TEXT, _DAY)),
+    b"/api": (301, b"See: %s\n" % API, (_TEXT, _DAY, (b"location", API))),
+    b"/favicon.ico": (204, b"", (_DAY,)),
+}
+"""What the archive answers to anybody besides covers; it has a picture for the last."""
+OPERATOR_PATHS = frozenset(
+    {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json"}
+)
+IDLE_CLIENT_S = 60
+DRAIN_LOOK_S = 0.02
+
+_ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
+
+
+def _read(path: bytes) -> tuple[ImageRequest | ListingKey, str]:
+    """What a path asks for and how it is told in the log."""
+    thing = parse(path)
+    return thing, spell(thing)
+
+
+_read_short = lru_cache(maxsize=8192)(_read)
+"""Most paths are asked for again and again; a long one is not, and would take much memory here."""
+_SHORT = 160
+
+
+class Front(Resource):
+    """
+    Parses the path and checks the method, then hands over to the Klein application that knows.
+
+    The routes of operators match byte for byte, as nginx matches them before it lets anyone ask;
+    only what asks for a cover is decoded, and only once (request_path.py).
+    """
+
+    isLeaf = True
+
+    def __init__(self, art: IResource, operators: IResource, admin: IResource) -> None:
+        super().__init__()
+        self._art = art
+        self._operators = operators
+        self._admin = admin
+
+    def render(self, request: LoggedRequest) -> bytes | int:
+        open_to_all(request)
+        try:
+            if request.path in OPERATOR_PATHS:
+                request.key = request.path.decode("ascii")
+                inner = self._operators
+            elif (path := _ADMIN.fullmatch(request.path)) is not None:
+                request.thing = parse(path["thing"])
+                request.key = f"{path['verb'].decode()} {spell(request.thing)}"
+                if request.method == b"POST":
+                    request.postpath = [b"admin", path["verb"], b"thing"]
+                    return self._rendered(self._admin, request)
+                raise MethodNotAllowed(b"POST")
+            elif request.path in PAGES:
+                request.key = request.path.decode("ascii")
+                inner = None
+            else:
+                read = _read_short if len(request.path) <= _SHORT else _read
+                request.thing, request.key = read(request.path)
+                inner = self._art
+            if request.method == b"OPTIONS":
+                return options(request)
+            if request.method not in (b"GET", b"HEAD"):
+                raise MethodNotAllowed
+            if inner is None:
+                return self._page(request)
+        except CoverError as error:
+            return refuse(request, error)
+        return self._rendered(inner, request)
+
+    @staticmethod
+    def _page(request: LoggedRequest) -> bytes:
+        status, body, headers = PAGES[request.path]
+        request.setResponseCode(status)
+        for name, value in headers:
+            request.setHeader(name, value)
+        if not body:
+            # Twisted would declare one for an answer that has none.
+            request.defaultContentType = None
+            return body
+        return sized(request, body)
+
+    @staticmethod
+    def _rendered(inner: IResource, request: LoggedRequest) -> bytes | int:
+        rendered: bytes | int = inner.render(request)
+        return rendered
+
+
+class QuietSite(Site):
+    """Leaves the line a request in the log, and its counting, to the request (access.py)."""
+
+    # Plain HTTP/1.1: what is promised of hostile requests is promised of it alone.
+    protocol = ClientChannel  # type: ignore[assignment]
+    metrics: Metrics
+    access_log: AccessLog
+    reception: Reception
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._draining = False
+
+    def acceptableProtocols(self) -> list[bytes]:
+        """
+        What is offered to a client in TLS.
+
+        One request at a time on each connection: what bounds connections bounds requests.
+        """
+        return [b"http/1.1"]
+
+    def begun(self, channel: Any) -> None:
+        """A request came on this connection."""
+        self.reception.begun(channel)
+
+    def ended(self, channel: Any) -> None:
+        """It was answered, though what was written may still be on its way."""
+        self.reception.ended(channel)
+        if self._draining:
+            channel.loseConnection()
+
+    async def drain(self, seconds: float) -> int:
+        """
+        Let running requests come to their end, to the last byte, and close every connection.
+
+        :param seconds: so long at most.
+        :returns: how many connections were still busy then.
+        """
+        self._draining = True
+        for channel in self.reception.idle():
+            channel.loseConnection()
+        deadline = self.reactor.seconds() + seconds
+        while (left := len(self.reception.open)) and self.reactor.seconds() < deadline:
+            await deferLater(self.reactor, DRAIN_LOOK_S)
+        self.access_log.close()
+        return left
+
+    def stopFactory(self) -> None:
+        super().stopFactory()
+        self.access_log.close()
+
+    def log(self, request: Request) -> None:
+        """Say nothing."""
+
+
+def make_site(
+    art: IResource,
+    operators: IResource,
+    admin: IResource,
+    metrics: Metrics,
+    clock: IReactorTime,
+    reception: Reception,
+) -> QuietSite:
+    """The server of all applications, to be listened on."""
+    site = QuietSite(
+        Front(art, operators, admin),
+        requestFactory=LoggedRequest,
+        timeout=IDLE_CLIENT_S,
+        reactor=clock,
+    )
+    site.metrics = metrics
+    site.reception = reception
+    site.access_log = AccessLog(clock)
+    site.displayTracebacks = False
+    return site

@@ -1,0 +1,378 @@
+"""One request to the archive: bounded, honest about what went wrong, and telling the breaker."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from OpenSSL import SSL
+from service_identity import VerificationError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionRefusedError as Refused
+from twisted.internet.error import DNSLookupError, NoRouteError
+from twisted.internet.error import TimeoutError as ConnectTimeout
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.client import ResponseNeverReceived
+from twisted.web.server import NOT_DONE_YET
+
+from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
+from coverart.archive.follow_redirects import DRAIN_S, ArchiveClient, Limits, Trip
+from coverart.archive.transfer import BytesSink
+from coverart.archive.url_policy import Hop, Rules
+from coverart.errors import (
+    BadUpstream,
+    CoverError,
+    NotInArchive,
+    NotReached,
+    PassingTrouble,
+    Unavailable,
+    UpstreamTimeout,
+)
+from tests.support.doubles import (
+    Answer,
+    ScriptedArchive,
+    cut,
+    hang_up,
+    redirect,
+    reply,
+    stall,
+)
+from tests.support.strategies import examples
+
+ASKED = "http://archive/x"
+HOP = Rules(("archive:80", "other:80")).check("http://archive/x")
+OTHER = Rules(("archive:80", "other:80")).check("http://other/x")
+
+
+class ClientTests(SynchronousTestCase):
+    """ArchiveClient over a scripted archive."""
+
+    def setUp(self) -> None:
+        self.archive = ScriptedArchive()
+        self.clock = Clock()
+        self.clock.advance(1000)
+        self.sink = BytesSink(1_000_000)
+        self.trip = Trip(deadline=2000)
+        self.now = 784111777.0
+        self.client = self.made()
+
+    def made(self, concurrency: int = 4) -> ArchiveClient:
+        """A client with a clock that stands still."""
+        return ArchiveClient(
+            http=self.archive.http(),
+            clock=self.clock,
+            breaker=Breaker(jitter=lambda: 0.0),
+            limits=Limits(total_s=60, concurrency=concurrency),
+            user_agent="coverart/0 ( test )",
+            now=lambda: self.now,
+        )
+
+    def get(self, *, hop: Hop = HOP, sink: bool = True) -> Deferred[bytes | None]:
+        """One GET, as far as it gets without time passing."""
+        d: Deferred[bytes | None] = Deferred.fromCoroutine(
+            self.client.get(hop, "1", self.trip, self.sink if sink else None)
+        )
+        self.archive.flush()
+        return d
+
+    def ends(self, error: type[CoverError], *answers: Answer | Exception) -> CoverError:
+        """The error that an answer leads to."""
+        self.archive.on(ASKED, *answers)
+        value: CoverError = self.failureResultOf(self.get(), error).value
+        self.assertIs(type(value), error)
+        return value
+
+    def left_alone(self, hop: Hop = HOP) -> bool:
+        """Whether the host is not asked now."""
+        return hop.origin in self.client.breaker.open_hosts(self.clock.seconds())
+
+
+class AnswerTests(ClientTests):
+    """What answers mean."""
+
+    def test_whole(self) -> None:
+        """The body of a 200 goes to the sink; the request says who asks, and costs a hop."""
+        self.archive.on(ASKED, reply(200, b"cover"))
+        self.assertIsNone(self.successResultOf(self.get()))
+        self.assertEqual(self.sink.body, b"cover")
+        request = self.archive.requests[0]
+        self.assertEqual(request.getHeader("user-agent"), "coverart/0 ( test )")
+        self.assertEqual(self.trip.hops, 1)
+
+    def test_redirects(self) -> None:
+        """A redirect of any kind gives its Location and is not followed; empty if it has none."""
+        for code in (301, 302, 303, 307, 308):
+            self.archive.on(ASKED, redirect("http://elsewhere/y", code))
+            self.assertEqual(self.successResultOf(self.get()), b"http://elsewhere/y")
+        self.archive.on(ASKED, reply(302))
+        self.assertEqual(self.successResultOf(self.get()), b"")
+        self.assertEqual(set(self.archive.asked), {ASKED})
+
+    def test_statuses_made_up(self) -> None:
+        """Numbers that are no statuses are counted as one, so that no archive fills our memory."""
+        for code in (0, 99, 600, 999, *range(10_000, 10_050), 10**40):
+            self.ends(BadUpstream, reply(code, b""))
+        value = self.client.metrics.value
+        name = "coverart_upstream_requests_total"
+        self.assertEqual(value(name, hop="1", status="no-status"), 55)
+        self.assertLess(self.client.metrics.expose().count(name.encode()), 5)
+
+    def test_body_where_none_makes_sense(self) -> None:
+        """A page with 200 in place of a redirect is the archive's mistake."""
+        self.archive.on(ASKED, reply(200, b"<html>"))
+        self.failureResultOf(self.get(sink=False), BadUpstream)
+
+    def test_statuses(self) -> None:
+        """404 is no such art; some errors may pass; the rest makes no sense."""
+        self.ends(NotInArchive, reply(404, b"no"))
+        for code in (500, 502, 504):
+            self.ends(PassingTrouble, reply(code, b"trouble"))
+        for code in (204, 206, 300, 304, 400, 401, 403, 410, 418, 501):
+            self.ends(BadUpstream, reply(code, b"" if code in (204, 304) else b"what"))
+        self.assertFalse(self.left_alone())
+
+    def test_cut(self) -> None:
+        """A body shorter than declared, or no answer at all, is trouble that may pass."""
+        self.ends(PassingTrouble, cut(b"half", 100))
+        self.ends(PassingTrouble, hang_up)
+        self.assertFalse(self.left_alone())
+
+    def test_unframed(self) -> None:
+        """A body with neither length nor framing may have been cut, so it is not taken."""
+
+        def answer(request: Any) -> Any:
+            # As an HTTP/1.0 server ends a body: by hanging up.
+            request.channel.transport.write(b"HTTP/1.0 200 OK\r\n\r\nhalf a cover?")
+            request.channel.transport.loseConnection()
+            return NOT_DONE_YET
+
+        self.ends(BadUpstream, answer)
+
+    def test_too_large(self) -> None:
+        """A body over the sink's limit is refused, as declared or as it comes."""
+        self.sink = BytesSink(10)
+        self.ends(BadUpstream, reply(200, b"x" * 11))
+
+    def test_errors_of_any_body(self) -> None:
+        """However long the page of an error is, its status is what counts."""
+        self.ends(NotInArchive, reply(404, b"x" * 1_000_000))
+        self.ends(NotInArchive, reply(404, b"again"))
+
+
+class SlowDownTests(ClientTests):
+    """When the archive asks to be left alone."""
+
+    def test_refused(self) -> None:
+        """A refused connection means too much was asked: the host is left alone at once."""
+        for error in (Refused(), NoRouteError(), DNSLookupError("no such name")):
+            self.client = self.made()
+            refusal = self.ends(NotReached, error)
+            self.assertEqual((refusal.status, refusal.retry_after_s), (503, 5))
+            self.assertTrue(self.left_alone())
+            asked = len(self.archive.asked)
+            self.failureResultOf(self.get(), Unavailable)
+            self.assertEqual(len(self.archive.asked), asked)
+
+    def test_said(self) -> None:
+        """503 and 429 too; other hosts are asked as before; an answer ends it."""
+        for code in (503, 429):
+            self.client = self.made()
+            error = self.ends(Unavailable, reply(code, b"slow down"))
+            self.assertEqual(error.retry_after_s, 5)
+            self.assertTrue(self.left_alone())
+            self.archive.on("http://other/x", reply(200, b"cover"))
+            self.successResultOf(self.get(hop=OTHER))
+            self.clock.advance(5)
+            self.archive.on(ASKED, reply(404))
+            self.failureResultOf(self.get(), NotInArchive)
+            self.assertFalse(self.left_alone())
+
+    def test_certificates(self) -> None:
+        """A certificate that is not trusted is told in plain words, and is no passing trouble."""
+        refused = SSL.Error([("SSL routines", "", "certificate verify failed")])
+        for reason, words in (
+            (refused, "expired, is self-signed, or is of an authority unknown here"),
+            (VerificationError([]), "its certificate is for another name"),
+        ):
+            error = self.ends(BadUpstream, ResponseNeverReceived([Failure(reason)]))
+            self.assertIn(words, error.detail)
+        for reason, words in (
+            (SSL.Error([("SSL routines", "", "wrong version number")]), "TLS: wrong version"),
+            (SSL.Error(), "TLS: Error"),
+            (SSL.ZeroReturnError(), "TLS: ZeroReturnError"),
+            (SSL.SysCallError(104, "reset"), "TLS: SysCallError"),
+        ):
+            error = self.ends(PassingTrouble, ResponseNeverReceived([Failure(reason)]))
+            self.assertIn(words, error.detail)
+        self.assertFalse(self.left_alone())
+
+    def test_comes_back_gently(self) -> None:
+        """After trouble few are asked at once; the rest is told so, and sent nowhere."""
+        self.client = self.made(concurrency=10)
+        self.ends(Unavailable, reply(503))
+        self.clock.advance(5)
+        self.archive.on(ASKED, reply(200, b"x"), stall())
+        self.successResultOf(self.get())
+        self.archive.asked.clear()
+        waiting = [self.get() for _ in range(10)]
+        self.assertEqual(len(self.archive.asked), 2)
+        for d in waiting[2:]:
+            self.assertEqual(self.failureResultOf(d, Unavailable).value.retry_after_s, 1)
+        for d in waiting[:2]:
+            d.addErrback(lambda _: None).cancel()
+
+    def test_retry_after(self) -> None:
+        """Retry-After counts, in seconds or as a date beside Date; nonsense does not."""
+        date = "Sun, 06 Nov 1994 08:49:37 GMT"
+        for value, pause_s in {
+            "120": 120,
+            "0": 1,
+            "999999999": LONGEST_RETRY_AFTER_S,
+            "Sun, 06 Nov 1994 08:50:37 GMT": 60,
+            "Sun, 06 Nov 1994 08:00:00 GMT": 1,
+            "soon": 5,
+            "-1": 5,
+            "1.5": 5,
+            "9" * 30: 5,
+            "Sun, 06 Nov 99999999999999999999 08:49:37 GMT": 5,
+            "\xb2": 5,
+        }.items():
+            self.client = self.made()
+            error = self.ends(Unavailable, reply(503, b"", retry_after=value, date=date))
+            self.assertEqual(error.retry_after_s, pause_s, value)
+
+    def test_retry_after_without_date(self) -> None:
+        """A date counts by our own clock where the archive does not tell the time."""
+        value = "Sun, 06 Nov 1994 08:50:37 GMT"
+        for now, pause_s in ((784111777, 60), (784111837 + 999, 1), (0, LONGEST_RETRY_AFTER_S)):
+            self.now = float(now)
+            self.client = self.made()
+            self.archive.on(ASKED, _without_date(value))
+            error = self.failureResultOf(self.get(), Unavailable).value
+            self.assertEqual(error.retry_after_s, pause_s)
+
+    @examples(60)
+    @given(st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40))
+    def test_any_retry_after(self, value: str) -> None:
+        """Retry-After of any content gives a bounded pause."""
+        self.client = self.made()
+        error = self.ends(Unavailable, reply(503, b"", retry_after=value))
+        assert error.retry_after_s is not None
+        self.assertTrue(1 <= error.retry_after_s <= LONGEST_RETRY_AFTER_S)
+
+    def test_places(self) -> None:
+        """So many requests are under way at once; the next is sent when one has ended."""
+        self.client = self.made(concurrency=2)
+        self.archive.on(ASKED, stall(b"x", 2))
+        running = [self.get() for _ in range(3)]
+        self.assertEqual((len(self.archive.asked), self.client.waiting), (2, 1))
+        self.archive.requests[0].write(b"y")
+        self.archive.flush()
+        self.successResultOf(running[0])
+        self.assertEqual((len(self.archive.asked), self.client.waiting), (3, 0))
+
+    def test_place_given_back(self) -> None:
+        """However a request ends, its place is free again."""
+        self.client = self.made(concurrency=1)
+        for answer in (reply(200, b"x"), reply(404), hang_up, cut(b"x", 9), ValueError("odd")):
+            self.archive.on(ASKED, answer)
+            self.get().addErrback(lambda _: None)
+        self.archive.on(ASKED, stall())
+        self.get().addErrback(lambda _: None).cancel()
+        self.archive.on(ASKED, reply(200, b"x"))
+        self.assertIsNone(self.successResultOf(self.get()))
+
+
+class TimeTests(ClientTests):
+    """Silence."""
+
+    def test_no_answer(self) -> None:
+        """No headers in time is a timeout; so many in a row, and the host is left alone."""
+        self.archive.on(ASKED, stall())
+        for n in range(TIMEOUTS_IN_A_ROW):
+            self.assertFalse(self.left_alone(), n)
+            d = self.get()
+            self.clock.advance(29)
+            self.assertNoResult(d)
+            self.clock.advance(1)
+            self.archive.flush()
+            self.failureResultOf(d, UpstreamTimeout)
+        self.assertTrue(self.left_alone())
+
+    def test_no_connection(self) -> None:
+        """A connection that is not made in time is a timeout too."""
+        self.ends(UpstreamTimeout, ConnectTimeout())
+
+    def test_silence(self) -> None:
+        """A body that falls silent ends; one that trickles goes on."""
+        self.archive.on(ASKED, stall(b"12345", 10))
+        d = self.get()
+        self.clock.advance(19)
+        self.archive.requests[0].write(b"6")
+        self.archive.flush()
+        self.clock.advance(19)
+        self.archive.flush()
+        self.assertNoResult(d)
+        self.clock.advance(1)
+        self.archive.flush()
+        self.failureResultOf(d, UpstreamTimeout)
+        self.assertFalse(self.left_alone())
+
+    def test_silence_after_the_head(self) -> None:
+        """A redirect is its head: a body that stalls or drips costs a moment, not the fetch."""
+
+        def dawdle(request: Any) -> Any:
+            request.setResponseCode(307)
+            request.setHeader(b"location", b"http://elsewhere/y")
+            request.setHeader(b"content-length", b"100")
+            request.write(b"see")
+            return NOT_DONE_YET
+
+        self.archive.on(ASKED, dawdle)
+        asked = self.get()
+        self.assertNoResult(asked)
+        for _ in range(4):
+            self.clock.advance(DRAIN_S / 4)
+            if self.archive.requests[0].channel is not None and not asked.called:
+                self.archive.requests[0].write(b".")
+            self.archive.flush()
+        self.assertEqual(self.successResultOf(asked), b"http://elsewhere/y")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_cancelled(self) -> None:
+        """A request called off before its answer ends as such, not as the archive's trouble."""
+        self.archive.on(ASKED, stall())
+        d = self.get()
+        d.cancel()
+        self.archive.flush()
+        self.failureResultOf(d, CancelledError)
+        self.assertFalse(self.left_alone())
+
+    def test_cancelled_in_the_body(self) -> None:
+        """The same in the middle of a body."""
+        self.archive.on(ASKED, stall(b"12345", 10))
+        d = self.get()
+        d.cancel()
+        self.archive.flush()
+        self.failureResultOf(d, CancelledError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_no_timer_left(self) -> None:
+        """A request that ended leaves no timer behind."""
+        for answer in (reply(200, b"x"), reply(404, b"y"), hang_up, cut(b"x", 5), redirect("/z")):
+            self.archive.on(ASKED, answer)
+            self.get().addErrback(lambda _: None)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+def _without_date(retry_after: str) -> Answer:
+    """A 503 of a server without a clock."""
+
+    def answer(request: Any) -> Any:
+        head = f"HTTP/1.1 503 No\r\nRetry-After: {retry_after}\r\nContent-Length: 0\r\n\r\n"
+        request.channel.transport.write(head.encode())
+        request.channel.transport.loseConnection()
+        return NOT_DONE_YET
+
+    return answer

@@ -1,0 +1,88 @@
+"""What TLS is set up with: docker/tls.yml and docker/Caddyfile agree, and ask for no more rights than they need."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from coverart.service.settings import variables
+
+DOCKER = Path(__file__).parents[3] / "docker"
+TLS = (DOCKER / "tls.yml").read_text()
+CADDYFILE = (DOCKER / "Caddyfile").read_text()
+README = (DOCKER / "README.md").read_text()
+START = (DOCKER.parent / "nginx" / "start.sh").read_text()
+
+
+def service(name: str) -> str:
+    """What tls.yml says of a service, without the comments."""
+    match = re.search(rf"^  {name}:\n((?:    .*\n|\n)+)", TLS, re.MULTILINE)
+    assert match is not None, name
+    return re.sub(r"^ *#.*\n", "", match[1], flags=re.MULTILINE)
+
+
+class TlsTests(SynchronousTestCase):
+    """docker/tls.yml against docker/Caddyfile and the page that describes them."""
+
+    def test_nothing_privileged(self) -> None:
+        """Caddy is an ordinary user without rights; what its binary needs to start is all it has."""
+        for word in ("docker.sock", "privileged: true", "network_mode", "pid:", "777"):
+            self.assertNotIn(word, TLS)
+        self.assertEqual(re.findall(r"cap_add: (.*)", TLS), ["[NET_BIND_SERVICE]"])
+        caddy = service("caddy")
+        for line in (
+            'user: "101:101"',
+            "read_only: true",
+            "cap_drop: [ALL]",
+            'security_opt: ["no-new-privileges:true"]',
+        ):
+            self.assertIn(f"    {line}\n", caddy)
+
+    def test_caddyfile_has_what_it_asks_for(self) -> None:
+        """Each variable in the Caddyfile is passed to Caddy, and each that is passed is known."""
+        asked = set(re.findall(r"\{\$(\w+)", CADDYFILE))
+        passed = set(re.findall(r"^ {6}([A-Z_]+): ", service("caddy"), re.MULTILINE))
+        self.assertEqual(passed, asked | {"XDG_DATA_HOME", "XDG_CONFIG_HOME"})
+
+    def test_caddy_finds_nginx(self) -> None:
+        """Caddy asks the service nginx, in a network of the two, at the port it listens on."""
+        self.assertEqual(re.findall(r"reverse_proxy (\S+)", CADDYFILE), ["nginx:8080"])
+        self.assertIn("NGINX_LISTEN=${NGINX_LISTEN:-8080}", START)
+        for name in ("caddy", "nginx"):
+            self.assertIn("      front:\n", service(name))
+        self.assertNotIn("front", service("app"))
+
+    def test_one_address_is_trusted(self) -> None:
+        """What nginx believes comes from the address that Caddy has, not from a network."""
+        address = re.search(r"ipv4_address: (\S+)", service("caddy"))
+        trusted = re.search(r"NGINX_TRUSTED_PROXIES: (\S+)", service("nginx"))
+        assert address is not None
+        assert trusted is not None
+        self.assertEqual(trusted[1], address[1])
+        self.assertNotIn("/", trusted[1])
+        self.assertNotIn("trusted_proxies", CADDYFILE)
+
+    def test_plain_port_is_a_decision(self) -> None:
+        """Compose does not start until somebody said where nginx' own port is to be."""
+        self.assertRegex(service("nginx"), r"\$\{COVER_ART_PORT:\?.*127\.0\.0\.1:8080.*\}")
+        self.assertNotIn("ports:", service("nginx"))
+
+    def test_what_is_shut(self) -> None:
+        """Caddy closes the doors that nginx closes by the client's address."""
+        nginx = (DOCKER.parent / "nginx" / "nginx.conf").read_text()
+        forbidden = re.search(r"\^\[01\] \[01\] /\(\?:(.*)\)\"", nginx)
+        operators = re.search(r"@operators path (.*)", CADDYFILE)
+        assert forbidden is not None
+        assert operators is not None
+        for path in forbidden[1].split("|"):
+            self.assertIn("/" + path.rstrip("/"), operators[1].split())
+            self.assertIn("/" + path.rstrip("/") + "/*", operators[1].split())
+
+    def test_page_lists_every_variable(self) -> None:
+        """What can be set for tls.yml is in docker/README.md, and is none of the app's own names."""
+        used = set(re.findall(r"\$\{(\w+):[-?]", TLS))
+        for name in used:
+            self.assertIn(f"`{name}", README)
+        self.assertEqual(used & set(variables()), set())

@@ -1,0 +1,143 @@
+"""How many connections there may be: plain numbers and channels that only remember."""
+
+import resource
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from coverart.metrics import Metrics
+from coverart.web.connection_limits import IDLE_S, LOOK_S, MOST_ACCEPTS, Reception, bound
+
+
+class FakePort:
+    """A port that remembers whether it accepts."""
+
+    numberAccepts = 100
+    reading = True
+
+    def startReading(self) -> None:
+        self.reading = True
+
+    def stopReading(self) -> None:
+        self.reading = False
+
+
+class FakeChannel:
+    """A connection that remembers whether it was told to end."""
+
+    transport: Any = None
+    ending = False
+
+    def loseConnection(self) -> None:
+        self.ending = True
+
+
+class ReceptionTests(SynchronousTestCase):
+    """A reception for four."""
+
+    def setUp(self) -> None:
+        self.clock, self.metrics, self.port = Clock(), Metrics(), FakePort()
+        self.reception = Reception(4, self.metrics, self.clock)
+        self.reception.listens(self.port)  # type: ignore[arg-type]
+
+    def come(self, count: int) -> list[FakeChannel]:
+        """So many connections, which are at a request each."""
+        channels = [FakeChannel() for _ in range(count)]
+        for channel in channels:
+            self.reception.came(channel)
+            self.reception.begun(channel)
+        return channels
+
+    def counted(self, what: str) -> float | None:
+        """How often something was turned away."""
+        return self.metrics.value("coverart_overload_total", what=what)
+
+    def test_below(self) -> None:
+        """Below the bound nobody is closed, and ports accept a few at a time."""
+        self.come(3)
+        self.clock.advance(0)
+        self.assertTrue(self.port.reading)
+        self.assertEqual(self.port.numberAccepts, MOST_ACCEPTS)
+        self.assertEqual(self.metrics.value("coverart_connections"), 3)
+        self.port.numberAccepts = 24
+        self.come(1)
+        self.clock.advance(0)
+        self.assertEqual(self.port.numberAccepts, MOST_ACCEPTS)
+
+    def test_full(self) -> None:
+        """At the bound ports cease to accept, until one leaves; those at work are not touched."""
+        channels = self.come(4)
+        self.assertFalse(self.port.reading)
+        self.clock.pump([LOOK_S] * 100)
+        self.assertFalse(any(channel.ending for channel in channels))
+        self.reception.gone(channels[2])
+        self.assertTrue(self.port.reading)
+        self.assertEqual((self.counted("accept"), self.counted("connection")), (1, 0))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_idle(self) -> None:
+        """When full, the one idle longest is closed once it has been so for a while."""
+        channels = self.come(4)
+        for channel in (channels[1], channels[0]):
+            self.reception.ended(channel)
+        self.clock.advance(IDLE_S - 2 * LOOK_S)
+        self.assertFalse(channels[1].ending)
+        self.clock.pump([LOOK_S] * 2)
+        self.assertTrue(channels[1].ending)
+        self.assertFalse(channels[0].ending)
+        self.reception.gone(channels[1])
+        self.clock.pump([LOOK_S] * 10)
+        self.assertFalse(channels[0].ending)
+
+    def test_used_again(self) -> None:
+        """A connection that is used begins to be idle anew."""
+        channels = self.come(4)
+        for _ in range(10):
+            self.clock.advance(LOOK_S)
+            self.reception.begun(channels[0])
+            self.reception.ended(channels[0])
+        self.assertFalse(channels[0].ending)
+        self.assertEqual(self.reception.idle(), [channels[0]])
+
+    def test_gone_twice(self) -> None:
+        """A connection ends once, and what it still says counts for nothing."""
+        (channel,) = self.come(1)
+        self.reception.gone(channel)
+        self.reception.gone(channel)
+        self.reception.ended(channel)
+        self.assertEqual(self.reception.idle(), [])
+        self.assertEqual(self.metrics.value("coverart_connections"), 0)
+
+    def test_stopped_port(self) -> None:
+        """A port that was stopped in the meantime is not made to accept."""
+        self.port.disconnecting = True  # type: ignore[attr-defined]
+        channels = self.come(4)
+        self.port.reading = False
+        self.reception.gone(channels[0])
+        self.assertFalse(self.port.reading)
+
+
+class BoundTests(SynchronousTestCase):
+    """How many connections the system's limit allows."""
+
+    def bound(self, soft: int, hard: int, wanted: int = 10_000) -> tuple[int, int]:
+        """The bound under a limit, and the limit after that."""
+        limit = [(soft, hard)]
+
+        def set_limit(_: int, pair: tuple[int, int]) -> None:
+            limit[0] = pair
+
+        self.patch(resource, "getrlimit", lambda _: limit[0])
+        self.patch(resource, "setrlimit", set_limit)
+        return bound(wanted), limit[0][0]
+
+    def test_raised(self) -> None:
+        """The soft limit is raised as far as it may be; half of it is for clients' files."""
+        self.assertEqual(self.bound(1024, 1024), (256, 1024))
+        self.assertEqual(self.bound(1024, 20_000), (9488, 20_000))
+        self.assertEqual(self.bound(1024, 1_000_000), (10_000, 65_536))
+        self.assertEqual(self.bound(1_000_000, 1_000_000), (10_000, 1_000_000))
+        self.assertEqual(self.bound(1024, resource.RLIM_INFINITY), (10_000, 65_536))
+        self.assertEqual(self.bound(1024, 65_536, 8), (8, 65_536))
+        self.assertEqual(self.bound(2, 2), (1, 2))

@@ -1,0 +1,166 @@
+"""One client's connection by the clock: what is too late, and what only takes its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from coverart.metrics import Metrics
+from coverart.web.access_log import AccessLog, LoggedRequest
+from coverart.web.connection_limits import Reception
+from coverart.web.http_channel import LARGEST_BODY_BYTES, REQUEST_S, UNREAD_S
+from coverart.web.site import QuietSite
+
+ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class Transport(StringTransport):
+    """Tells an abort from a polite end."""
+
+    aborted = False
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        super().abortConnection()
+
+
+class Held(Resource):
+    """Answers when told to."""
+
+    isLeaf = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Any] = []
+
+    def render(self, request: Any) -> int:
+        self.requests.append(request)
+        return NOT_DONE_YET
+
+    def answer(self) -> None:
+        request = self.requests.pop(0)
+        request.setHeader(b"content-length", b"2")
+        request.write(b"ok")
+        request.finish()
+
+
+class ChannelTests(SynchronousTestCase):
+    """ClientChannel over a transport in memory."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.held = Held()
+        site = QuietSite(self.held, requestFactory=LoggedRequest, timeout=60, reactor=self.clock)
+        site.metrics = Metrics()
+        site.access_log = AccessLog(self.clock)
+        site.reception = Reception(10, site.metrics, self.clock)
+        self.channel: Any = site.buildProtocol(None)
+        self.transport = Transport()
+        self.channel.makeConnection(self.transport)
+        # What the reception does after a turn with newcomers.
+        self.clock.advance(0)
+
+    def statuses(self) -> list[bytes]:
+        """Of all answers so far."""
+        return [each[:3] for each in self.transport.value().split(b"HTTP/1.1 ")[1:]]
+
+    def trickle(self, data: bytes, seconds: float) -> None:
+        """Send a byte a second."""
+        for number in range(int(seconds)):
+            self.channel.dataReceived(data[number % len(data) :][:1])
+            self.clock.advance(1)
+
+    def test_trickle(self) -> None:
+        """Headers that come a byte at a time end after REQUEST_S, from the first byte on."""
+        self.clock.advance(50)
+        self.channel.dataReceived(ASK[:-2])
+        self.trickle(b"X: y\r\n", REQUEST_S - 1)
+        self.assertEqual(self.statuses(), [])
+        self.trickle(b"X", 1)
+        self.assertEqual(self.statuses(), [b"408"])
+        self.assertTrue(self.transport.disconnecting)
+        self.assertEqual(self.held.requests, [])
+
+    def test_slow_body(self) -> None:
+        """So does a body."""
+        self.channel.dataReceived(b"PUT / HTTP/1.1\r\nContent-Length: 1000\r\n\r\n")
+        self.trickle(b"x", REQUEST_S)
+        self.assertEqual(self.statuses(), [b"408"])
+
+    def test_nothing_after_a_refusal(self) -> None:
+        """Whatever comes behind what was refused is not read, in the same bytes or in others."""
+        self.channel.dataReceived(b"GET / HTTP/1.1\r\nX : y\r\nY: z\r\n")
+        for data in (b"\r\n", ASK, b"\r\n" + ASK * 3):
+            self.channel.dataReceived(data)
+        self.assertEqual(self.statuses(), [b"400"])
+        self.assertEqual(self.held.requests, [])
+
+    def test_answer_takes_its_time(self) -> None:
+        """While an answer is awaited nobody is late, also not who asked for more meanwhile."""
+        self.channel.dataReceived(ASK)
+        self.channel.dataReceived(ASK[:10])
+        self.clock.advance(10 * REQUEST_S)
+        self.assertEqual(self.statuses(), [])
+        self.held.answer()
+        self.assertEqual(self.statuses(), [b"200"])
+        self.clock.advance(REQUEST_S - 1)
+        self.channel.dataReceived(ASK[10:])
+        self.held.answer()
+        self.assertEqual(self.statuses(), [b"200", b"200"])
+        self.clock.advance(REQUEST_S)
+        self.assertFalse(self.transport.disconnecting)
+
+    def test_part_behind_an_answer(self) -> None:
+        """Part of a request behind one that was answered at once is timed as any other."""
+        self.held.render = self.at_once  # type: ignore[method-assign]
+        self.channel.dataReceived(ASK + ASK[:10])
+        self.clock.advance(REQUEST_S)
+        self.assertEqual(self.statuses(), [b"200", b"408"])
+
+    def at_once(self, request: Any) -> int:
+        """Answer without waiting."""
+        self.held.requests.append(request)
+        self.held.answer()
+        return NOT_DONE_YET
+
+    def test_unread(self) -> None:
+        """A client that takes nothing for UNREAD_S is left; one that takes a little is not."""
+        self.channel.dataReceived(ASK)
+        self.channel.pauseProducing()
+        self.clock.advance(UNREAD_S - 1)
+        self.channel.resumeProducing()
+        self.channel.pauseProducing()
+        self.clock.advance(UNREAD_S - 1)
+        self.assertFalse(self.transport.aborted)
+        self.clock.advance(1)
+        self.assertTrue(self.transport.aborted)
+
+    def test_unread_end(self) -> None:
+        """The last of an answer on a connection that ends is not waited for without end either."""
+        self.channel.dataReceived(ASK.replace(b"Host: x", b"Connection: close"))
+        self.held.answer()
+        self.assertTrue(self.transport.disconnecting)
+        self.clock.advance(UNREAD_S)
+        self.assertTrue(self.transport.aborted)
+
+    def test_bodies(self) -> None:
+        """A body is dropped as it comes; one that is too large is refused, told or not."""
+        put = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
+        self.channel.dataReceived(put % LARGEST_BODY_BYTES + b"x" * LARGEST_BODY_BYTES)
+        self.assertEqual(self.held.requests[0].content.read(), b"")
+        self.held.answer()
+        self.channel.dataReceived(put % (LARGEST_BODY_BYTES + 1))
+        self.assertEqual(self.statuses(), [b"200", b"413"])
+
+    def test_no_timer_left(self) -> None:
+        """Once the connection is gone, so are its timers."""
+        self.channel.dataReceived(ASK[:5])
+        self.channel.pauseProducing()
+        self.channel.connectionLost()
+        self.channel.loseConnection()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
