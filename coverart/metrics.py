@@ -8,9 +8,12 @@ and answers with the sum (https://prometheus.github.io/client_python/multiproces
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator
 from glob import glob
+from itertools import chain
 
 import attrs
 import prometheus_client
@@ -35,10 +38,9 @@ How requests end. errors: 5xx; refused: a 4xx that needed no look into the cache
 client went away before there was an answer; other: what is not of the archive, such as /metrics.
 """
 TALLIED = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted")
-"""What every process adds to the tallies that all share (tallies.py); hits are the app's own."""
+"""What every process adds to the index's tally of all that share it; hits are the app's own."""
 DIRECT_HITS = "direct_hits"
-"""A tally too, added to by whoever takes in nginx's log."""
-_TOLD = "coverart_told"
+"""In that tally too, added by the leader, which reads nginx's log."""
 OVERLOAD = ("fetch", "waited", "refresh", "connection", "accept")
 """
 What was turned away or put off. fetch: a 503, as much was being fetched as may; waited: a 503,
@@ -65,7 +67,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        answers = Counter(
+        self._answers = answers = Counter(
             "coverart_answers",
             "Answers to clients by how they came about.",
             ["outcome"],
@@ -107,15 +109,6 @@ class Metrics:
             "Hits that nginx sent without asking, as its log told the leader.",
             registry=registry,
         )
-        # Counted like the rest, so that it outlives a process as what it is taken from does.
-        told = Counter(
-            _TOLD,
-            "Counts that the index was told, by their names there.",
-            ["what"],
-            registry=registry,
-        )
-        # All at once: what a killed process had told is read when its successor makes the label.
-        self._told = {what: told.labels(what) for what in TALLIED}
         self.refreshes = Counter(
             "coverart_refreshes", "Background checks the archive answered.", registry=registry
         )
@@ -158,7 +151,7 @@ class Metrics:
             registry=registry,
         )
         self.overload = {what: overload.labels(what) for what in OVERLOAD}
-        swept = Counter(
+        self._swept = swept = Counter(
             "coverart_swept",
             "What cleanups did, by kind: files evicted, aliases retired, unfinished files removed, "
             "found on disk, gone from disk, dangling links removed.",
@@ -210,85 +203,52 @@ class Metrics:
         """Count a request to the archive. :param hop: 1, 2 or node."""
         self._asked.labels(hop, status).inc()
 
+    def tallied(self) -> Counts[str]:
+        """What this process counted of TALLIED, and those that ended in its place before it."""
+        counts: Counts[str] = Counts()
+        for family in chain(self._answers.collect(), self.joined.collect(), self._swept.collect()):
+            for sample in family.samples:
+                name = sample.labels.get("outcome") or sample.labels.get("what") or "joined"
+                if name in TALLIED:
+                    counts[name] = int(sample.value)
+        return counts
+
     def expose(self, more: Iterable[Metric] = ()) -> bytes:
         """
         Everything in Prometheus' text format, of all processes behind the port.
 
         :param more: families that are known at the moment of asking.
         """
-        registry = CollectorRegistry()
-        registry.register(_Gathered([*self.families(), *more]))
-        return generate_latest(registry)
-
-    def families(self) -> Iterator[Metric]:
-        """All counts, of all processes behind the port."""
-        return (family for family in self._all_families() if family.name != _TOLD)
-
-    def _all_families(self) -> Iterable[Metric]:
         # Set before the library was imported, or it would count in memory.
         if FOLDER_VARIABLE in os.environ:
-            gathered: Iterable[Metric] = MultiProcessCollector.merge(_begun_files())
-            return gathered
-        return self._registry.collect()
-
-    def untold(self) -> dict[str, int]:
-        """What was counted and the index was not told, of all processes behind the port."""
-        return _untold(self._all_families())
-
-    def own_untold(self) -> dict[str, int]:
-        """The same of this process, and of those that were killed in its place."""
-        return _untold(self._registry.collect())
-
-    def note_told(self, counts: Mapping[str, int]) -> None:
-        """The index was told so much by this process."""
-        for name, times in counts.items():
-            self._told[name].inc(times)
+            counted: Iterable[Metric] = MultiProcessCollector.merge(_begun_files())
+        else:
+            counted = self._registry.collect()
+        return generate_latest(_Families(chain(counted, more)))
 
     def value(self, name: str, **labels: str) -> float | None:
-        """One sample, of all processes behind the port; None if nothing was counted there."""
-        for family in self.families():
-            for sample in family.samples:
-                if sample.name == name and sample.labels == labels:
-                    return sample.value
-        return None
+        """One sample of this process; None if there is no such series."""
+        return self._registry.get_sample_value(name, labels)
 
 
-def _begun_files() -> list[str]:
+def _begun_files() -> Iterator[str]:
     """
     The files in which the processes behind the port count.
 
-    One that is being made is empty for a moment, and nothing was counted in it yet.
+    One that is being made is empty for a moment, and nothing was counted in it yet; one of a
+    process that ended goes, which the library passes over.
     """
-    files = glob(os.path.join(os.environ[FOLDER_VARIABLE], "*.db"))
-    return [file for file in files if not _is_empty(file)]
-
-
-def _is_empty(file: str) -> bool:
-    try:
-        return os.path.getsize(file) == 0
-    except FileNotFoundError:
-        # Of a process that ended; the library passes over it.
-        return False
-
-
-def _untold(families: Iterable[Metric]) -> dict[str, int]:
-    left = dict.fromkeys(TALLIED, 0)
-    for family in families:
-        if family.name in ("coverart_answers", "coverart_joined", "coverart_swept", _TOLD):
-            sign = -1 if family.name == _TOLD else 1
-            for sample in family.samples:
-                labels = sample.labels
-                name = labels.get("outcome") or labels.get("what") or "joined"
-                if name in left:
-                    left[name] += sign * int(sample.value)
-    return left
+    for file in glob(os.path.join(os.environ[FOLDER_VARIABLE], "*.db")):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.getsize(file):
+                yield file
 
 
 @attrs.frozen(eq=False)
-class _Gathered(Collector):
+class _Families(Collector):
     """Families as they were read."""
 
-    gathered: list[Metric]
+    families: Iterable[Metric]
 
     def collect(self) -> Iterable[Metric]:
-        return self.gathered
+        return self.families

@@ -31,7 +31,7 @@ from coverart.coordination.leases import LEADER_LIFE_S
 from coverart.coordination.untold_mark import Mark
 from coverart.index.base import SLICES, Index
 from coverart.maintenance.reconcile import Reconciler
-from coverart.maintenance.share_counts import tell_counts
+from coverart.maintenance.share_counts import SharedCounts
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Bounds
 from coverart.maintenance.verify import Scanner
 from coverart.model import MEGABYTE
@@ -216,6 +216,7 @@ async def _lead(kept: Keeping, reactor: Any, *, wait: bool) -> None:
 
 
 async def _sweep(kept: Keeping) -> dict[str, Any]:
+    counts = SharedCounts(kept.metrics, kept.index)
     terms = LoopingCall(kept.leadership.stand)
     terms.start(LEADER_LIFE_S / 3, now=False)
     if kept.shared is None:
@@ -228,7 +229,7 @@ async def _sweep(kept: Keeping) -> dict[str, Any]:
         terms.stop()
     if done is None or kept.leadership.token is None or not kept.index.available:
         raise NotNow("the cleanup was not finished: Redis went away, or the lead was lost")
-    await tell_counts(kept.metrics, kept.index)
+    await counts.tell()
     totals = await kept.index.totals()
     return {
         **attrs.asdict(done),
@@ -289,7 +290,6 @@ async def _status_in_redis(settings: Settings, reactor: Any) -> dict[str, Any]:
         status="in Redis",
         cache_dir=str(settings.directory()),
         limit_bytes=settings.max_bytes,
-        untold={},
     )
 
 

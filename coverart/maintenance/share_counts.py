@@ -6,17 +6,26 @@ from coverart.index.base import Index, IndexAway
 from coverart.metrics import Metrics
 
 
-async def tell_counts(metrics: Metrics, index: Index) -> None:
+class SharedCounts:
     """
-    Add what this process counted since the last time; while the index is away it is kept.
+    Adds what this process counted to the tally of all.
 
-    One call at a time. A process that is killed, or a reply that is lost, after the index heard
-    of it and before that was noted leads to its being told twice.
+    What a process counted since it last told is not in the tally if it is killed, and is told
+    twice if the index's reply is lost. /metrics is right all the same.
     """
-    counts = {name: times for name, times in metrics.own_untold().items() if times}
-    if counts:
+
+    def __init__(self, metrics: Metrics, index: Index) -> None:
+        self._metrics = metrics
+        self._index = index
+        self._told = metrics.tallied()
+
+    async def tell(self) -> None:
+        """Tell what was counted since the last time; while the index is away it is kept."""
+        counts = self._metrics.tallied() - self._told
+        # Before the index is asked: what another call finds meanwhile came after this.
+        self._told += counts
         try:
-            await index.tally(counts)
+            if counts:
+                await self._index.tally(counts)
         except IndexAway:
-            return
-        metrics.note_told(counts)
+            self._told -= counts

@@ -23,7 +23,7 @@ from coverart.coordination.leases import LEADER_LIFE_S, Leadership, RedisFetches
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.coordination.untold_mark import Mark
 from coverart.maintenance.count_hits import Intake
-from coverart.maintenance.share_counts import tell_counts
+from coverart.maintenance.share_counts import SharedCounts
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Cleanup
 from coverart.metrics import Metrics
 from coverart.model import MEGABYTE
@@ -107,6 +107,7 @@ class CoverService(Service):
         room: Room,
         shared: Shared | None,
         metrics: Metrics,
+        counts: SharedCounts,
         threads: DiskThreads,
         pool: HTTPConnectionPool,
         intake: Intake | None = None,
@@ -123,6 +124,7 @@ class CoverService(Service):
         self._room = room
         self._shared = shared
         self.metrics = metrics
+        self._counts = counts
         self._delay = ReactorDelay(reactor, metrics.reactor_delay.observe)
         self._threads = threads
         self.pool = pool
@@ -214,7 +216,7 @@ class CoverService(Service):
         """One turn of the terms: stand for the lead, or keep it; pass on what was counted."""
         await self.leadership.stand()
         await self.cache.tell_uses()
-        await tell_counts(self.metrics, self.cache.index)
+        await self._counts.tell()
         self.metrics.leader.set(self.leadership.token is not None)
 
     async def take_in(self) -> None:
@@ -270,7 +272,7 @@ class CoverService(Service):
             self._end_loops,
             self._resign,
             self._drain,
-            lambda: tell_counts(self.metrics, self.cache.index),
+            self._counts.tell,
             self.pool.closeCachedConnections,
             self._leave_redis,
         ):

@@ -32,6 +32,7 @@ from coverart.index.memory import MemoryIndex
 from coverart.index.redis import RedisIndex
 from coverart.maintenance.count_hits import Intake
 from coverart.maintenance.hit_log import HitLog
+from coverart.maintenance.share_counts import SharedCounts
 from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.metrics import Metrics
 from coverart.model import MEGABYTE, Entity
@@ -206,6 +207,7 @@ def assemble(
         now=now,
         metrics=kept.metrics,
     )
+    counts = SharedCounts(kept.metrics, index)
     service = CoverService(
         reactor=reactor,
         cache=cache,
@@ -214,6 +216,7 @@ def assemble(
         room=room,
         shared=kept.shared,
         metrics=kept.metrics,
+        counts=counts,
         threads=threads,
         pool=pool,
         intake=intake_for(settings, kept, reactor),
@@ -240,7 +243,7 @@ def assemble(
     reception = Reception(bound(settings.max_connections), kept.metrics, reactor)
     site = make_site(
         HitsFirst(cache, CoverRoutes(cache, ways, threads, hit)),
-        OperatorRoutes(cache, kept.metrics, standing).app.resource(),
+        OperatorRoutes(cache, kept.metrics, counts, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token, names).app.resource(),
         kept.metrics,
         reactor,

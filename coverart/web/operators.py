@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from coverart import __version__
 from coverart.cache.lookup import CoverCache
 from coverart.index.base import Totals
+from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
 from coverart.model import MEGABYTE
 from coverart.web.access_log import LoggedRequest
@@ -50,9 +51,12 @@ class OperatorRoutes:
 
     app = Klein()
 
-    def __init__(self, cache: CoverCache, metrics: Metrics, standing: Standing) -> None:
+    def __init__(
+        self, cache: CoverCache, metrics: Metrics, counts: SharedCounts, standing: Standing
+    ) -> None:
         self._cache = cache
         self._metrics = metrics
+        self._counts = counts
         self._standing = standing
 
     @app.route("/")
@@ -97,6 +101,8 @@ class OperatorRoutes:
     async def status(self, request: LoggedRequest) -> bytes:
         """What the cache holds and did, as JSON, by all processes that share it."""
         operators_only(request, self._standing.names)
+        # What other processes counted in the last seconds is not told yet.
+        await self._counts.tell()
         totals = await self._cache.index.totals()
         told = describe(
             totals,
@@ -104,7 +110,6 @@ class OperatorRoutes:
             status="running",
             cache_dir=self._standing.cache_dir,
             limit_bytes=self._standing.limit_bytes,
-            untold=self._metrics.untold(),
             rebuilding=self._standing.rebuilding(),
         )
         return json_body(request, told)

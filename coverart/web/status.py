@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from coverart.index.base import Index, Totals
@@ -17,17 +16,15 @@ def describe(
     status: str,
     cache_dir: str,
     limit_bytes: int,
-    untold: Mapping[str, int],
     rebuilding: bool | None = None,
 ) -> dict[str, Any]:
     """
     The fields of /cache-status.
 
-    :param untold: what was counted here and is not yet among the index's tallies.
     :param rebuilding: whether the index is still being filled; None where that can't be told.
     """
     group = Entity.RELEASE_GROUP
-    counts = {name: totals.tallies.get(name, 0) + untold.get(name, 0) for name in TALLIED}
+    counts = {name: totals.tallies.get(name, 0) for name in TALLIED}
     direct_hits = totals.tallies.get(DIRECT_HITS, 0)
     counts["hits"] += direct_hits
     return {

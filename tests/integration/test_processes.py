@@ -116,12 +116,19 @@ async def test_counted_together(sim, port) -> None:
         assert told["coverart_process_starts_total"] == 2
     every = {name for told in scraped for name in told}
     assert {f'coverart_start_time_seconds{{pid="{n}"}}' for n in "12"} <= every
-    status = (await ask(f"{port.child.url}/cache-status")).json
-    assert (status["hits"], status["misses"], status["errors"]) == (40, 4, 0)
+    await becomes(
+        lambda: counted(port), lambda told: told == (40, 4, 0), "all counted is told to the index"
+    )
     await port.becomes(
         lambda told: sorted(told[f'coverart_leader{{pid="{n}"}}'] for n in "12") == [0, 1],
         "one of them leads",
     )
+
+
+async def counted(port: Port) -> tuple[int, int, int]:
+    """The hits, misses and errors of all processes, as whichever is asked tells them."""
+    status = (await ask(f"{port.child.url}/cache-status")).json
+    return status["hits"], status["misses"], status["errors"]
 
 
 def own(told: dict[str, float], number: str) -> float:

@@ -5,9 +5,12 @@ from unittest.mock import patch
 
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from coverart.index.memory import MemoryIndex
+from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import FOLDER_VARIABLE, OUTCOMES, SWEPT, Metrics
 from coverart.service.lifecycle import DELAY_EVERY_S, ReactorDelay
 from tests.support.doubles import folder
@@ -39,17 +42,16 @@ class MetricsTests(SynchronousTestCase):
             self.assertEqual(self.metrics.value("coverart_swept_total", what=what), 0)
         self.assertIsNone(self.metrics.value("coverart_answers_total", outcome="never"))
 
-    def test_untold(self) -> None:
-        """What /cache-status tells, by its own names, whole numbers all, until the index knows."""
+    def test_tallied(self) -> None:
+        """What all processes tell the index, by the names of /cache-status, whole numbers all."""
         for outcome in OUTCOMES:
             self.metrics.request(outcome, 1, 0.1)
         self.metrics.joined.inc()
         self.metrics.swept["evicted"].inc(7)
         self.metrics.swept["orphans"].inc(9)
-        sums = self.metrics.untold()
-        self.assertEqual(self.metrics.own_untold(), sums)
+        counts = self.metrics.tallied()
         self.assertEqual(
-            sums,
+            counts,
             {
                 "hits": 1,
                 "misses": 1,
@@ -60,24 +62,23 @@ class MetricsTests(SynchronousTestCase):
                 "evicted": 7,
             },
         )
-        self.assertEqual({type(number) for number in sums.values()}, {int})
-        self.metrics.note_told({"hits": 1, "evicted": 5})
-        self.assertEqual(self.metrics.untold(), {**sums, "hits": 0, "evicted": 2})
-        self.assertNotIn(b"coverart_told", self.metrics.expose())
+        self.assertEqual({type(number) for number in counts.values()}, {int})
 
     def test_successor(self) -> None:
-        """A process in the place of a killed one counts on, and tells nothing again."""
+        """A process in the place of a killed one counts on, and tells nothing of it again."""
         with patch.dict(os.environ, {FOLDER_VARIABLE: str(folder(self))}):
+            index = MemoryIndex()
             for asked in (3, 5):
                 # As worker.py has it: a file by the number of the place.
                 self.patch(values, "ValueClass", values.MultiProcessValue(lambda: 1))
                 metrics = Metrics()
-                self.assertEqual(set(metrics.own_untold().values()), {0})
+                counts = SharedCounts(metrics, index)
                 for _ in range(asked):
                     metrics.request("hits", 1, 0.1)
-                untold = metrics.own_untold()
-                self.assertEqual(untold["hits"], asked)
-                metrics.note_told(untold)
+                self.successResultOf(Deferred.fromCoroutine(counts.tell()))
+            self.assertEqual(metrics.tallied()["hits"], 8)
+            totals = self.successResultOf(Deferred.fromCoroutine(index.totals()))
+            self.assertEqual(totals.tallies, {"hits": 8})
 
     def test_format(self) -> None:
         """Prometheus' own parser understands it; when a counter was made is not told."""
@@ -94,7 +95,6 @@ class MetricsTests(SynchronousTestCase):
         (counts / "counter_2.db").touch()
         with patch.dict(os.environ, {FOLDER_VARIABLE: str(counts)}):
             self.assertEqual(self.metrics.expose(), b"")
-            self.assertEqual(set(self.metrics.untold().values()), {0})
 
     def test_asked_while_another_ends(self) -> None:
         """What another process behind the port was at ends with it, between two looks at its file."""

@@ -18,7 +18,7 @@ from coverart.index.memory import MemoryIndex
 from coverart.maintenance import count_hits as intake
 from coverart.maintenance.count_hits import SHORT_TRIES, Intake
 from coverart.maintenance.hit_log import BATCH_BYTES, CUT_BYTES, HitLog
-from coverart.maintenance.share_counts import tell_counts
+from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
 from coverart.model import FileEntry, MediaType
 from tests.support.doubles import HeldBack, at_once, folder
@@ -33,8 +33,11 @@ class Index(MemoryIndex):
         self.available = True
         self.away = False
         self.told: list[dict[str, int]] = []
+        self.busy: Deferred[None] | None = None
 
     async def tally(self, counts: Mapping[str, int]) -> None:
+        if self.busy is not None:
+            await self.busy
         if self.away:
             raise IndexAway
         self.told.append(dict(counts))
@@ -269,24 +272,41 @@ class UseTests(IntakeCase):
 class TalliesTests(IntakeCase):
     """What every process adds."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.counts = SharedCounts(self.metrics, self.index)
+
     def test_told_once(self) -> None:
         """Each tells what it counted since; nothing new is nothing told."""
         self.metrics.request("hits", 1, 0.1)
-        self.finish(tell_counts(self.metrics, self.index))
-        self.finish(tell_counts(self.metrics, self.index))
+        self.finish(self.counts.tell())
+        self.finish(self.counts.tell())
         self.metrics.request("hits", 1, 0.1)
         self.metrics.swept["evicted"].inc(3)
-        self.finish(tell_counts(self.metrics, self.index))
+        self.finish(self.counts.tell())
         self.assertEqual(self.index.told, [{"hits": 1}, {"hits": 1, "evicted": 3}])
 
     def test_kept_while_away(self) -> None:
         """What the index could not be told is kept, and told with what came after."""
         self.index.away = True
         self.metrics.request("misses", 1, 0.1)
-        self.finish(tell_counts(self.metrics, self.index))
-        self.assertEqual(self.metrics.untold()["misses"], 1)
+        self.finish(self.counts.tell())
+        self.assertEqual(self.index.told, [])
         self.metrics.request("misses", 1, 0.1)
         self.index.away = False
-        self.finish(tell_counts(self.metrics, self.index))
+        self.finish(self.counts.tell())
         self.assertEqual(self.index.told, [{"misses": 2}])
-        self.assertEqual(self.metrics.untold()["misses"], 0)
+        self.finish(self.counts.tell())
+        self.assertEqual(len(self.index.told), 1)
+
+    def test_two_at_once(self) -> None:
+        """A call while the index is still being told tells what came since, and that alone."""
+        self.metrics.request("hits", 1, 0.1)
+        self.index.busy = Deferred()
+        telling = Deferred.fromCoroutine(self.counts.tell())
+        self.metrics.request("hits", 1, 0.1)
+        second = Deferred.fromCoroutine(self.counts.tell())
+        self.index.busy.callback(None)
+        self.successResultOf(telling)
+        self.successResultOf(second)
+        self.assertEqual(self.index.told, [{"hits": 1}, {"hits": 1}])
