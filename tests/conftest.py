@@ -12,17 +12,14 @@ from twisted.internet import reactor
 from twisted.logger import formatEvent, globalLogPublisher
 
 from coverart.simulator.catalogue import Catalogue
-from coverart.simulator.draw import Studio
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
+from tests.support.drawings import STUDIO
 from tests.support.nginx_server import NginxServer
 from tests.support.raw_archive import RawArchive, Trap, Watch
 from tests.support.redis_server import RedisServer
 from tests.support.running import Child, Proxy, ProxyChild
 from tests.support.talk import LOCAL
-
-# Eight drawings, shared by all tests: the bytes still differ from image to image.
-STUDIO = Studio(variants=8, max_bytes=512 * 2**20)
 
 
 @pytest_twisted.async_yield_fixture

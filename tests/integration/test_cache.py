@@ -39,7 +39,9 @@ from coverart.simulator.faults import (
     WrongLength,
 )
 from coverart.simulator.service import Simulator
-from tests.support.running import Machine, Proxy, free_port, reached
+from tests.support.contents import nothing_kept
+from tests.support.drawings import whole
+from tests.support.running import Machine, free_port, reached
 from tests.support.talk import LOCAL, Answer, ask, start, until
 
 DATA = Path(__file__).parent.parent / "data"
@@ -53,11 +55,6 @@ def hops(sim: Simulator) -> tuple[int, int, int]:
     return one, sim.counts.requests("archive"), sim.counts.requests("node")
 
 
-def whole(sim: Simulator, image: Image | None, size: int | None = 250) -> bytes:
-    assert image is not None
-    return sim.studio.archive_bytes(image, size)
-
-
 def told(answer: Answer) -> tuple[int, str]:
     return answer.status, answer["X-Cache-Status"]
 
@@ -68,14 +65,6 @@ def check(
     """A whole image that came about in this way."""
     assert told(answer) == (200, status)
     assert answer.body == whole(sim, image, size)
-
-
-async def nothing_kept(proxy: Proxy) -> None:
-    """No file, no link, nothing unfinished."""
-    await proxy.settled()
-    await until(lambda: not proxy.unfinished(), "temporary files are removed")
-    assert proxy.files() == []
-    assert proxy.links() == []
 
 
 # Hits

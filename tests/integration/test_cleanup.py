@@ -20,6 +20,7 @@ from coverart.model import Entity
 from coverart.service.settings import load
 from coverart.service.wiring import Keeping
 from coverart.simulator.faults import Rule, Status
+from tests.support.contents import disk_bytes, fill
 from tests.support.redis_server import RedisServer
 from tests.support.running import Proxy
 from tests.support.talk import start, until, within
@@ -31,26 +32,6 @@ def shared(request) -> dict[str, str]:
     if request.param == "memory":
         return {}
     return {"COVER_ART_REDIS_URL": request.getfixturevalue("redis").url}
-
-
-async def fill(proxy: Proxy, count: int) -> list[str]:
-    """Fetch so many thumbnails of about 300 kB, the first a minute before the second."""
-    paths = []
-    for i in range(60):
-        mbid = proxy.catalogue.release(i).mbid
-        answer = await proxy.get(f"/release/{mbid}/front-1200")
-        if answer.status == 200:
-            paths.append(f"/release/{mbid}/front-1200")
-            proxy.now.advance(60)
-        if len(paths) == count:
-            # The last of them is answered before it is stored.
-            await proxy.settled()
-            return paths
-    raise AssertionError("the catalogue is too small")
-
-
-def sizes(proxy: Proxy) -> int:
-    return sum((proxy.root / name).stat().st_size for name in proxy.files())
 
 
 @contextlib.asynccontextmanager
@@ -69,7 +50,7 @@ async def test_evicts_exactly_the_oldest(sim, run, shared) -> None:
     paths = await fill(proxy, 6)
     by_age = sorted(proxy.files(), key=lambda name: (proxy.root / name).stat().st_mtime)
     assert len(by_age) == 6
-    assert sizes(proxy) > 2**20
+    assert disk_bytes(proxy) > 2**20
     await proxy.stop()
     bounds = {"COVER_ART_CACHE_MAX_SIZE": "1", "COVER_ART_CACHE_CLEAN_TO": "0.6"}
     last = 0
@@ -82,9 +63,9 @@ async def test_evicts_exactly_the_oldest(sim, run, shared) -> None:
         assert sorted(by_age[done.evicted :]) == sorted(left)
         last = size_before[by_age[done.evicted - 1]]
         totals = await kept.index.totals()
-        assert totals.size_bytes == sizes(proxy)
+        assert totals.size_bytes == disk_bytes(proxy)
     # Not one file more than had to go.
-    assert sizes(proxy) <= 0.6 * 2**20 < sizes(proxy) + last
+    assert disk_bytes(proxy) <= 0.6 * 2**20 < disk_bytes(proxy) + last
     await proxy.start()
     sim.counts.clear()
     assert (await proxy.get(paths[-1]))["x-cache-status"] == "HIT"
@@ -141,7 +122,7 @@ async def test_mends_both_ways(sim, run, shared) -> None:
     assert done is not None
     assert (done.learnt, done.forgotten, done.slices) == (1, 1, 4096)
     totals = await index.totals()
-    assert (totals.files, totals.size_bytes) == (len(proxy.files()), sizes(proxy))
+    assert (totals.files, totals.size_bytes) == (len(proxy.files()), disk_bytes(proxy))
     assert all(os.path.exists(proxy.root / link) for link in proxy.links())
     again = await proxy.cleanup.sweep(slices=4096)
     assert again is not None
@@ -181,7 +162,7 @@ async def test_one_of_three_cleans(sim, run, redis: RedisServer) -> None:
         (only,) = [each for each in done if each is not None]
         assert only.evicted > 0
         assert sorted(proxy.files()) == sorted(by_age[only.evicted :])
-        assert sizes(proxy) <= 0.7 * 2**20
+        assert disk_bytes(proxy) <= 0.7 * 2**20
         named = {(await kept.index.totals()).leader for kept in three}
         assert named == {next(kept.leadership.token for kept in three if kept.leadership.token)}
 
@@ -246,7 +227,7 @@ async def test_paused_leader_deletes_nothing(sim, run, redis: RedisServer) -> No
         assert len(proxy.files()) == len(before) - 1
         done = await second.cleanup.sweep(slices=0)
         assert done is not None
-        assert sizes(proxy) <= 0.3 * 2**20
+        assert disk_bytes(proxy) <= 0.3 * 2**20
         totals = await second.index.totals()
-        assert (totals.files, totals.size_bytes) == (len(proxy.files()), sizes(proxy))
+        assert (totals.files, totals.size_bytes) == (len(proxy.files()), disk_bytes(proxy))
         assert totals.by_entity[Entity.RELEASE] == totals.files

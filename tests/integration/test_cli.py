@@ -16,11 +16,9 @@ from twisted.internet.threads import deferToThread
 
 from coverart.service.settings import PREFIX
 from coverart.simulator.catalogue import Catalogue
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import KEY, RedisServer
 from tests.support.running import ROOT, Proxy
 from tests.support.talk import LOCAL, SAFETY_S, until
-
-KEY = b"coverart:1:default:"
 
 
 @attrs.frozen

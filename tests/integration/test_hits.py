@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.integration.test_cleanup import fill
+from tests.support.contents import fill
 from tests.support.redis_server import RedisServer
 from tests.support.running import Proxy
 from tests.support.talk import becomes, until

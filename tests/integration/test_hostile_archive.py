@@ -12,8 +12,8 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Client
 
 from coverart.archive import bounded_heads
-from tests.integration.test_hostile_content import nothing_kept
-from tests.stories.faults.tls import TRUSTED, authority, signed
+from tests.support.certificates import TRUSTED, authority, signed
+from tests.support.contents import nothing_kept
 from tests.support.raw_archive import ALIAS, HOPS, JPEG, KINDS, ok
 from tests.support.talk import LOCAL, until
 

@@ -17,9 +17,9 @@ import pytest_twisted
 from twisted.internet.defer import DeferredList
 from twisted.internet.threads import deferToThread
 
+from tests.support.contents import nothing_kept
 from tests.support.raw_archive import ALIAS, JPEG, LISTING, MBID, ok, redirect
-from tests.support.running import Proxy
-from tests.support.talk import Answer, start, until, within
+from tests.support.talk import Answer, start, within
 
 ORIGINAL = f"/release/{MBID}/front"
 LIST = f"/release/{MBID}/"
@@ -41,16 +41,6 @@ def check_inert(answer: Answer, name: object) -> None:
     if answer.status != 200 or answer["Content-Type"] == "application/pdf":
         assert "default-src 'none'" in answer["Content-Security-Policy"], name
         assert "sandbox" in answer["Content-Security-Policy"], name
-
-
-async def nothing_kept(proxy: Proxy) -> None:
-    """No file, no link, nothing unfinished, no image in the index."""
-    await proxy.settled()
-    await until(lambda: not proxy.unfinished(), "temporary files are removed")
-    assert proxy.files() == []
-    assert proxy.links() == []
-    totals = await proxy.cache.index.totals()
-    assert (totals.files, totals.size_bytes) == (0, 0)
 
 
 # Files that are no images

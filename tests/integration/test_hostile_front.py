@@ -12,7 +12,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
 from coverart.simulator.faults import Gate, Rule
-from tests.integration.test_hostile_requests import (
+from tests.support.hostile_bytes import (
     BODIES,
     CHUNKS,
     COVERS,
@@ -23,8 +23,7 @@ from tests.integration.test_hostile_requests import (
     TARGETS,
     TOO_MUCH,
 )
-from tests.integration.test_nginx import ACCEL, access
-from tests.support.nginx_server import NginxServer
+from tests.support.nginx_server import ACCEL, NginxServer, access
 from tests.support.talk import connect, start, until
 
 reactor: Any = _reactor

@@ -14,10 +14,23 @@ from twisted.internet.task import deferLater
 
 from coverart.simulator.faults import Gate, Rule, Status
 from coverart.web import http_channel
+from tests.support.hostile_bytes import (
+    BODIES,
+    CHUNKED,
+    CHUNKS,
+    COVERS,
+    END,
+    FRAMING,
+    LINES,
+    MBID,
+    SMUGGLED,
+    TARGETS,
+    TOO_MUCH,
+    M,
+)
 from tests.support.running import Proxy, reached
-from tests.support.talk import SAFETY_S, Wire, connect, until, within
+from tests.support.talk import SAFETY_S, Wire, answers, connect, until, within
 
-MBID = "76df3287-6cda-33eb-8e9a-044b5e15ffdd"
 HEADERS = {
     "Access-Control-Allow-Origin": "*",
     "X-Content-Type-Options": "nosniff",
@@ -25,20 +38,6 @@ HEADERS = {
     "Content-Type": "application/json",
     "Cache-Control": "no-store",
 }
-END = b"\r\n\r\n"
-
-
-def answers(received: bytes) -> list[tuple[int, bytes, bytes]]:
-    """Status, head and body of each answer on a connection; all have a length or no body."""
-    found = []
-    while received:
-        head, _, rest = bytes(received).partition(END)
-        status = int(head.split(b" ", 2)[1])
-        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
-        size = int(length[1]) if length else 0
-        found.append((status, head, rest[:size]))
-        received = rest[size:]
-    return found
 
 
 async def exchange(proxy: Proxy, data: bytes) -> Wire:
@@ -67,92 +66,6 @@ def check_refusal(wire: Wire, name: object, status: int = 400) -> None:
 
 
 # Targets
-
-M = MBID.encode()
-TARGETS: dict[str, bytes] = {
-    "up": b"/../../../etc/passwd",
-    "up from a release": b"/release/" + M + b"/../../../../etc/passwd",
-    "up in the entity": b"/../release/" + M + b"/front",
-    "up in the mbid": b"/release/../front",
-    "up encoded": b"/release/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-    "up encoded twice": b"/release/%252e%252e%252f/front",
-    "up overlong": b"/release/%c0%ae%c0%ae/front",
-    "backslashes": b"/release\\..\\..\\etc\\passwd",
-    "up behind an image": b"/release/" + M + b"/front/../../../../etc/passwd",
-    "up behind an image encoded": b"/release/"
-    + M
-    + b"/front%2f%2e%2e/%2e./.%2e%2f%2e%2e%2fetc/passwd",
-    "encoded line in the mbid": b"/release/" + M + b"%0a/front",
-    "encoded twice": b"/release/" + M + b"/%2566ront",
-    "overlong": b"/release/" + M + b"/%c1%a6ront",
-    "encoded in sixteen bits": b"/release/" + M + b"/%u0066ront",
-    "half an encoding": b"/release/" + M + b"/front%2",
-    "encoded nul behind": b"/release/" + M + b"/front/%00",
-    "operators, doubled": b"//metrics",
-    "operators, encoded": b"/%6detrics",
-    "operators, a dot": b"/./cache-status",
-    "operators, a slash behind": b"/metrics/",
-    "admin, doubled": b"//admin/purge/release/" + M + b"/front",
-    "admin, encoded": b"/%61dmin/purge/release/" + M + b"/front",
-    "encoded nul": b"/release/" + M + b"/front%00.jpg",
-    "encoded cr lf": b"/release/" + M + b"/front%0d%0aX-A: b",
-    "nul": b"/release/" + M + b"/front\0.jpg",
-    "cr": b"/release/" + M + b"/front\r.jpg",
-    "lf": b"/release/" + M + b"/front\n.jpg",
-    "tab": b"/release/" + M + b"/front\t.jpg",
-    "space": b"/release/" + M + b"/front .jpg",
-    "not ASCII": b"/release/" + M + b"/front\xff",
-    "arabic digits": b"/release/" + M + "/\u0661\u0662".encode(),
-    "full-width digits": b"/release/" + M + "/\uff11\uff12.jpg".encode(),
-    "superscript": b"/release/" + M + "/1\u00b2".encode(),
-    "plus": b"/release/" + M + b"/+7",
-    "minus": b"/release/" + M + b"/-7",
-    "parameters of the mbid": b"/release/" + M + b";x/front",
-    "parameters of the entity": b"/release;x/" + M + b"/front",
-    "script": b"/<script>alert(1)</script>",
-    "format": b"/{lines}%s%n{0.__class__}",
-    "internal": b"/cache-files/release/7/76/76d/" + M + b"_7.jpg",
-    "the directory": b"/.incoming/x",
-    "absolute form": b"http://x/release/" + M + b"/front",
-    "absolute form of another host": b"http://evil.example/release/" + M + b"/front",
-    "absolute form of https": b"https://169.254.169.254/latest",
-    "authority form": b"evil.example:443",
-    "no slash": b"release/" + M + b"/front",
-    "160 characters": b"/release/" + b"a" * 151,
-    "16 kB": b"/release/" + b"a" * 15_000,
-    "64 kB": b"/release/" + b"a" * 65_536,
-    "64 kB of dots": b"/" + b"../" * 21_845,
-    "64 kB of query": b"/release/" + M + b"/front?" + b"a" * 65_536,
-    "1 MB": b"/" + b"a" * 1_000_000,
-}
-COVERS: dict[str, bytes] = {
-    "encoded entity": b"/%72elease/" + M + b"/front",
-    "encoded mbid": b"/release/%37" + M[1:] + b"/front",
-    "encoded slash": b"/release/" + M + b"%2Ffront",
-    "encoded name": b"/release/" + M + b"/fron%74",
-    "encoded size": b"/release/" + M + b"/front-%32%35%30",
-    "encoded extension": b"/release/" + M + b"/front%2ejpg",
-    "encoded line": b"/release/" + M + b"/front%0a",
-    "underscore": b"/release/" + M + b"/1_0",
-    "leading zero": b"/release/" + M + b"/07",
-    "many digits": b"/release/" + M + b"/" + b"7" * 100,
-    "double slash first": b"//release/" + M + b"/front",
-    "double slash": b"/release//" + M + b"/front",
-    "double slash last": b"/release/" + M + b"//front",
-    "slash behind": b"/release/" + M + b"/front/",
-    "dot segment": b"/release/./" + M + b"/front",
-    "parameters": b"/release/" + M + b"/front;x=1",
-    "fragment": b"/release/" + M + b"/front#x",
-    "encoded line behind": b"/release/" + M + b"/front/%0a%0d",
-    "encoded twice behind": b"/release/" + M + b"/front%252e%252e%252f%2500",
-    "overlong behind": b"/release/" + M + b"/front%c0%ae%c0%ae%c0%af",
-    "up behind, not above the root": b"/release/" + M + b"/front/%2e%2e/..%2f%2e%2e/etc/passwd",
-    "up to the error page": b"/release/" + M + b"/front/../../../.error",
-    "up to the files": b"/release/" + M + b"/front/../../../cache-files/release/x",
-    "up to the operators": b"/release/" + M + b"/front/%2e%2e/%2e%2e/%2e%2e/metrics",
-    "a script behind": b"/release/" + M + b"/front-250<script>alert(1)</script>",
-}
-"""What the archive answers though it looks like an attack: names of one release, which has no art."""
 
 
 @pytest_twisted.ensureDeferred
@@ -345,17 +258,6 @@ async def test_rebinding(run) -> None:
     assert (await exchange(proxy, first)).status == 200
 
 
-TOO_MUCH: dict[str, bytes] = {
-    "501 headers": b"\r\n".join(b"X-%d: y" % n for n in range(501)),
-    "5,000 headers": b"\r\n".join(b"X: y" for _ in range(5_000)),
-    "one of 64 kB": b"X: " + b"y" * 65_536,
-    "a name of 20 kB": b"x" * 20_000 + b": y",
-    "16 kB in all": b"\r\n".join(b"X: " + b"y" * 1000 for _ in range(17)),
-    "1 MB of folds": b"X: y\r\n" + b" y\r\n" * 260_000 + b"Z: z",
-    "a range of 30 kB": b"Range: bytes=" + b"0-1," * 7_500,
-}
-
-
 @pytest_twisted.ensureDeferred
 async def test_too_much(sim, proxy, lines) -> None:
     """Headers over 500 or 16 kB end the connection with a 400."""
@@ -367,47 +269,6 @@ async def test_too_much(sim, proxy, lines) -> None:
 
 
 # Framing: is it one request or two?
-
-SMUGGLED = b"GET /health HTTP/1.1\r\nHost: smuggled\r\n\r\n"
-CHUNKED = b"Transfer-Encoding: chunked"
-FRAMING: dict[str, bytes] = {
-    "two lengths": b"Content-Length: 0\r\nContent-Length: 40",
-    "two lengths the other way": b"Content-Length: 40\r\nContent-Length: 0",
-    "the same length twice": b"Content-Length: 0\r\nContent-Length: 0",
-    "lengths in a list": b"Content-Length: 0, 0",
-    "length and chunked": b"Content-Length: 40\r\n" + CHUNKED,
-    "chunked and length": CHUNKED + b"\r\nContent-Length: 40",
-    "chunked twice": CHUNKED + b"\r\n" + CHUNKED,
-    "chunked in a list": b"Transfer-Encoding: gzip, chunked",
-    "chunked not last": b"Transfer-Encoding: chunked, identity",
-    "unknown coding": b"Transfer-Encoding: xchunked",
-    "quoted": b'Transfer-Encoding: "chunked"',
-    "vertical tab": b"Transfer-Encoding: \x0bchunked",
-    "plus": b"Content-Length: +0",
-    "minus": b"Content-Length: -1",
-    "hexadecimal": b"Content-Length: 0x0",
-    "underscore": b"Content-Length: 0_0",
-    "space inside": b"Content-Length: 0 0",
-    "not ASCII": "Content-Length: \u0660".encode(),
-    "latin-1 digit": b"Content-Length: \xb2",
-    "fraction": b"Content-Length: 0.0",
-    "no digits": b"Content-Length:",
-    "5,000 digits": b"Content-Length: " + b"0" * 5_000,
-    "100 digits": b"Content-Length: " + b"9" * 100,
-    "space before the colon": b"Content-Length : 0",
-    "tab before the colon": b"Content-Length\t: 0",
-    "space before the first colon": b"Host : x",
-    "nul in a name": b"Content-Length\0: 0",
-    "nul in a value": b"X: a\0b",
-    "no name": b": x",
-    "no colon": b"X",
-    "cr in a value": b"X: a\rContent-Length: 40",
-    "lf in a value": b"X: a\nContent-Length: 40",
-    "bare lf ends the head": b"X: a\n\nGET /health HTTP/1.1\nX: y",
-    "fold of a length": b"Content-Length: 0\r\n 1",
-    "fold of a name": b"Content\r\n -Length: 40",
-    "brackets": b"Content[Length]: 0",
-}
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["at once", "in two pieces"])
@@ -431,49 +292,12 @@ async def test_framing_in_doubt(sim, proxy, lines, cut) -> None:
     await no_trace(proxy, lines)
 
 
-LINES: dict[str, bytes] = {
-    "bare lf": b"GET /health HTTP/1.1\nHost: x\n\n",
-    "bare lf after the first line": b"GET /health HTTP/1.1\nHost: x\r\n\r\n",
-    "HTTP/0.9": b"GET /health\r\n\r\n",
-    "four words": b"GET /health x HTTP/1.1\r\n\r\n",
-    "two spaces": b"GET  /health HTTP/1.1\r\n\r\n",
-    "tabs": b"GET\t/health\tHTTP/1.1\r\n\r\n",
-    "space first": b" GET /health HTTP/1.1\r\n\r\n",
-    "space last": b"GET /health HTTP/1.1 \r\n\r\n",
-    "no method": b"/health HTTP/1.1\r\n\r\n",
-    "a method of other signs": b"G(T /health HTTP/1.1\r\n\r\n",
-    "nul in the method": b"G\0T /health HTTP/1.1\r\n\r\n",
-    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "HTTP/1.10": b"GET /health HTTP/1.10\r\n\r\n",
-    "http/1.1": b"GET /health http/1.1\r\n\r\n",
-    "another protocol": b"GET /health RTSP/1.0\r\n\r\n",
-    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
-    "a fold before any header": b"GET /health HTTP/1.1\r\n X: y\r\n\r\n",
-}
-
-
 @pytest_twisted.ensureDeferred
 async def test_first_lines(proxy, lines) -> None:
     """A first line that is none is a 400."""
     for name, data in LINES.items():
         check_refusal(await exchange(proxy, data + b"\r\n\r\n"), name)
     await no_trace(proxy, lines)
-
-
-BODIES: dict[str, bytes] = {
-    "a length": b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
-    "a length with spaces": b"Content-Length:  %d \r\n\r\n" % len(SMUGGLED) + SMUGGLED,
-    "a length with zeros": b"Content-Length: 000%d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
-    "chunks": CHUNKED + b"\r\n\r\n%x\r\n" % len(SMUGGLED) + SMUGGLED + b"\r\n0\r\n\r\n",
-    "a fold": b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
-    "upper case": b"TRANSFER-ENCODING: CHUNKED\r\n\r\n0\r\n\r\n",
-    "chunks with an extension": CHUNKED + b"\r\n\r\n1;x=y\r\na\r\n0\r\n\r\n",
-    "chunks with trailers": CHUNKED + b"\r\n\r\n0\r\nContent-Length: 40\r\nHost: evil\r\n\r\n",
-    "identity": b"Transfer-Encoding: identity\r\n\r\n",
-    "100-continue": b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc",
-    "a form": b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n\r\na=b",
-    "a broken form": b"Content-Type: multipart/form-data\r\nContent-Length: 3\r\n\r\na=b",
-}
 
 
 @pytest_twisted.ensureDeferred
@@ -489,22 +313,6 @@ async def test_bodies_are_skipped(sim, proxy) -> None:
             found = [code for code, _, _ in answers(bytes(wire.received)) if code != 100]
             assert found == [status, 400], (name, method)
             assert b"smuggled" not in wire.received
-
-
-CHUNKS: dict[str, bytes] = {
-    "hexadecimal by prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
-    "plus": b"+5\r\nhello\r\n0\r\n\r\n",
-    "minus": b"-5\r\nhello\r\n0\r\n\r\n",
-    "underscore": b"0_5\r\nhello\r\n0\r\n\r\n",
-    "space": b"5 \r\nhello\r\n0\r\n\r\n",
-    "no size": b"\r\nhello\r\n0\r\n\r\n",
-    "no CR LF behind": b"5\r\nhelloX0\r\n\r\n",
-    "bare lf": b"5\nhello\n0\n\n" + b"x" * 2_000,
-    "bare lf in an extension": b"5;a\nb\r\nhello\r\n0\r\n\r\n",
-    "a size of many digits": b"f" * 2_000 + b"\r\n",
-    "endless extension": b"5;" + b"x" * 20_000,
-    "endless trailers": b"0\r\n" + b"X: y\r\n" * 20_000,
-}
 
 
 @pytest_twisted.ensureDeferred

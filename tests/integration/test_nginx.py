@@ -19,21 +19,12 @@ from twisted.names.common import ResolverBase
 from twisted.names.server import DNSServerFactory
 
 from coverart.simulator.faults import Cut, Rule, Stall
-from tests.support.nginx_server import START, NginxServer
+from tests.support.nginx_server import ACCEL, START, NginxServer, access
 from tests.support.programs import find_nginx
 from tests.support.running import HAS_IPV6, free_port, reached
 from tests.support.talk import LOCAL, ask, becomes, connect, until
 
 reactor: Any = _reactor
-
-ACCEL = {"COVER_ART_ACCEL": "/cache-files/"}
-
-
-def access(nginx: NginxServer) -> list[dict[str, object]]:
-    """The lines of the access log."""
-    if not nginx.access_log.exists():
-        return []
-    return [json.loads(line) for line in nginx.access_log.read_text(errors="replace").splitlines()]
 
 
 @pytest_twisted.ensureDeferred

@@ -26,7 +26,7 @@ from coverart.simulator.faults import HOPS, Gate, Rule, Status
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
 from coverart.web import connection_limits
-from tests.conftest import STUDIO
+from tests.support.drawings import STUDIO
 from tests.support.running import Proxy, ProxyChild, reached
 from tests.support.talk import LOCAL, SAFETY_S, Answer, ask, becomes, connect, start, until, within
 

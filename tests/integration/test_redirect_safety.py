@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from tests.support.contents import nothing_kept
 from tests.support.raw_archive import ALIAS, HOPS, JPEG, KINDS, LISTING, MBID, ok, redirect
-from tests.support.running import Proxy
-from tests.support.talk import until
 
 NOT_ALLOWED = "not allowed"
 MALFORMED = "malformed URL"
@@ -75,16 +74,6 @@ ASTRAY: dict[str, tuple[str, str]] = {
     "a fragment alone": ("#", ""),
     "too long": ("http://127.0.0.1:{a}/" + "x" * 3000, MALFORMED),
 }
-
-
-async def nothing_kept(proxy: Proxy) -> None:
-    """No file, no link, nothing unfinished, nothing in the index."""
-    await proxy.settled()
-    await until(lambda: not proxy.unfinished(), "temporary files are removed")
-    assert proxy.files() == []
-    assert proxy.links() == []
-    totals = await proxy.cache.index.totals()
-    assert (totals.files, totals.size_bytes) == (0, 0)
 
 
 def target(raw: Any, hop: str, kind: str) -> str:

@@ -29,9 +29,9 @@ from coverart.model import (
 )
 from coverart.store.image_store import ImageStore
 from coverart.store.layout import image_path
-from tests.integration.test_cache import whole
-from tests.integration.test_shared import KEY, holds_what_the_disk_holds, sweep
-from tests.support.redis_server import RedisServer
+from tests.support.contents import holds_what_the_disk_holds, sweep
+from tests.support.drawings import whole
+from tests.support.redis_server import KEY, RedisServer
 from tests.support.running import Proxy
 from tests.support.talk import becomes, start, until
 

@@ -6,10 +6,9 @@ from itertools import islice
 
 import pytest_twisted
 
-from tests.integration.test_hostile_requests import answers
 from tests.support.running import Served
 from tests.support.shapes import PLACES, decision, shapes
-from tests.support.talk import ask, connect
+from tests.support.talk import answers, ask, connect
 
 
 async def get(server: Served, path: str, method: str = "GET") -> tuple[int, bytes, bytes]:

@@ -11,11 +11,10 @@ from twisted.logger import formatEvent, globalLogPublisher
 
 from coverart.simulator.faults import Gate, Rule, Status
 from coverart.store.layout import image_path
-from tests.support.redis_server import RedisServer
-from tests.support.running import Proxy
-from tests.support.talk import becomes, start, until, within
+from tests.support.contents import holds_what_the_disk_holds, sweep, until_available
+from tests.support.redis_server import KEY, RedisServer
+from tests.support.talk import start, until, within
 
-KEY = b"coverart:1:default:"
 KINDS = ("thumbnail", "listing", "png")
 
 
@@ -24,17 +23,6 @@ async def pair(run, redis: RedisServer):
     """Two proxies that share everything."""
     first = await run(COVER_ART_REDIS_URL=redis.url)
     yield first, await run(COVER_ART_REDIS_URL=redis.url)
-
-
-def disk_bytes(proxy: Proxy) -> int:
-    """What regular files hold, as `du --apparent-size` counts them."""
-    return sum((proxy.root / name).stat().st_size for name in proxy.files())
-
-
-async def holds_what_the_disk_holds(proxy: Proxy) -> None:
-    """Totals are exact."""
-    totals = await proxy.cache.index.totals()
-    assert (totals.files, totals.size_bytes) == (len(proxy.files()), disk_bytes(proxy))
 
 
 @pytest_twisted.ensureDeferred
@@ -235,27 +223,6 @@ async def test_warns_of_eviction(sim, run, redis: RedisServer) -> None:
         globalLogPublisher.removeObserver(observer)
     assert len(told) == 1
     assert "allkeys-lru" in told[0]
-
-
-async def sweep(pair: tuple[Proxy, ...], slices: int = 64) -> None:
-    """One sweep by whichever leads."""
-    done = [await proxy.cleanup.sweep(slices=slices) for proxy in pair]
-    assert sum(each is not None for each in done) == 1
-
-
-async def until_available(pair: tuple[Proxy, ...]) -> None:
-    """Ask until both processes have Redis back, and one leads."""
-    indexes = [proxy.cache.index for proxy in pair]
-    await becomes(
-        lambda: gatherResults([start(index.totals()) for index in indexes]),
-        lambda _: all(index.available for index in indexes),
-        "Redis is back",
-    )
-    await becomes(
-        lambda: gatherResults([start(proxy.leadership.stand()) for proxy in pair]),
-        lambda _: any(proxy.leadership.token for proxy in pair),
-        "one leads",
-    )
 
 
 @pytest_twisted.ensureDeferred

@@ -13,9 +13,8 @@ from coverart.index.base import Totals
 from coverart.simulator.answers import listing
 from coverart.simulator.faults import Gate, Rule, Status
 from coverart.simulator.service import Simulator
-from tests.conftest import STUDIO
-from tests.stories.faults.disk import run as run_command
-from tests.stories.faults.matrix import NotHere
+from tests.support.drawings import STUDIO
+from tests.support.programs import NotHere, run_command
 from tests.support.running import Proxy, reached
 from tests.support.talk import Answer, ask, start, until, within
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ from tests.support.running import ROOT, Served, free_port
 from tests.support.talk import LOCAL, connect, pause, until
 
 START = ROOT / "nginx" / "start.sh"
+ACCEL = {"COVER_ART_ACCEL": "/cache-files/"}
+"""The setting that lets the nginx in front of a proxy send the files."""
 
 
 class NginxServer(Served):
@@ -103,3 +106,10 @@ class NginxServer(Served):
 
     def _hits(self) -> list[str]:
         return self.hit_log.read_text().splitlines() if self.hit_log.exists() else []
+
+
+def access(nginx: NginxServer) -> list[dict[str, object]]:
+    """The lines of the access log."""
+    if not nginx.access_log.exists():
+        return []
+    return [json.loads(line) for line in nginx.access_log.read_text(errors="replace").splitlines()]

@@ -1,4 +1,4 @@
-"""The real programs that tests and benchmarks run: from PATH, or from wheels that bring them."""
+"""The programs that tests and benchmarks run: servers from PATH or from wheels, and the system's own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from pathlib import Path
 
 class NotInstalled(Exception):
     """Neither on PATH nor in a wheel; the message says what brings it."""
+
+
+class NotHere(Exception):
+    """This machine can't bring the fault about; the message says what is missing."""
 
 
 def find_nginx(least: tuple[int, ...] = (1, 18)) -> str:
@@ -51,3 +55,10 @@ def _find(
     if folder is not None and (brought := sorted(folder.glob(pattern))):
         return str(brought[0])
     raise NotInstalled(f"{names[0]}, or the wheel {wheel}")
+
+
+def run_command(*command: str) -> None:
+    """Run a command to its end. :raises NotHere: it fails, as for want of a right."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotHere(f"{' '.join(command[:3])}: {done.stderr.strip()} (root can)")

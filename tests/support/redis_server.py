@@ -13,6 +13,9 @@ import valkey
 from tests.support.programs import find_redis
 from tests.support.talk import until
 
+KEY = b"coverart:1:default:"
+"""How a proxy's keys begin, where no setting gives its cache another name."""
+
 
 class RedisServer:
     """One server on a Unix socket of its own, without persistence."""

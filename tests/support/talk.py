@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -171,3 +172,16 @@ async def connect(port: int, client: str = LOCAL) -> Wire:
     endpoint = HostnameEndpoint(reactor, LOCAL.encode(), port, bindAddress=client.encode())
     await connectProtocol(endpoint, wire)
     return wire
+
+
+def answers(received: bytes) -> list[tuple[int, bytes, bytes]]:
+    """Status, head and body of each answer on a connection; all have a length or no body."""
+    found = []
+    while received:
+        head, _, rest = bytes(received).partition(b"\r\n\r\n")
+        status = int(head.split(b" ", 2)[1])
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+        size = int(length[1]) if length else 0
+        found.append((status, head, rest[:size]))
+        received = rest[size:]
+    return found

@@ -7,14 +7,14 @@ import functools
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from coverart.store.image_store import ImageStore
 from coverart.store.symlinks import Links
-from tests.stories.faults.matrix import NotHere, Row
+from tests.stories.faults.matrix import Row
 from tests.stories.faults.stage import Stage
+from tests.support.programs import run_command
 from tests.support.talk import connect, start, until, within
 
 CANT = "the cache can't store files now"
@@ -114,20 +114,13 @@ async def no_link(stage: Stage) -> None:
 # Real
 
 
-def run(*command: str) -> None:
-    """:raises NotHere: it is not possible here."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise NotHere(f"{' '.join(command[:3])}: {done.stderr.strip()} (root can)")
-
-
 def small_disk(stage: Stage, size_bytes: int) -> Path:
     """A file system of so many bytes, to be the cache directory."""
     root = stage.folder / "cache"
     root.mkdir()
-    run("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", os.fspath(root))
+    run_command("mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", os.fspath(root))
     # Lazily: a row that ended early may have left something open on it.
-    stage.at_the_end(lambda: run("umount", "-l", os.fspath(root)))
+    stage.at_the_end(lambda: run_command("umount", "-l", os.fspath(root)))
     return root
 
 
@@ -173,7 +166,7 @@ async def read_only(stage: Stage) -> None:
     await stage.ask(proxy.port, held.path)
     await proxy.settled()
     before = proxy.files()
-    run("mount", "-o", "remount,ro", os.fspath(root))
+    run_command("mount", "-o", "remount,ro", os.fspath(root))
     stage.unstored(await stage.ask(proxy.port, thing.path), thing, "EROFS", of="thumbnail")
     seen = await stage.ask(proxy.port, held.path)
     stage.whole(seen, held, "HIT", of="held")
@@ -188,7 +181,7 @@ async def read_only(stage: Stage) -> None:
     await stage.exact(proxy)
     said = os.strerror(errno.EROFS)
     stage.logged(f"are not stored .*{said}", os.fspath(root), text=said)
-    run("mount", "-o", "remount,rw", os.fspath(root))
+    run_command("mount", "-o", "remount,rw", os.fspath(root))
     stage.whole(await stage.ask(proxy.port, thing.path), thing, "MISS", "after", of="")
     await proxy.settled()
     await proxy.cleanup.sweep()

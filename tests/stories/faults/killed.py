@@ -7,10 +7,10 @@ import os
 import re
 import signal
 
-from tests.integration.test_shared import KEY
 from tests.stories.faults.matrix import Row
 from tests.stories.faults.stage import Stage, Thing
 from tests.stories.faults.victim import STEPS
+from tests.support.redis_server import KEY
 from tests.support.running import Proxy
 from tests.support.talk import until
 

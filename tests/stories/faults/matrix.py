@@ -23,10 +23,6 @@ class Broken(Exception):
     """A claim that is not so."""
 
 
-class NotHere(Exception):
-    """This machine can't bring the fault about; the message says what is missing."""
-
-
 @attrs.define
 class Claims:
     """What a row claims and was seen to be so, by column; in each, what it was claimed of."""

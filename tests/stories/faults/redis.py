@@ -8,10 +8,10 @@ from typing import Any
 
 import attrs
 
-from tests.integration.test_shared import KEY, until_available
 from tests.stories.faults.matrix import Row
 from tests.stories.faults.stage import Stage
-from tests.support.redis_server import RedisServer
+from tests.support.contents import until_available
+from tests.support.redis_server import KEY, RedisServer
 from tests.support.talk import until
 
 PATIENCE_S = 2.0

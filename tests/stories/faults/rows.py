@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from twisted.internet.defer import DeferredSemaphore
 
 from tests.stories.faults import archive, clocks, disk, killed, names, redis, tls
-from tests.stories.faults.matrix import Broken, NotHere, Outcome, Row
+from tests.stories.faults.matrix import Broken, Outcome, Row
 from tests.stories.faults.stage import Log, Stage
+from tests.support.programs import NotHere
 from tests.support.talk import start
 
 ROWS: tuple[Row, ...] = (

@@ -22,7 +22,7 @@ from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
 from coverart.model import FileEntry, MediaType
 from tests.support.doubles import HeldBack, at_once, folder
-from tests.unit.maintenance.test_hit_log import LINE, OTHER, OTHER_LINE, REF, Log
+from tests.support.hit_lines import LINE, OTHER, OTHER_LINE, REF, Log
 
 
 class Index(MemoryIndex):
