@@ -11,7 +11,7 @@ deadline bounds them all, and a host that fails is left alone for a while.
     throttle            lets hits go first
     transfer            takes a body, checks that it is whole
     url_policy          which address a redirect may lead to
-    follow_redirects    one request of the archive, hop by hop, by treq
+    archive_client      one request of the archive, by treq
     listings            reads and rewrites an index.json
     safe_connect        resolves a host, refuses private addresses, connects
     upstream            where a name points, and where its image's bytes are

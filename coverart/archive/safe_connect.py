@@ -115,7 +115,7 @@ class _PublicEndpoint:
     Connects to a name at its public addresses.
 
     One that has others only is no fault of the archive's host, so no breaker is to learn of it
-    (client.py), and the operator is to read what is wrong: as a rule, their own resolver.
+    (archive_client.py), and the operator is to read what is wrong: as a rule, their own resolver.
     """
 
     def __init__(self, reactor: Any, host: str, port: int, timeout_s: float) -> None:

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from coverart.archive.follow_redirects import ArchiveClient, Trip
+from coverart.archive.archive_client import ArchiveClient, Trip
 from coverart.archive.listings import LARGEST_BYTES
 from coverart.archive.transfer import BytesSink, Sink
 from coverart.archive.url_policy import ArchiveFile, Hop, Rules, archive_file, file_name

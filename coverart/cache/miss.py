@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from coverart.archive import listings
-from coverart.archive.follow_redirects import Limits, Trip
+from coverart.archive.archive_client import Limits, Trip
 from coverart.archive.paths import spell
 from coverart.archive.upstream import Upstream
 from coverart.cache.download import Incoming, InThread

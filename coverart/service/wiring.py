@@ -14,8 +14,8 @@ import attrs
 from twisted.application.service import MultiService
 from twisted.internet.interfaces import IStreamServerEndpoint
 
+from coverart.archive.archive_client import ArchiveClient, Limits
 from coverart.archive.circuit_breaker import Breaker
-from coverart.archive.follow_redirects import ArchiveClient, Limits
 from coverart.archive.safe_connect import make_client
 from coverart.archive.throttle import Turns
 from coverart.archive.upstream import Upstream

@@ -26,7 +26,7 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from coverart.archive.follow_redirects import Limits
+from coverart.archive.archive_client import Limits
 from coverart.archive.upstream import Upstream
 from coverart.cache import download
 from coverart.cache.answers import Held, Status

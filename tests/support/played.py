@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from coverart.archive.follow_redirects import Trip
+from coverart.archive.archive_client import Trip
 from coverart.archive.transfer import Sink
 from coverart.errors import BadUpstream, NotInArchive, Unavailable
 from coverart.model import (

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
+from coverart.archive.archive_client import _retry_after_s
 from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, Breaker
-from coverart.archive.follow_redirects import _retry_after_s
 from coverart.archive.listings import check, rewrite
 from coverart.archive.paths import parse, spell
 from coverart.archive.url_policy import Rules, archive_file

@@ -9,8 +9,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.archive import upstream as module
+from coverart.archive.archive_client import ArchiveClient, Limits, Trip
 from coverart.archive.circuit_breaker import Breaker
-from coverart.archive.follow_redirects import ArchiveClient, Limits, Trip
 from coverart.archive.listings import LARGEST_BYTES
 from coverart.archive.transfer import BytesSink
 from coverart.archive.upstream import Upstream

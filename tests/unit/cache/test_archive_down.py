@@ -8,8 +8,8 @@ from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from coverart.archive.archive_client import ArchiveClient, Limits
 from coverart.archive.circuit_breaker import Breaker
-from coverart.archive.follow_redirects import ArchiveClient, Limits
 from coverart.archive.upstream import Upstream
 from coverart.archive.url_policy import Rules
 from coverart.cache import lookup as module

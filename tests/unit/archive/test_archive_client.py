@@ -16,8 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseNeverReceived
 from twisted.web.server import NOT_DONE_YET
 
+from coverart.archive.archive_client import DRAIN_S, ArchiveClient, Limits, Trip
 from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
-from coverart.archive.follow_redirects import DRAIN_S, ArchiveClient, Limits, Trip
 from coverart.archive.transfer import BytesSink
 from coverart.archive.url_policy import Hop, Rules
 from coverart.errors import (
