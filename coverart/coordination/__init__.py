@@ -8,5 +8,6 @@ Redis a process has the cache for itself, and neither needs asking.
     untold_mark         a mark in the cache directory: Redis was not told of all that lies there
     redis_client        the connection: scripts, and what is said when Redis is away
     redis_scripts       every Lua script
-    leases              who leads, and who fetches
+    fetch_lock          one fetch among all processes
+    leases              who leads
 """

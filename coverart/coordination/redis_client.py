@@ -47,6 +47,7 @@ _ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "LOADING"})
 """Another server may be the master by now."""
 _BAD_DATA = re.compile("WRONGTYPE|not an integer|not a valid float|not a float|user_script")
 """How Redis says that a script can't go on with what it found."""
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _FORBIDDEN = re.compile("NOPERM|ERR unknown command")
 """How Redis says that this user may not send a command, or nobody may."""
 _PAST_MAXMEMORY = "redis.call('DEL', ARGV[1] .. 'room')\n"
@@ -116,9 +117,16 @@ class RedisLink:
 
     def __init__(self, address: Address, clock: IReactorTime, reactor: Any) -> None:
         self.address = address
+        self.clock = clock
+        self.run_id = b""
+        """
+        What tells the run of Redis that answered last from all others.
+
+        Empty where this user may not ask.
+        """
+        self._introduced: Any = None
         self.came_back: Callable[[], object] = lambda: None
         """Called when Redis answers, or takes writes, again."""
-        self._clock = clock
         self._reactor = reactor
         self._sentinel: Any = None
         self._commands: Any = None
@@ -200,7 +208,7 @@ class RedisLink:
         return reply
 
     async def _call(self, send: Callable[[Any], Deferred[Any]]) -> Any:
-        if self._clock.seconds() < self._away_until:
+        if self.clock.seconds() < self._away_until:
             raise RedisAway(f"{self.address} is away")
         factory = self._commands
         if factory is None:
@@ -210,6 +218,10 @@ class RedisLink:
             raise RedisAway(f"{self.address} is away")
         try:
             connection = await self._patiently(factory.getConnection(peek=True))
+            if connection is not self._introduced:
+                self._introduced = connection
+                # Its answer comes before all others.
+                connection.execute_command("INFO", "server").addBoth(self._learn_run_id)
             reply = await self._patiently(send(connection), connection)
         except txredisapi.ResponseError as error:
             raise self._refused(error) from error
@@ -220,6 +232,10 @@ class RedisLink:
             raise self._refused(reply)
         self._answers()
         return reply
+
+    def _learn_run_id(self, reply: bytes | Failure) -> None:
+        found = _RUN_ID.search(reply) if isinstance(reply, bytes) else None
+        self.run_id = b"" if found is None else found[1]
 
     def _answers(self) -> None:
         if self._away:
@@ -235,7 +251,7 @@ class RedisLink:
         def wait_on(turns: int) -> None:
             nonlocal late
             if turns:
-                timers[:] = [self._clock.callLater(GRACE_S, wait_on, turns - 1)]
+                timers[:] = [self.clock.callLater(GRACE_S, wait_on, turns - 1)]
                 return
             late = True
             if connection is not None:
@@ -244,7 +260,7 @@ class RedisLink:
             else:
                 awaited.cancel()
 
-        timers.append(self._clock.callLater(REPLY_S, wait_on, GRACE_TURNS))
+        timers.append(self.clock.callLater(REPLY_S, wait_on, GRACE_TURNS))
         try:
             return await awaited
         except (CancelledError, txredisapi.ConnectionError):
@@ -281,7 +297,7 @@ class RedisLink:
         return RedisAway(text)
 
     def _lost(self, why: str) -> None:
-        self._away_until = self._clock.seconds() + PAUSE_S
+        self._away_until = self.clock.seconds() + PAUSE_S
         if not self._away:
             self._away = True
             self.log.warn(

@@ -38,6 +38,7 @@ local function absences(k)
   return p .. 'no:' .. string.format('%03x', k:byte(2) * 4 + math.floor(k:byte(3) / 64))
 end
 local function absent(k) return redis.call('HGET', absences(k), k) end
+local function whole() return redis.call('GET', p .. 'whole') end
 local function not_absent(k) return redis.call('HDEL', absences(k), k) end
 local function entity(k) return k:byte(1) % 16 end
 -- struct.unpack returns the next position too: the parentheses drop it.
@@ -102,6 +103,16 @@ local function put_alias(k, v, minute)
   end
   not_absent(k)
 end
+local function end_claims(first, error, life)
+  for i = first, #ARGV, 2 do
+    local lease = p .. 'get:' .. ARGV[i]
+    if redis.call('GET', lease) == ARGV[i + 1] then
+      if error and error ~= '' then redis.call('SET', lease, error, 'PX', life)
+      else redis.call('DEL', lease) end
+    end
+    if error ~= '' then redis.call('SREM', p .. 'doubt', ARGV[i]) end
+  end
+end
 -- Whether what is known of a name or a listing was asked for after that.
 local function knows_later(k, at, horizon)
   local v, no, latest = redis.call('HGET', bucket(k), k), absent(k), 0
@@ -140,6 +151,7 @@ local function find(key, size, own)
 end
 local found = {}
 for i = 2, #ARGV, 3 do found[#found + 1] = find(ARGV[i], ARGV[i + 1], ARGV[i + 2]) end
+found[#found + 1] = whole()
 return found
 """,
 )
@@ -148,9 +160,74 @@ FIND_LISTING = Script(
     _COMMON
     + """
 local entry = redis.call('HGET', bucket(ARGV[2]), ARGV[2])
-if entry then return {entry, false} end
-return {false, absent(ARGV[2])}
+return {entry, not entry and absent(ARGV[2]), whole()}
 """,
+)
+
+CLAIM = Script(
+    _COMMON
+    + """
+-- name, token, life in ms, whether it is a file's, whether the file is fetched even if it is held,
+-- whether the caller waited: {what became of it, entry, absence}; 1: taken, 0: held, -1: wait;
+-- or the error of the one that was waited for
+local k, entry, no = ARGV[2], false, false
+if ARGV[5] == '1' then
+  entry = redis.call('HGET', bucket(k), k)
+  if not entry then no = absent(k) end
+end
+if entry and #entry == 13 and ARGV[6] == '0' then return {0, entry, no} end
+local lease = p .. 'get:' .. k
+local owner = redis.call('GET', lease)
+if owner and owner:sub(1, 1) ~= '-' then
+  local left, life = redis.call('PTTL', lease), tonumber(ARGV[4])
+  -- Another program wrote it, or the server's clock was set back: no lease of ours is so long.
+  if left < 0 or left > life then redis.call('PEXPIRE', lease, life) end
+  return {-1, entry, no}
+end
+if owner and ARGV[7] == '1' then return {owner, entry, no} end
+redis.call('SET', lease, ARGV[3], 'PX', ARGV[4])
+if ARGV[5] == '1' then redis.call('SADD', p .. 'doubt', k) end
+return {1, entry, no}
+""",
+)
+
+STORE = Script(
+    _COMMON
+    + """
+-- key, entry, rank, whether it is a listing's, up to when times count; of an alias key, value and
+-- minute, or empty; names and tokens of claims that end: whether file and alias were taken
+local horizon, file, alias = tonumber(ARGV[6]), 1, 1
+if ARGV[5] == '1' and knows_later(ARGV[2], (struct.unpack('>d', ARGV[3], 6)), horizon) then
+  file = 0
+else
+  put_file(ARGV[2], ARGV[3], ARGV[4])
+end
+if ARGV[7] ~= '' then
+  if knows_later(ARGV[7], checked(ARGV[8]), horizon) then alias = 0
+  else put_alias(ARGV[7], ARGV[8], ARGV[9]) end
+end
+end_claims(10)
+return {file, alias}
+""",
+    grows=True,
+)
+
+END_CLAIMS = Script(
+    _COMMON
+    + """
+-- an error as JSON behind a minus, or empty; how long it stays in ms; names and tokens
+end_claims(4, ARGV[2], ARGV[3])
+"""
+)
+
+RENEW_LOCKS = Script(
+    """
+-- life in ms, names and tokens
+for i = 3, #ARGV, 2 do
+  local lease = ARGV[1] .. 'get:' .. ARGV[i]
+  if redis.call('GET', lease) == ARGV[i + 1] then redis.call('PEXPIRE', lease, ARGV[2]) end
+end
+"""
 )
 
 PUT_FILE = Script(
@@ -229,8 +306,10 @@ FORGET_ALIAS = Script(_COMMON + "return forget_alias(ARGV[2])")
 PUT_ABSENCE = Script(
     _COMMON
     + """
--- key, since and until, life in ms, whether it is an alias; up to when times count, not for an image
+-- key, since and until, life in ms, whether it is an alias; up to when times count, not for an image;
+-- names and tokens of claims that end
 local horizon = tonumber(ARGV[6])
+end_claims(7)
 if horizon and knows_later(ARGV[2], (struct.unpack('>d', ARGV[3])), horizon) then return 0 end
 local k, now = ARGV[2], struct.unpack('>d', ARGV[3])
 local b = absences(k)

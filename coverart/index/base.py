@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
+from coverart.errors import CoverError
 from coverart.index.eviction_order import Eviction
 from coverart.model import (
     Absence,
@@ -21,9 +22,11 @@ from coverart.model import (
     FileEntry,
     FileKey,
     Found,
+    ImageKey,
     ImageRequest,
     ListingKey,
     Subject,
+    Target,
 )
 
 Seen: TypeAlias = tuple[FileKey, FileEntry] | tuple[AliasKey, Alias]
@@ -38,6 +41,31 @@ LEARN_AT_ONCE = 2000
 
 SLICES = 4096
 """Parts of an index that can be compared with the disk one by one."""
+
+
+@attrs.frozen(kw_only=True)
+class Claim:
+    """
+    The right to fetch a thing that no other process fetches meanwhile.
+
+    It lasts until it is given to store(), put_absence() or release(), or until its process ends.
+    """
+
+    name: bytes
+    """The thing, as it is called among processes."""
+    token: str = ""
+    """Tells this claim from all others; empty where there is nobody else, or nobody to ask."""
+    waited: bool = False
+    """Another process had it first: what was known before may be outdated."""
+
+
+@attrs.frozen(kw_only=True)
+class Stored:
+    """What of a store() was taken; the rest was asked for before what is known."""
+
+    file: bool
+    alias: bool
+    """True also where none was given."""
 
 
 class IndexAway(Exception):
@@ -79,6 +107,14 @@ class Totals:
     tallies: dict[str, int] = attrs.field(factory=dict)
 
 
+def found_file(key: FileKey, entry: FileEntry | None, absence: Absence | None) -> Found:
+    """What is known of one file; its name is that of the image itself, or the listing's."""
+    if entry is None:
+        return Found(absence=absence)
+    target = Target(ref=key.ref) if isinstance(key, ImageKey) else None
+    return Found(key=key, entry=entry, target=target)
+
+
 class Index(Protocol):
     """
     What is held, where names point, what is known to be absent.
@@ -112,6 +148,14 @@ class Index(Protocol):
     def available(self) -> bool:
         """Whether the index can be asked now."""
 
+    @property
+    def complete(self) -> bool:
+        """
+        Whether, by the last look-up, what the index does not know is not on the disk either.
+
+        False while the index is filled, after it missed something, and while it can't be asked.
+        """
+
     async def find_image(self, request: ImageRequest) -> Found:
         """All that is known about a request for an image, in one round trip."""
 
@@ -120,6 +164,49 @@ class Index(Protocol):
 
     async def find_listing(self, key: ListingKey) -> Found:
         """All that is known about a request for a listing, in one round trip."""
+
+    async def claim_name(self, request: ImageRequest) -> Claim:
+        """
+        Take the right to ask where a name points, for an image of this size.
+
+        Waits while another process has it.
+
+        :raises CoverError: the other process failed while this one waited, with its error.
+        """
+
+    async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
+        """
+        Look once more for a file and take the right to fetch it, in one round trip.
+
+        Waits while another process has it. The file is in doubt from then on: should this process
+        be killed, the leader looks whether it was stored.
+
+        :param again: also where the file is held, to fetch it anew.
+        :returns: what is known now of the file or its absence; no claim where the file is held.
+        :raises CoverError: the other process failed while this one waited, with its error.
+        """
+
+    async def store(
+        self,
+        key: FileKey,
+        entry: FileEntry,
+        *,
+        alias: tuple[AliasKey, Alias] | None = None,
+        claims: Sequence[Claim] = (),
+    ) -> Stored:
+        """
+        put_file(), put_alias() of the name that led to it, and the end of claims, in one round trip.
+
+        What is taken is not in doubt any more. A name is learnt also where its file is not taken.
+        """
+
+    async def release(self, claims: Sequence[Claim], error: CoverError | None = None) -> None:
+        """
+        End claims without a file.
+
+        :param error: those who wait in other processes get it, and nothing is in doubt. Without it
+            they look again, and files stay in doubt.
+        """
 
     async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
         """
@@ -156,10 +243,13 @@ class Index(Protocol):
     async def forget_alias(self, key: AliasKey) -> bool:
         """Forget where a name points. :returns: whether it was known."""
 
-    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
+    async def put_absence(
+        self, subject: Subject, absence: Absence, claims: Sequence[Claim] = ()
+    ) -> bool:
         """
         Remember a 404. An alias of that name is forgotten.
 
+        :param claims: end with it; nothing of theirs is in doubt.
         :returns: False if a later 404, alias or listing is known.
         """
 

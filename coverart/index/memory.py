@@ -7,8 +7,18 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
+from coverart.errors import CoverError
 from coverart.freshness import CLOCK_SLACK_S, counted
-from coverart.index.base import SLICES, Packed, Seen, Slice, Totals
+from coverart.index.base import (
+    SLICES,
+    Claim,
+    Packed,
+    Seen,
+    Slice,
+    Stored,
+    Totals,
+    found_file,
+)
 from coverart.index.codec import (
     FIRST_ALIAS,
     ages,
@@ -93,6 +103,10 @@ class MemoryIndex:
         self._whole = False
         self._odd: set[int] = set()
 
+    @property
+    def complete(self) -> bool:
+        return self._whole
+
     async def find_image(self, request: ImageRequest) -> Found:
         return self.find_now(request)
 
@@ -125,6 +139,30 @@ class MemoryIndex:
         if packed is None:
             return Found(absence=self._absences.get(packed_key))
         return Found(key=key, entry=unpack_entry(packed))
+
+    async def claim_name(self, request: ImageRequest) -> Claim:  # noqa: ARG002
+        return Claim(name=b"")
+
+    async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
+        packed_key = pack_file_key(key)
+        packed = self._files[slice_of(packed_key)].get(packed_key)
+        absence = self._absences.get(packed_key) if packed is None else None
+        found = found_file(key, None if packed is None else unpack_entry(packed), absence)
+        return found, None if found.entry is not None and not again else Claim(name=packed_key)
+
+    async def store(
+        self,
+        key: FileKey,
+        entry: FileEntry,
+        *,
+        alias: tuple[AliasKey, Alias] | None = None,
+        claims: Sequence[Claim] = (),  # noqa: ARG002
+    ) -> Stored:
+        taken = await self.put_file(key, entry)
+        return Stored(file=taken, alias=alias is None or await self.put_alias(*alias))
+
+    async def release(self, claims: Sequence[Claim], error: CoverError | None = None) -> None:
+        """No other process waits."""
 
     def _knows_later(self, packed_key: bytes, at: float) -> bool:
         """Say whether what is known of a name or a listing was asked for after that."""
@@ -223,7 +261,12 @@ class MemoryIndex:
         self._alias_counts[key.entity] -= 1
         return True
 
-    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
+    async def put_absence(
+        self,
+        subject: Subject,
+        absence: Absence,
+        claims: Sequence[Claim] = (),  # noqa: ARG002
+    ) -> bool:
         packed = pack_subject(subject)
         # An image that is held is served whatever a 404 says, so its time is of no account.
         if not isinstance(subject, ImageKey) and self._knows_later(packed, absence.since):

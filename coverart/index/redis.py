@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from coverart.coordination.fetch_lock import (
+    ERROR_LIFE_S,
+    LOCK_LIFE_S,
+    HeldLocks,
+    pack_error,
+    pause_s,
+    unpack_error,
+)
 from coverart.coordination.redis_client import RedisAway, RedisGarbled, RedisLink, Script
 from coverart.coordination.redis_scripts import (
+    CLAIM,
     DOUBTFUL,
     DROP,
     DUE_ALIASES,
+    END_CLAIMS,
     FILL,
     FIND_IMAGES,
     FIND_LISTING,
@@ -38,6 +48,7 @@ from coverart.coordination.redis_scripts import (
     SET_WHOLE,
     SETTLE,
     SLICE,
+    STORE,
     SUSPECT,
     TALLY,
     TOTALS,
@@ -45,8 +56,20 @@ from coverart.coordination.redis_scripts import (
     WHOLE,
 )
 from coverart.coordination.untold_mark import Mark
+from coverart.errors import CoverError
 from coverart.freshness import CLOCK_SLACK_S
-from coverart.index.base import SLICES, IndexAway, LostLease, Packed, Seen, Slice, Totals
+from coverart.index.base import (
+    SLICES,
+    Claim,
+    IndexAway,
+    LostLease,
+    Packed,
+    Seen,
+    Slice,
+    Stored,
+    Totals,
+    found_file,
+)
 from coverart.index.batched_lookups import Gathered
 from coverart.index.codec import (
     ages,
@@ -89,14 +112,17 @@ _ABSENCE = struct.Struct(">dd")
 _UNKNOWN_REPLY = 5
 _NOT_OURS = (struct.error, LookupError, ValueError)
 """What unpacking something raises that another program, or another version, wrote."""
+_LIFE_MS, _ERROR_MS = int(LOCK_LIFE_S * 1000), int(ERROR_LIFE_S * 1000)
 _BATCH = 500
 _FINDS = 100
 """Looked up by one script: a millisecond of Redis' time at most."""
 MOST_UNTOLD = 1000
 """Changes kept for a Redis that is away; the mark makes good what is over that."""
-_RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _KEPT = (b"lead", b"get:", b"doubt")
 """What an index that is emptied keeps: what processes are at."""
+
+_Change: TypeAlias = tuple[Script, Sequence[bytes], tuple[bytes | str, ...]]
+"""A script, what it is about, and its arguments."""
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -139,9 +165,12 @@ class RedisIndex:
         self.prefix = f"coverart:{LAYOUT}:{name}:".encode()
         self.size_bytes = 0
         self._mark = mark
-        self._untold: OrderedDict[bytes, tuple[Script, tuple[bytes | str, ...]]] = OrderedDict()
+        self._untold: OrderedDict[bytes, _Change] = OrderedDict()
         self._telling = False
         self._run_id = self._filling = b""
+        self._whole: bytes | None = None
+        """What Redis said last of whether the index is whole; None where it could not be asked."""
+        self._locks = HeldLocks(link, self.prefix)
         # Asked for with each request: a round trip of its own costs more than all the rest of a hit.
         self._finds: Gathered[tuple[bytes, bytes, bytes], Any] = Gathered(self._find_all, _FINDS)
         link.came_back = self._tell_untold
@@ -153,6 +182,11 @@ class RedisIndex:
     def find_now(self, request: ImageRequest) -> None:
         """Redis is never asked without waiting."""
 
+    @property
+    def complete(self) -> bool:
+        whole = self._whole is not None and self._whole == self.link.run_id
+        return whole and not self._mark.left()
+
     async def find_image(self, request: ImageRequest) -> Found:
         key = request.alias
         own = key.own_ref
@@ -163,12 +197,12 @@ class RedisIndex:
 
     async def _find_all(self, asked: Sequence[tuple[bytes, bytes, bytes]]) -> Sequence[Any]:
         words = [word for words in asked for word in words]
-        replies: Sequence[Any] = await self._ask(FIND_IMAGES, [None] * len(asked), *words)
+        *replies, self._whole = await self._ask(FIND_IMAGES, [None] * (len(asked) + 1), *words)
         return replies
 
     async def find_listing(self, key: ListingKey) -> Found:
-        reply: Any = await self._ask(FIND_LISTING, None, pack_file_key(key))
-        return self._understood(_listing, key, None if self._is_untold(key) else reply)
+        *known, self._whole = await self._ask(FIND_LISTING, [None] * 3, pack_file_key(key))
+        return self._understood(_found_file, key, None if self._is_untold(key) else known)
 
     def _is_untold(self, subject: Subject) -> bool:
         return bool(self._untold) and pack_subject(subject) in self._untold
@@ -185,16 +219,89 @@ class RedisIndex:
             self._garbled(error)
             return Found()
 
+    async def claim_name(self, request: ImageRequest) -> Claim:
+        name = pack_alias_key(request.alias) + pack_size(request.size)
+        _, claim = await self._claim(name, b"0", b"1")
+        if claim is None:
+            raise AssertionError("a name is never held")
+        return claim
+
+    async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
+        untold = self._is_untold(key)
+        anew = b"1" if again or untold else b"0"
+        known, claim = await self._claim(pack_file_key(key), b"1", anew)
+        found = self._understood(_found_file, key, None if untold else known)
+        if claim is None and found.entry is None:
+            # What is there is no entry.
+            return await self.claim(key, again=True)
+        return found, claim
+
+    async def _claim(
+        self, name: bytes, is_file: bytes, anew: bytes
+    ) -> tuple[list[Any] | None, Claim | None]:
+        token, waited_s = secrets.token_hex(12), 0.0
+        while True:
+            waited = waited_s > 0
+            words = (name, token, _LIFE_MS, is_file, anew, b"1" if waited else b"0")
+            try:
+                became, *known = await self.link.run(CLAIM, self.prefix, *words)
+            except RedisAway as error:
+                self._report(error)
+                if is_file == b"1":
+                    self._mark.leave()
+                return None, Claim(name=name, waited=waited)
+            if became == 1:
+                self._locks.add(name, token)
+                return known, Claim(name=name, token=token, waited=waited)
+            if became == 0:
+                return known, None
+            if became != -1:
+                raise unpack_error(became)
+            pause = pause_s(waited_s)
+            await deferLater(self.link.clock, pause)
+            waited_s += pause
+
+    def _ended(self, claims: Sequence[Claim]) -> list[bytes | str]:
+        """The words by which a script ends claims; they are renewed no more."""
+        self._locks.remove(claim.token for claim in claims)
+        return [word for claim in claims if claim.token for word in (claim.name, claim.token)]
+
+    async def store(
+        self,
+        key: FileKey,
+        entry: FileEntry,
+        *,
+        alias: tuple[AliasKey, Alias] | None = None,
+        claims: Sequence[Claim] = (),
+    ) -> Stored:
+        self.size_bytes += entry.size_bytes
+        packed = pack_file_key(key)
+        is_listing = b"0" if isinstance(key, ImageKey) else b"1"
+        file_words = (packed, pack_entry(entry), self._rank(entry), is_listing)
+        subjects, name_words = [packed], (b"", b"", "")
+        if alias is not None:
+            name_words = (pack_alias_key(alias[0]), pack_alias(alias[1]), _minute(*alias))
+            subjects.append(name_words[0])
+        words = (*file_words, repr(self._horizon), *name_words, *self._ended(claims))
+        reply = await self._tell(STORE, subjects, *words)
+        file, named = (1, 1) if reply is None else reply
+        return Stored(file=bool(file), alias=bool(named))
+
+    async def release(self, claims: Sequence[Claim], error: CoverError | None = None) -> None:
+        words = self._ended(claims)
+        if words:
+            await self._ask(END_CLAIMS, None, pack_error(error), _ERROR_MS, *words)
+
     async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
         self.size_bytes += entry.size_bytes
         packed = pack_file_key(key)
         horizon = b"" if isinstance(key, ImageKey) else repr(self._horizon)
         told = (packed, pack_entry(entry), self._rank(entry), horizon)
-        return bool(await self._tell(PUT_FILE, packed, *told) != 0)
+        return bool(await self._tell(PUT_FILE, (packed,), *told) != 0)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
         packed = pack_file_key(key)
-        reply = await self._tell(FORGET_FILES, packed, b"", b"", packed, pack_entry(entry))
+        reply = await self._tell(FORGET_FILES, (packed,), b"", b"", packed, pack_entry(entry))
         return reply is None or reply == [1]
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
@@ -256,29 +363,32 @@ class RedisIndex:
     async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
         packed = pack_alias_key(key)
         told = (packed, pack_alias(alias), _minute(key, alias), repr(self._horizon))
-        return bool(await self._tell(PUT_ALIAS, packed, *told) != 0)
+        return bool(await self._tell(PUT_ALIAS, (packed,), *told) != 0)
 
     async def forget_alias(self, key: AliasKey) -> bool:
         packed = pack_alias_key(key)
-        return bool(await self._tell(FORGET_ALIAS, packed, packed))
+        return bool(await self._tell(FORGET_ALIAS, (packed,), packed))
 
-    async def put_absence(self, subject: Subject, absence: Absence) -> bool:
+    async def put_absence(
+        self, subject: Subject, absence: Absence, claims: Sequence[Claim] = ()
+    ) -> bool:
         life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
         packed = pack_subject(subject)
         reply = await self._tell(
             PUT_ABSENCE,
-            packed,
+            (packed,),
             packed,
             _ABSENCE.pack(absence.since, absence.until),
             str(life_ms),
             b"1" if isinstance(subject, AliasKey) else b"0",
             b"" if isinstance(subject, ImageKey) else repr(self._horizon),
+            *self._ended(claims),
         )
         return bool(reply != 0)
 
     async def forget_absence(self, subject: Subject) -> bool:
         packed = pack_subject(subject)
-        return bool(await self._tell(FORGET_ABSENCE, packed, packed))
+        return bool(await self._tell(FORGET_ABSENCE, (packed,), packed))
 
     async def learn(self, seen: Sequence[Seen]) -> None:
         await self.learn_packed([pack_seen(thing) for thing in seen])
@@ -372,7 +482,6 @@ class RedisIndex:
         return held
 
     async def whole(self) -> bool:
-        run_id = await self._now_running()
         held = await self._lead(WHOLE, None)
         if held is not None:
             try:
@@ -380,13 +489,13 @@ class RedisIndex:
             except _NOT_OURS as error:
                 self._garbled(error)
                 return False
-        return held is not None and held[0] == run_id and not self._mark.left()
+        return held is not None and held[0] == self.link.run_id and not self._mark.left()
 
     async def fill(self) -> None:
         # What is told behind it leaves the mark anew.
         await self._tell_all()
-        self._run_id = await self._now_running()
         held = await self._lead(WHOLE, None)
+        self._run_id = self.link.run_id
         if held is None or held[0] == b"garbled":
             self.log.warn("emptying the index in Redis, to fill it again from the disk")
             await self._empty()
@@ -396,14 +505,6 @@ class RedisIndex:
 
     async def set_whole(self) -> None:
         await self._lead(SET_WHOLE, None, self._filling, self._run_id)
-
-    async def _now_running(self) -> bytes:
-        """What tells this run of Redis from all others. Empty where Redis does not say."""
-        try:
-            found = _RUN_ID.search(await self.link.info("server"))
-        except RedisAway as error:
-            raise IndexAway(str(error)) from error
-        return b"" if found is None else found[1]
 
     async def _empty(self) -> None:
         cursor = b"0"
@@ -427,17 +528,19 @@ class RedisIndex:
             self._report(error)
             return otherwise
 
-    async def _tell(self, script: Script, subject: bytes, *args: bytes | str) -> Any:
-        """Change what is known of a subject, now or when Redis is back. :returns: None if later."""
+    async def _tell(self, script: Script, subjects: Sequence[bytes], *args: bytes | str) -> Any:
+        """Change what is known of things, now or when Redis is back. :returns: None if later."""
         if not self._untold:
             try:
                 return await self.link.run(script, self.prefix, *args)
             except RedisAway as error:
                 self._report(error)
         self._mark.leave()
-        self._untold.pop(subject, None)
-        self._untold[subject] = (script, args)
-        if len(self._untold) > MOST_UNTOLD:
+        change = (script, subjects, args)
+        for subject in subjects:
+            self._untold.pop(subject, None)
+            self._untold[subject] = change
+        while len(self._untold) > MOST_UNTOLD:
             self._untold.popitem(last=False)
         self._tell_untold()
         return None
@@ -452,15 +555,16 @@ class RedisIndex:
     async def _tell_all(self) -> None:
         try:
             while self._untold:
-                subject, change = next(iter(self._untold.items()))
-                script, args = change
+                change = next(iter(self._untold.values()))
+                script, subjects, args = change
                 # It may cross what other processes tell, or come after one of them compared all.
                 self._mark.leave()
                 with suppress(RedisGarbled):
                     await self.link.run(script, self.prefix, *args)
-                # Unless there is a later change of it by now.
-                if self._untold.get(subject) is change:
-                    del self._untold[subject]
+                for subject in subjects:
+                    # Unless there is a later change of it by now.
+                    if self._untold.get(subject) is change:
+                        del self._untold[subject]
         except RedisAway:
             return
         finally:
@@ -534,12 +638,10 @@ def _image(request: ImageRequest, reply: list[Any]) -> Found:
     )
 
 
-def _listing(key: ListingKey, reply: list[Any]) -> Found:
-    """The same for FIND_LISTING."""
+def _found_file(key: FileKey, reply: list[Any]) -> Found:
+    """The same for FIND_LISTING and CLAIM."""
     packed, absent = reply
-    if packed is None:
-        return Found(absence=_absence(absent))
-    return Found(key=key, entry=unpack_entry(packed))
+    return found_file(key, None if packed is None else unpack_entry(packed), _absence(absent))
 
 
 def _absence(packed: bytes | None) -> Absence | None:

@@ -12,7 +12,7 @@ import attrs
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, gatherResults
 
-from coverart.index.base import Index, Seen
+from coverart.index.base import Index, Seen, Stored
 from coverart.index.codec import pack_seen
 from coverart.model import (
     ORIGINAL,
@@ -779,3 +779,81 @@ async def tallies_add_up(index: Index) -> None:
     await index.tally({"hits": 4, "misses": 1})
     equal((await index.totals()).tallies, {"hits": 7, "direct_hits": 100_000, "misses": 1})
     equal((await index.totals()).files, 0)
+
+
+@promise
+async def claims_end_with_the_file(index: Index) -> None:
+    """Who claims a file that is not held may fetch it; once it is stored, nobody need."""
+    key = REF.at(250)
+    name = await index.claim_name(request(FRONT))
+    found, claim = await index.claim(key)
+    equal(found, Found())
+    assert claim is not None
+    equal((name.waited, claim.waited), (False, False))
+    stored = await index.store(key, entry(), alias=(FRONT, ALIAS), claims=(name, claim))
+    equal(stored, Stored(file=True, alias=True))
+    known = await index.find_image(request(FRONT))
+    equal((known.key, known.entry, known.alias), (key, entry(), ALIAS))
+    equal(await index.claim(key), (Found(key=key, entry=entry(), target=Target(ref=REF)), None))
+    equal((await index.claim_name(request(FRONT))).waited, False)
+    equal(await index.doubtful(9), [])
+
+
+@promise
+async def claims_a_file_again(index: Index) -> None:
+    """A listing that is held is claimed to be fetched anew; released, it can be claimed once more."""
+    held = FileEntry(size_bytes=10, stored_at=NOW)
+    await index.put_file(LISTING, held)
+    equal(await index.claim(LISTING), (Found(key=LISTING, entry=held), None))
+    for _ in range(2):
+        found, claim = await index.claim(LISTING, again=True)
+        equal(found, Found(key=LISTING, entry=held))
+        assert claim is not None
+        equal(claim.waited, False)
+        await index.release([claim])
+    new = FileEntry(size_bytes=25, stored_at=NOW + 5)
+    found, claim = await index.claim(LISTING, again=True)
+    assert claim is not None
+    equal(await index.store(LISTING, new, claims=[claim]), Stored(file=True, alias=True))
+    equal((await index.find_listing(LISTING)).entry, new)
+
+
+@promise
+async def claims_end_with_an_absence(index: Index) -> None:
+    """A 404 ends the claims of those who asked, and is what the next one who claims is told."""
+    name = await index.claim_name(request(FRONT))
+    _, claim = await index.claim(REF.at(250))
+    assert claim is not None
+    equal(await index.put_absence(REF.at(250), GONE, [name, claim]), True)
+    equal(await index.doubtful(9), [])
+    found, claim = await index.claim(REF.at(250))
+    equal(found, Found(absence=GONE))
+    assert claim is not None
+    equal(claim.waited, False)
+
+
+@promise
+async def stores_what_is_later(index: Index) -> None:
+    """Of a file and a name that are stored together, each gives way to what is known to be later."""
+    moved = Alias(target=Target(ref=OTHER), checked_at=NOW + 5)
+    await index.put_alias(FRONT, moved)
+    stored = await index.store(REF.at(250), entry(), alias=(FRONT, ALIAS))
+    equal(stored, Stored(file=True, alias=False))
+    equal((await index.find_image(request(FRONT))).alias, moved)
+    equal((await index.find_image(request(OWN))).entry, entry())
+    await index.put_absence(LISTING, attrs.evolve(GONE, since=NOW + 5))
+    old = FileEntry(size_bytes=25, stored_at=NOW)
+    equal(await index.store(LISTING, old), Stored(file=False, alias=True))
+    equal((await index.find_listing(LISTING)).entry, None)
+    equal((await index.totals()).files, 1)
+
+
+@promise
+async def complete_once_filled(index: Index) -> None:
+    """What a whole index does not know is nowhere; a look-up tells whether it is whole."""
+    await index.find_image(request(FRONT))
+    equal(index.complete, False)
+    await index.fill()
+    await index.set_whole()
+    await index.find_image(request(FRONT))
+    equal(index.complete, True)
