@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries what docker/README.md says of TLS, with real programs and without containers or the internet:
+# Tries what docs/deployment.md says of TLS, with real programs and without containers or the internet:
 # docker/Caddyfile gets a certificate by ACME and stands before nginx/start.sh, the app and a simulated
 # archive; then the same for the page's snippets. Says pass or FAIL for each step; exit code 0 if
 # all passed, 2 if it could not be tried.
@@ -293,12 +293,12 @@ step "docker/Caddyfile: nginx is restarted, no request fails" restart
 step "docker/Caddyfile: nginx is away, 503" without_nginx
 stop "$front_pid"
 
-# --- The snippets of docker/README.md -------------------------------------------------------------
+# --- The snippets of docs/deployment.md -------------------------------------------------------------
 
 cp "$work/ca.pem" "$work/root.pem"
 cat "$work/covers.pem" "$work/covers.key" >"$work/both.pem"
 snippet() { # LANGUAGE: the block, with the places of this network
-    sed -n "/^\`\`\`$1\$/,/^\`\`\`\$/p" docker/README.md | sed '/^```/d' | sed "s|127.0.0.1:8080|10.213.77.2:8080|
+    sed -n "/^\`\`\`$1\$/,/^\`\`\`\$/p" docs/deployment.md | sed '/^```/d' | sed "s|127.0.0.1:8080|10.213.77.2:8080|
         s|/etc/ssl/covers.key|$work/covers.key|; s|/etc/ssl/covers.pem|$work/${2:-covers.pem}|"
 }
 begin() { # COMMAND...: a front
