@@ -42,7 +42,7 @@ IDLE_MB = 100
 KB_A_SLOW_CLIENT = 150
 KB_A_CONNECTION = 20
 MB_A_FETCH = 2
-"""The memory that README.md states."""
+"""The memory that docs/operations.md states."""
 
 
 @attrs.define

@@ -1,5 +1,5 @@
 """
-What the text of a setting means; the table in README.md tells each to operators.
+What the text of a setting means; docs/settings.md tells each to operators.
 
 Every function here raises ValueError for what it does not take; config.py says which setting it
 was and what is allowed.

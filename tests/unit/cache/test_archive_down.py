@@ -35,7 +35,7 @@ EVERY_S = 5
 """So often something cold is asked for; a divisor of all pauses, so no probe is missed."""
 LIFE_S = 600
 MOST_A_HOST = 62
-"""As README.md says: after 5, 15, 35 and 75 s, then each minute."""
+"""As docs/operations.md says: after 5, 15, 35 and 75 s, then each minute."""
 
 
 def mbid(number: int) -> str:

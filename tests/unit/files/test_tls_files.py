@@ -12,7 +12,7 @@ from coverart.service.settings import variables
 DOCKER = Path(__file__).parents[3] / "docker"
 TLS = (DOCKER / "tls.yml").read_text()
 CADDYFILE = (DOCKER / "Caddyfile").read_text()
-PAGE = (DOCKER.parent / "docs" / "deployment.md").read_text()
+PAGE = (DOCKER.parent / "docs" / "settings.md").read_text()
 START = (DOCKER.parent / "nginx" / "start.sh").read_text()
 
 
@@ -81,7 +81,7 @@ class TlsTests(SynchronousTestCase):
             self.assertIn("/" + path.rstrip("/") + "/*", operators[1].split())
 
     def test_page_lists_every_variable(self) -> None:
-        """What can be set for tls.yml is in docs/deployment.md, and is none of the app's own names."""
+        """What can be set for tls.yml is in docs/settings.md, and is none of the app's own names."""
         used = set(re.findall(r"\$\{(\w+):[-?]", TLS))
         for name in used:
             self.assertIn(f"`{name}", PAGE)
