@@ -78,10 +78,7 @@ def settings() -> set[str]:
 
 def metrics() -> set[str]:
     """Every metric of /metrics, as Prometheus shows its name."""
-    counted = {
-        f"{family.name}_total" if family.type == "counter" else family.name
-        for family in Metrics().families()
-    }
+    counted = set(re.findall(r"^# TYPE (\w+)", Metrics().expose().decode(), re.MULTILINE))
     return counted | set(re.findall(r'GaugeMetricFamily\(\s*"(\w+)"', sources()))
 
 
