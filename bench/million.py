@@ -42,7 +42,7 @@ from coverart.model import (
     MediaType,
     Target,
 )
-from coverart.service.lifecycle import DiskThreads
+from coverart.service.disk_threads import DiskThreads
 from coverart.store.image_store import ImageStore
 from coverart.store.layout import image_path
 from tests.support.programs import find_redis

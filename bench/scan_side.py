@@ -16,7 +16,7 @@ from twisted.internet.task import react
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.reconcile import Reconciler
 from coverart.maintenance.verify import Scanner
-from coverart.service.lifecycle import DiskThreads
+from coverart.service.disk_threads import DiskThreads
 from coverart.store.image_store import ImageStore
 
 

@@ -10,6 +10,7 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from coverart.service.listening import listening_at
+from coverart.service.open_cache import open_store
 from coverart.service.processes import Processes, check_listen
 from coverart.service.settings import (
     PREFIX,
@@ -19,7 +20,8 @@ from coverart.service.settings import (
     read_environment,
     variables,
 )
-from coverart.service.wiring import assemble, go_by_monotonic_time, open_store
+from coverart.service.timers import go_by_monotonic_time
+from coverart.service.wiring import assemble
 
 
 class Options(usage.Options):

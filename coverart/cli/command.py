@@ -26,9 +26,9 @@ from twisted.logger import (
 )
 
 from coverart.index.base import IndexAway
-from coverart.maintenance.sweep import Bounds
+from coverart.service.open_cache import OpenCache, open_cache
 from coverart.service.settings import PREFIX, ConfigError, Settings, load, read_environment
-from coverart.service.wiring import Keeping, go_by_monotonic_time, keep
+from coverart.service.timers import go_by_monotonic_time
 
 FINE, DIFFERENT, WRONG_USE, NOT_NOW, INTERRUPTED, BROKEN = 0, 1, 2, 3, 130, 70
 
@@ -49,25 +49,18 @@ def settings_of(given: dict[str, str | None]) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def opened(
-    settings: Settings, reactor: Any, bounds: Bounds | None = None
-) -> AsyncIterator[Keeping]:
-    """The parts of the service that hold the cache together, at work until the end."""
+async def opened(settings: Settings, reactor: Any) -> AsyncIterator[OpenCache]:
+    """The cache directory and its index, until the end."""
     directory = settings.directory()
     if not directory.is_dir():
         # The service makes it; who looks at a cache has mistaken the name.
         raise ConfigError(f"{PREFIX}CACHE_DIR={str(directory)!r}: there is no such directory")
-    kept = keep(settings, reactor, bounds=bounds)
-    kept.threads.start()
-    if kept.shared is not None:
-        kept.shared.link.connect()
+    cache = open_cache(settings, reactor)
+    cache.start()
     try:
-        yield kept
+        yield cache
     finally:
-        await kept.leadership.resign()
-        if kept.shared is not None:
-            await kept.shared.link.close()
-        kept.threads.stop()
+        await cache.close()
 
 
 def run(work: Work) -> NoReturn:

@@ -12,7 +12,7 @@ import attrs
 import click
 from twisted.internet.defer import Deferred, TimeoutError  # noqa: A004
 from twisted.internet.error import ConnectError, DNSLookupError
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.web.client import Agent, ResponseFailed, readBody
 
 from coverart import __version__
@@ -28,15 +28,14 @@ from coverart.cli.command import (
 )
 from coverart.cli.output import progress, scan_table, show, status_table, table
 from coverart.coordination.leases import LEADER_LIFE_S
-from coverart.coordination.untold_mark import Mark
 from coverart.index.base import SLICES, Index
 from coverart.maintenance.reconcile import Reconciler
-from coverart.maintenance.share_counts import SharedCounts
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Bounds
 from coverart.maintenance.verify import Scanner
 from coverart.model import MEGABYTE
+from coverart.service.open_cache import OpenCache, bounds_of, index_for
 from coverart.service.settings import PREFIX, Settings, variables
-from coverart.service.wiring import Keeping, index_for
+from coverart.service.timers import Repeated
 from coverart.web.status import describe
 
 ANSWER_S = 10.0
@@ -91,13 +90,13 @@ def scan(*, dry_run: bool, verify: bool, as_json: bool, **given: str | None) -> 
     settings = settings_of(given)
 
     async def work(reactor: Any) -> int:
-        async with opened(settings, reactor) as kept:
-            index = None if kept.shared is None else kept.index
+        async with opened(settings, reactor) as cache:
+            index = None if cache.link is None else cache.index
             await _reach(index)
             scanner = Scanner(
                 index=index,
-                store=kept.store,
-                in_thread=kept.threads,
+                store=cache.store,
+                in_thread=cache.threads,
                 clock=reactor,
                 dry_run=dry_run,
                 verify=verify,
@@ -157,29 +156,25 @@ def clean(
     settings = settings_of(given)
     if to_mb is not None and not (math.isfinite(to_mb) and to_mb >= 0):
         fail(WRONG_USE, f"--to={to_mb}: must be a number of MB from 0 up")
-    bounds = Bounds(
-        max_bytes=settings.max_bytes,
-        clean_to_bytes=settings.clean_to_bytes,
-        alias_ttl_s=settings.alias_ttl,
-    )
+    bounds = bounds_of(settings)
     if to_mb is not None:
         to_bytes = int(to_mb * MEGABYTE)
         bounds = attrs.evolve(bounds, max_bytes=to_bytes, clean_to_bytes=to_bytes)
 
     async def work(reactor: Any) -> int:
-        async with opened(settings, reactor, bounds) as kept:
-            await _reach(None if kept.shared is None else kept.index)
+        async with opened(settings, reactor) as cache:
+            await _reach(None if cache.link is None else cache.index)
             if dry_run:
-                told = await _would_evict(kept, bounds)
+                told = await _would_evict(cache, bounds)
             else:
-                if kept.shared is None and kept.store.served() and not force:
+                if cache.link is None and cache.store.served() and not force:
                     raise NotNow(
-                        f"a service runs on {kept.store.root} and keeps its index in its own "
+                        f"a service runs on {cache.store.root} and keeps its index in its own "
                         "memory: it cleans by itself, and its totals would be wrong until it has "
                         "compared the whole directory (--force cleans all the same)"
                     )
-                await _lead(kept, reactor, wait=wait)
-                told = await _sweep(kept)
+                await _lead(cache, wait=wait)
+                told = await _sweep(cache, bounds)
         show(told, None if as_json else table("cleanup", told))
         return FINE
 
@@ -195,7 +190,7 @@ async def _reach(index: Index | None) -> None:
         await index.whole()
 
 
-async def _lead(kept: Keeping, reactor: Any, *, wait: bool) -> None:
+async def _lead(cache: OpenCache, *, wait: bool) -> None:
     """
     Take the lead.
 
@@ -203,34 +198,33 @@ async def _lead(kept: Keeping, reactor: Any, *, wait: bool) -> None:
     alive, and cleans by itself.
     """
     patience_s = LEADER_LIFE_S + ASK_FOR_LEAD_S if wait else 0.0
-    until = reactor.seconds() + patience_s
-    while await kept.leadership.stand() is None:
-        leader = (await kept.index.totals()).leader
-        if not kept.index.available:
+    until = cache.reactor.seconds() + patience_s
+    while await cache.leadership.stand() is None:
+        leader = (await cache.index.totals()).leader
+        if not cache.index.available:
             raise NotNow("Redis can't be asked now")
-        if reactor.seconds() >= until:
+        if cache.reactor.seconds() >= until:
             name = "another process" if leader is None else leader.rpartition(":")[0]
             more = "" if wait else "; --wait lets a process that is gone lose the lead"
             raise NotNow(f"{name} leads the cleanup and does it at its intervals{more}")
-        await deferLater(reactor, ASK_FOR_LEAD_S)
+        await deferLater(cache.reactor, ASK_FOR_LEAD_S)
 
 
-async def _sweep(kept: Keeping) -> dict[str, Any]:
-    counts = SharedCounts(kept.metrics, kept.index)
-    terms = LoopingCall(kept.leadership.stand)
-    terms.start(LEADER_LIFE_S / 3, now=False)
-    if kept.shared is None:
-        # A Redis that knows this directory is not told what goes.
-        Mark(kept.store.root).leave()
+async def _sweep(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
+    cleanup = cache.cleanup(bounds)
+    leadership = cache.leadership
+    lead = Repeated(cache.reactor, LEADER_LIFE_S / 3, "keeping the lead", leadership.stand)
+    lead.start()
+    cache.before_changes()
     try:
         # Without Redis this index is gone afterwards, so there is no next time for the rest.
-        done = await kept.cleanup.sweep(slices=SLICES if kept.shared is None else SLICES_A_SWEEP)
+        done = await cleanup.sweep(slices=SLICES if cache.link is None else SLICES_A_SWEEP)
     finally:
-        terms.stop()
-    if done is None or kept.leadership.token is None or not kept.index.available:
+        lead.stop()
+    if done is None or leadership.token is None or not cache.index.available:
         raise NotNow("the cleanup was not finished: Redis went away, or the lead was lost")
-    await counts.tell()
-    totals = await kept.index.totals()
+    await cache.counts.tell()
+    totals = await cache.index.totals()
     return {
         **attrs.asdict(done),
         "dry_run": False,
@@ -239,11 +233,11 @@ async def _sweep(kept: Keeping) -> dict[str, Any]:
     }
 
 
-async def _would_evict(kept: Keeping, bounds: Bounds) -> dict[str, Any]:
+async def _would_evict(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
     """What a sweep would evict, and what would be left."""
-    index = kept.index
-    if kept.shared is None:
-        reconciler = Reconciler(index=index, store=kept.store, in_thread=kept.threads)
+    index = cache.index
+    if cache.link is None:
+        reconciler = Reconciler(index=index, store=cache.store, in_thread=cache.threads)
         await reconciler.learn_all(lambda: None)
     totals = await index.totals()
     over = totals.size_bytes - bounds.clean_to_bytes
@@ -253,7 +247,7 @@ async def _would_evict(kept: Keeping, bounds: Bounds) -> dict[str, Any]:
     exact = True
     if over:
         # Redis has others to answer too.
-        count = totals.files if kept.shared is None else MOST_COUNTED
+        count = totals.files if cache.link is None else MOST_COUNTED
         for _, entry in await index.oldest(count):
             if freed >= over:
                 break
@@ -273,17 +267,17 @@ async def _would_evict(kept: Keeping, bounds: Bounds) -> dict[str, Any]:
 
 
 async def _status_in_redis(settings: Settings, reactor: Any) -> dict[str, Any]:
-    index, _, _, shared = index_for(settings, reactor, settings.directory())
-    if shared is None:
+    index, _, _, link = index_for(settings, reactor, settings.directory())
+    if link is None:
         raise AssertionError("called with Redis only")
-    shared.link.connect()
+    link.connect()
     try:
         await _reach(index)
         totals = await index.totals()
         if not index.available:
             raise NotNow("Redis can't be asked now")
     finally:
-        await shared.link.close()
+        await link.close()
     return describe(
         totals,
         index,

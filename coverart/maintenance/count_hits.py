@@ -43,8 +43,7 @@ class Intake:
         clock: IReactorTime,
         metrics: Metrics,
     ) -> None:
-        self.stopping = False
-        """Set at the end: the batch under way is the last one."""
+        self._stopping = False
         self._hit_log = log
         self._index = index
         self._in_thread = in_thread
@@ -53,6 +52,10 @@ class Intake:
         self._metrics = metrics
         self._one_by_one = DeferredLock()
         self._complained = ""
+
+    def stop(self) -> None:
+        """The batch under way is the last one."""
+        self._stopping = True
 
     async def take_in(self) -> None:
         """
@@ -97,7 +100,7 @@ class Intake:
             )
 
     def _may_go_on(self) -> bool:
-        return not self.stopping and self._leadership.token is not None and self._index.available
+        return not self._stopping and self._leadership.token is not None and self._index.available
 
     async def _tell(self, batch: Batch) -> None:
         """:raises IndexAway: it could not be told."""

@@ -89,6 +89,10 @@ class _Look:
     """When it was stored, packed key and entry."""
 
 
+async def nothing() -> None:
+    """There are no usage counts to flush."""
+
+
 class Cleanup:
     """Sweeps while this process leads."""
 
@@ -104,10 +108,11 @@ class Cleanup:
         bounds: Bounds,
         clock: IReactorTime,
         now: Callable[[], float],
+        before_evicting: Callable[[], Awaitable[None]] = nothing,
         metrics: Metrics | None = None,
     ) -> None:
-        self.before_evicting: Callable[[], Awaitable[None]] = _nothing
-        """Called before evicting, to flush usage counts."""
+        """:param before_evicting: flushes usage counts."""
+        self._before_evicting = before_evicting
         self._metrics = metrics or Metrics()
         self._index = index
         self._store = store
@@ -160,7 +165,7 @@ class Cleanup:
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {
             "removing unfinished files": self._remove_orphans,
             "ordering files for eviction": self._order,
-            "counting uses": lambda _: self.before_evicting(),
+            "counting uses": lambda _: self._before_evicting(),
             "evicting": self._evict,
             "retiring aliases": self._retire,
             "filling the index": self._make_whole,
@@ -427,7 +432,3 @@ class Cleanup:
             "{dangling} dangling links removed, {slices} slices compared in {elapsed_s:.2f} s",
             **attrs.asdict(done),
         )
-
-
-async def _nothing() -> None:
-    return

@@ -148,7 +148,8 @@ def main(number: int, sockets: int, reactor_module: str, *, relayed: bool) -> No
     # Not before: something in there takes the reactor, and would have chosen one.
     from twisted.internet import reactor as reactor_
 
-    from coverart.service.wiring import assemble, go_by_monotonic_time
+    from coverart.service.timers import go_by_monotonic_time
+    from coverart.service.wiring import assemble
 
     reactor: Any = reactor_
     go_by_monotonic_time(reactor)

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import attrs
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
@@ -17,8 +18,8 @@ from coverart.cli.command import opened
 from coverart.coordination.leases import RedisLeadership
 from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.model import Entity
+from coverart.service.open_cache import OpenCache, bounds_of
 from coverart.service.settings import load
-from coverart.service.wiring import Keeping
 from coverart.simulator.faults import Rule, Status
 from tests.support.contents import disk_bytes, fill
 from tests.support.redis_server import RedisServer
@@ -34,12 +35,20 @@ def shared(request) -> dict[str, str]:
     return {"COVER_ART_REDIS_URL": request.getfixturevalue("redis").url}
 
 
+@attrs.frozen
+class Kept:
+    """What keeps a directory in order."""
+
+    cache: OpenCache
+    cleanup: Cleanup
+
+
 @contextlib.asynccontextmanager
-async def keeper(proxy: Proxy, **settings: str) -> AsyncIterator[Keeping]:
-    """What keeps the directory of a proxy in order, without the service that sweeps by itself."""
-    given = {"COVER_ART_CACHE_DIR": str(proxy.root), **settings}
-    async with opened(load(given), reactor) as kept:
-        yield kept
+async def keeper(proxy: Proxy, **settings: str) -> AsyncIterator[Kept]:
+    """The cache of a proxy, without the service that sweeps by itself."""
+    given = load({"COVER_ART_CACHE_DIR": str(proxy.root), **settings})
+    async with opened(given, reactor) as cache:
+        yield Kept(cache, cache.cleanup(bounds_of(given)))
 
 
 @pytest_twisted.ensureDeferred
@@ -62,7 +71,7 @@ async def test_evicts_exactly_the_oldest(sim, run, shared) -> None:
         assert done.evicted == len(by_age) - len(left) > 0
         assert sorted(by_age[done.evicted :]) == sorted(left)
         last = size_before[by_age[done.evicted - 1]]
-        totals = await kept.index.totals()
+        totals = await kept.cache.index.totals()
         assert totals.size_bytes == disk_bytes(proxy)
     # Not one file more than had to go.
     assert disk_bytes(proxy) <= 0.6 * 2**20 < disk_bytes(proxy) + last
@@ -163,8 +172,10 @@ async def test_one_of_three_cleans(sim, run, redis: RedisServer) -> None:
         assert only.evicted > 0
         assert sorted(proxy.files()) == sorted(by_age[only.evicted :])
         assert disk_bytes(proxy) <= 0.7 * 2**20
-        named = {(await kept.index.totals()).leader for kept in three}
-        assert named == {next(kept.leadership.token for kept in three if kept.leadership.token)}
+        named = {(await kept.cache.index.totals()).leader for kept in three}
+        assert named == {
+            next(kept.cache.leadership.token for kept in three if kept.cache.leadership.token)
+        }
 
 
 @pytest_twisted.ensureDeferred
@@ -187,9 +198,9 @@ async def test_paused_leader_deletes_nothing(sim, run, redis: RedisServer) -> No
     }
     ahead_s = [0.0]
     async with keeper(proxy, **settings) as first, keeper(proxy, **settings) as second:
-        assert first.shared is not None
+        assert first.cache.link is not None
         leadership = RedisLeadership(
-            first.shared.link,
+            first.cache.link,
             b"coverart:1:default:",
             "first",
             monotonic=lambda: time.monotonic() + ahead_s[0],
@@ -197,16 +208,16 @@ async def test_paused_leader_deletes_nothing(sim, run, redis: RedisServer) -> No
         megabyte = 2**20
         bounds = Bounds(max_bytes=megabyte, clean_to_bytes=int(0.3 * megabyte), alias_ttl_s=86400.0)
         cleanup = Cleanup(
-            index=first.index,
-            store=first.store,
-            in_thread=first.threads,
+            index=first.cache.index,
+            store=first.cache.store,
+            in_thread=first.cache.threads,
             leadership=leadership,
             bounds=bounds,
             clock=reactor,
             now=time.time,
         )
         stopped, go_on = threading.Event(), threading.Event()
-        store: Any = first.store
+        store: Any = first.cache.store
         remove = store.remove_entry
 
         def stop_once(*args: Any) -> Any:
@@ -221,13 +232,13 @@ async def test_paused_leader_deletes_nothing(sim, run, redis: RedisServer) -> No
         # As after SIGSTOP: its own time went on, Redis forgot it, and another leads.
         ahead_s[0] = 3600.0
         redis.client().delete(b"coverart:1:default:lead")
-        assert await second.leadership.stand() is not None
+        assert await second.cache.leadership.stand() is not None
         go_on.set()
         await within(sweeping)
         assert len(proxy.files()) == len(before) - 1
         done = await second.cleanup.sweep(slices=0)
         assert done is not None
         assert disk_bytes(proxy) <= 0.3 * 2**20
-        totals = await second.index.totals()
+        totals = await second.cache.index.totals()
         assert (totals.files, totals.size_bytes) == (len(proxy.files()), disk_bytes(proxy))
         assert totals.by_entity[Entity.RELEASE] == totals.files

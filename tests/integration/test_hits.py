@@ -132,7 +132,7 @@ async def test_one_status_for_all(sim, run, redis: RedisServer, nginx) -> None:
     for proxy in pair:
         # Whichever leads takes in the log; the other leaves it alone.
         await proxy.cleanup.sweep(slices=0)
-        await proxy.service.stand()
+        await proxy.upkeep.keep_the_lead()
     assert [did(await status(proxy)) for proxy in pair] == [(13, 10, 1)] * 2
     await pair[0].get(path)
     assert did(await status(pair[0])) == (14, 10, 1)
@@ -148,17 +148,17 @@ async def test_redis_away(sim, run, redis: RedisServer, nginx) -> None:
     proxy = await run(COVER_ART_REDIS_URL=redis.url, COVER_ART_HIT_LOG=str(nginx.path))
     path = sim.catalogue.examples()["thumbnail"]
     await proxy.get(path)
-    await proxy.service.stand()
+    await proxy.upkeep.keep_the_lead()
     redis.client().replicaof("127.0.0.1", 1)
     await proxy.get(path)
     nginx.sent(proxy.files()[0], 10)
-    await proxy.service.stand()
-    await proxy.service.take_in()
+    await proxy.upkeep.keep_the_lead()
+    await proxy.upkeep.read_hit_log()
     redis.client().replicaof("NO", "ONE")
     assert redis.client().hgetall(b"coverart:1:default:tally") == {b"misses": b"1"}
     index = proxy.cache.index
     await becomes(index.totals, lambda _: index.available, "Redis is back")
-    await proxy.service.stand()
+    await proxy.upkeep.keep_the_lead()
     await until(lambda: proxy.leadership.token, "it leads")
-    await proxy.service.take_in()
+    await proxy.upkeep.read_hit_log()
     assert did(await status(proxy)) == (11, 10, 1)

@@ -27,9 +27,10 @@ from coverart.coordination import untold_mark
 from coverart.coordination.leases import Leadership
 from coverart.maintenance.sweep import Cleanup
 from coverart.metrics import Metrics
-from coverart.service.lifecycle import CoverService
+from coverart.service.lifecycle import CoverService, Parts
 from coverart.service.listening import listening_at
 from coverart.service.settings import PREFIX, load
+from coverart.service.upkeep import Upkeep
 from coverart.service.wiring import assemble
 from coverart.simulator.service import Simulator
 from coverart.web.site import QuietSite
@@ -219,7 +220,7 @@ class Proxy(Files, Served):
         self._service = assemble(settings, self._machine, now=self.now, endpoints=self._places)
         self._service.startService()
         self.port = self._places[0].port
-        await until(lambda: not self.service.rebuilding, "the index is read from the disk")
+        await until(lambda: not self.upkeep.rebuilding, "the index is read from the disk")
         return self
 
     async def stop(self) -> None:
@@ -232,17 +233,21 @@ class Proxy(Files, Served):
         await self.start()
 
     @property
-    def service(self) -> CoverService:
+    def parts(self) -> Parts:
         (service,) = [each for each in self._service if isinstance(each, CoverService)]
-        return service
+        return service.parts
 
     @property
     def cache(self) -> CoverCache:
-        return self.service.cache
+        return self.parts.cache
 
     @property
     def metrics(self) -> Metrics:
-        return self.service.metrics
+        return self.parts.opened.metrics
+
+    @property
+    def upkeep(self) -> Upkeep:
+        return self.parts.upkeep
 
     @property
     def site(self) -> QuietSite:
@@ -251,15 +256,15 @@ class Proxy(Files, Served):
 
     @property
     def cleanup(self) -> Cleanup:
-        return self.service.cleanup
+        return self.upkeep.cleanup
 
     @property
     def leadership(self) -> Leadership:
-        return self.service.leadership
+        return self.parts.opened.leadership
 
     async def forget_connections(self) -> None:
         """Close the idle connections to the archive, as it does itself after a while."""
-        await within(self.service.pool.closeCachedConnections())
+        await within(self.parts.pool.closeCachedConnections())
 
     def waiting(self) -> int:
         """How many clients wait for something that is being fetched."""

@@ -6,13 +6,11 @@ from unittest.mock import patch
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet.defer import Deferred
-from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import FOLDER_VARIABLE, OUTCOMES, SWEPT, Metrics
-from coverart.service.lifecycle import DELAY_EVERY_S, ReactorDelay
 from tests.support.doubles import folder
 
 
@@ -108,33 +106,3 @@ class MetricsTests(SynchronousTestCase):
         other = Metrics()
         other.joined.inc()
         self.assertEqual(self.metrics.value("coverart_joined_total"), 0)
-
-
-class ReactorDelayTests(SynchronousTestCase):
-    """How late timed calls run."""
-
-    def setUp(self) -> None:
-        self.clock = Clock()
-        self.seen: list[float] = []
-        self.watch = ReactorDelay(self.clock, self.seen.append)
-        self.watch.start()
-
-    def test_in_time(self) -> None:
-        """A reactor that is free is never late."""
-        self.clock.pump([DELAY_EVERY_S] * 5)
-        self.assertEqual(self.seen, [0] * 5)
-
-    def test_held_up(self) -> None:
-        """A turn that took long is seen in full, also over several calls that were missed."""
-        self.clock.advance(DELAY_EVERY_S + 0.05)
-        self.clock.advance(DELAY_EVERY_S - 0.05)
-        self.clock.advance(4 * DELAY_EVERY_S)
-        self.clock.advance(DELAY_EVERY_S)
-        for seen, expected in zip(self.seen, [0.05, 0, 3 * DELAY_EVERY_S, 0], strict=True):
-            self.assertAlmostEqual(seen, expected)
-
-    def test_stop(self) -> None:
-        """Stopped, it leaves nothing behind."""
-        self.watch.stop()
-        self.watch.stop()
-        self.assertEqual(self.clock.getDelayedCalls(), [])

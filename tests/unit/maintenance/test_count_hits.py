@@ -135,7 +135,7 @@ class IntakeTests(IntakeCase):
 
     def test_stopping(self) -> None:
         """A process that ends does not go through a gigabyte first."""
-        self.intake.stopping = True
+        self.intake.stop()
         self.log.append(LINE)
         self.finish(self.intake.take_in())
         self.assertEqual(self.index.told, [])
