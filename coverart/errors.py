@@ -38,23 +38,25 @@ class Malformed(CoverError):
 
 
 class NotInArchive(CoverError):
-    """
-    The archive said 404.
-
-    `derived` tells which 404: False, there is no such art; True, the art is there but this
-    file of it is not (a thumbnail that has not been derived yet), which passes soon.
-    """
+    """The archive said 404."""
 
     status = 404
     said = "no such art"
 
-    def __init__(self, detail: str = "", *, derived: bool = False) -> None:
+    def __init__(self, detail: str = "") -> None:
         super().__init__(detail)
-        self.derived = derived
         self.image: ImageKey | None = None
         """The file that is not there, where that is known: a name may lead elsewhere by now."""
         self.asked_at: float | None = None
         """When the archive was asked, seconds since the epoch; None if another fetch did, and told."""
+
+
+class FileNotInArchive(NotInArchive):
+    """
+    The art is there, but this file of it is not.
+
+    As a rule a thumbnail that has not been derived yet: it comes soon.
+    """
 
 
 class BadUpstream(CoverError):

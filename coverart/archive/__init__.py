@@ -7,12 +7,15 @@ deadline bounds them all, and a host that fails is left alone for a while.
 
     bounded_heads       bounds the head of an answer in bytes
     circuit_breaker     leaves a host alone that fails
+    coarse_clock        bounds in time, by one timer for all
     paths               reads a client's path
+    source              what a fetch asks of a source of covers
     throttle            lets hits go first
     transfer            takes a body, checks that it is whole
     url_policy          which address a redirect may lead to
     archive_client      one request of the archive, by treq
+    follow_redirects    goes where the archive sends
     listings            reads and rewrites an index.json
     safe_connect        resolves a host, refuses private addresses, connects
-    upstream            where a name points, and where its image's bytes are
+    upstream            the archive as a source: where a name points, where its bytes are
 """

@@ -1,8 +1,8 @@
 """
 One request to the archive: a free place, the breaker's leave, bounds in time, an honest error.
 
-The only place that sends requests, with treq. Redirects are not followed here: each hop is a
-request of its own, checked before it is sent (redirects.py).
+The only place that sends requests, with treq. Redirects are not followed here but told
+(follow_redirects.py).
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from coverart.archive.circuit_breaker import Breaker, Leave
+from coverart.archive.source import FetchDeadline, Sink
 from coverart.archive.throttle import at_once
-from coverart.archive.transfer import BytesSink, Sink, transfer
+from coverart.archive.transfer import leave_unread, transfer
 from coverart.archive.url_policy import Hop
 from coverart.errors import (
     BadUpstream,
     CoverError,
+    FileNotInArchive,
     NotInArchive,
     NotReached,
     PassingTrouble,
@@ -47,7 +49,6 @@ from coverart.errors import (
 from coverart.http_date import http_date
 from coverart.metrics import Metrics
 
-LARGEST_REDIRECT_BYTES = 64 * 1024
 DRAIN_S = 1.0
 """So long a body that nobody needs may take, for the sake of its connection."""
 
@@ -55,6 +56,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SLOW_DOWN = frozenset({429, 503})
 _PASSING = frozenset({500, 502, 504})
 _SMALLEST_STATUS, _LARGEST_STATUS = 100, 599
+_BROKEN_OFF = (ResponseNeverReceived, ResponseFailed, RequestTransmissionFailed)
 _MOST_SAID = 200
 
 
@@ -65,32 +67,8 @@ class Limits:
     total_s: float = 60.0
     concurrency: int = 16
     largest_image_bytes: int = 128 * 1024 * 1024
-
-    @property
-    def connect_s(self) -> float:
-        return min(10.0, self.total_s)
-
-    @property
-    def answer_s(self) -> float:
-        """From the request to the answer's headers, the connection included."""
-        return min(30.0, self.total_s)
-
-    @property
-    def idle_s(self) -> float:
-        """Silence in the middle of a body."""
-        return min(20.0, self.total_s)
-
-
-@attrs.define
-class Trip:
-    """
-    The account of one fetch: how long it may take, what it cost so far.
-
-    `deadline` is of the reactor's clock; `hops` counts requests sent to the archive.
-    """
-
-    deadline: float
-    hops: int = 0
+    silence_s: float = 30.0
+    """How long a host may take to connect and answer, or be silent in the middle of a body."""
 
 
 class _Checked(EncodedURL):
@@ -131,20 +109,17 @@ class ArchiveClient:
         self._headers = Headers({b"User-Agent": [user_agent.encode()], b"Accept": [b"*/*"]})
         self._places = DeferredSemaphore(limits.concurrency)
 
-    @property
-    def waiting(self) -> int:
-        """How many requests wait for a place."""
-        return len(self._places.waiting)
-
-    async def get(self, hop: Hop, label: str, trip: Trip, sink: Sink | None) -> bytes | None:
+    async def get(
+        self, hop: Hop, label: str, deadline: FetchDeadline, sink: Sink | None
+    ) -> bytes | None:
         """
         Send one GET.
 
         :param label: which hop this is, for the counters.
-        :param sink: takes the body of a 200; None where only a redirect makes sense.
+        :param sink: takes the body of a 200; None at hop 1, which has redirects only.
         :returns: the Location of a redirect (b"" if it has none); None when `sink` has it all.
         :raises BadUpstream: a redirect names two places.
-        :raises NotInArchive: 404.
+        :raises NotInArchive: 404 at hop 1; FileNotInArchive behind it.
         :raises Unavailable: the breaker is open, nobody listens there, or 429 or 503.
         :raises CoverError: anything else that is neither a redirect nor a whole 200.
         """
@@ -153,44 +128,38 @@ class ArchiveClient:
         try:
             await self._turn()
             leave = self.breaker.admit(hop.origin, self._clock.seconds())
-            response = await self._send(hop, label, trip, leave)
+            deadline.hops += 1
+            try:
+                response = await self._request(hop)
+            except Exception as error:
+                raise self._told(error, hop, label, leave) from error
+            # Whoever answers chooses the number, and each is a counter of its own for good.
+            known = _SMALLEST_STATUS <= response.code <= _LARGEST_STATUS
+            self.metrics.asked(label, str(response.code) if known else "no-status")
             return await self._use(response, hop, sink, leave)
         finally:
             place.release()
 
-    async def _send(self, hop: Hop, label: str, trip: Trip, leave: Leave) -> IResponse:
-        trip.hops += 1
-        try:
-            answer = self._http.get(
-                _Checked.from_text(hop.url),
-                headers=self._headers,
-                allow_redirects=False,
-                unbuffered=True,
-            )
-            response: IResponse = await answer.addTimeout(
-                self.limits.answer_s, self._clock, onTimeoutCancel=_too_slow
-            )
-        except CancelledError:
-            self.breaker.released(leave)
-            raise
-        except CoverError:
-            self.breaker.released(leave)
-            self.metrics.asked(label, "refused-here")
-            raise
-        except Exception as error:
-            if _called_off(error):
-                self.breaker.released(leave)
-                raise CancelledError from error
-            told = self._told(error, hop, leave)
-            self.metrics.asked(label, type(error).__name__)
-            raise told from error
-        # Whoever answers chooses the number, and each is a counter of its own for good.
-        known = _SMALLEST_STATUS <= response.code <= _LARGEST_STATUS
-        self.metrics.asked(label, str(response.code) if known else "no-status")
-        return response
+    def _request(self, hop: Hop) -> Deferred[IResponse]:
+        """Fires with an answer's head."""
+        answer: Deferred[Any] = self._http.get(
+            _Checked.from_text(hop.url),
+            headers=self._headers,
+            allow_redirects=False,
+            unbuffered=True,
+        )
+        return answer.addTimeout(self.limits.silence_s, self._clock, onTimeoutCancel=_too_slow)
 
-    def _told(self, error: Exception, hop: Hop, leave: Leave) -> CoverError:
+    def _told(self, error: Exception, hop: Hop, label: str, leave: Leave) -> Exception:
         """What a request that brought no answer means, for the breaker and for the caller."""
+        reasons: Sequence[Failure] = getattr(error, "reasons", ())
+        # The Agent wraps up that it was cancelled.
+        cancelled = (CancelledError, ConnectingCancelledError)
+        if isinstance(error, cancelled) or any(reason.check(*cancelled) for reason in reasons):
+            self.breaker.released(leave)
+            return CancelledError()
+        refused_here = isinstance(error, CoverError)
+        self.metrics.asked(label, "refused-here" if refused_here else type(error).__name__)
         now = self._clock.seconds()
         match error:
             case TimeoutError() | ConnectTimeout():
@@ -202,66 +171,42 @@ class ArchiveClient:
                 return NotReached(
                     f"{hop.origin}: {error}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
                 )
-            case ResponseNeverReceived() | ResponseFailed() | RequestTransmissionFailed():
-                self.breaker.released(leave)
-                if (why := _untrusted(error.reasons)) is not None:
-                    return BadUpstream(f"{hop.origin} is not trusted: {why}")
-                for reason in error.reasons:
-                    if isinstance(reason.value, CoverError):
-                        return BadUpstream(f"{hop.origin}: {reason.value}")
-                reasons = "; ".join(map(_reason, error.reasons))
-                return PassingTrouble(f"{hop.origin} broke off: {reasons}")
-            case _:
-                self.breaker.released(leave)
-                return BadUpstream(f"{hop.origin}: {type(error).__name__}: {error}")
+        self.breaker.released(leave)
+        if (why := _untrusted(reasons)) is not None:
+            return BadUpstream(f"{hop.origin} is not trusted: {why}")
+        if isinstance(error, _BROKEN_OFF):
+            why = "; ".join(map(_reason, reasons))
+            return PassingTrouble(f"{hop.origin} broke off: {why}")
+        detail = str(error) if refused_here else f"{type(error).__name__}: {error}"
+        return BadUpstream(f"{hop.origin}: {detail}")
 
     async def _use(
         self, response: IResponse, hop: Hop, sink: Sink | None, leave: Leave
     ) -> bytes | None:
         code = response.code
-        if code in _SLOW_DOWN:
-            pause_s = self.breaker.overloaded(
-                leave, self._clock.seconds(), _retry_after_s(response, self._now())
-            )
-            await self._drain(response)
-            raise Unavailable(
-                f"{hop.origin} said {code}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
-            )
-        self.breaker.succeeded(leave)
         if code == 200 and sink is not None:
-            await transfer(response, sink, self.limits.idle_s, self._clock)
+            self.breaker.succeeded(leave)
+            await transfer(response, sink, self.limits.silence_s, self._clock)
             return None
-        await self._drain(response)
+        if code in _SLOW_DOWN:
+            wish_s = _retry_after_s(response, self._now())
+            pause_s = self.breaker.overloaded(leave, self._clock.seconds(), wish_s)
+        else:
+            self.breaker.succeeded(leave)
+        await leave_unread(response, DRAIN_S, self._clock)
         if code in _REDIRECTS:
             return _location(response)
+        said = f"{hop.origin} said {code}"
+        if code in _SLOW_DOWN:
+            raise Unavailable(f"{said}; left alone for {pause_s:.0f} s", retry_after_s=pause_s)
         if code == 404:
-            raise NotInArchive(f"{hop.origin} said 404")
-        if code in _PASSING:
-            raise PassingTrouble(f"{hop.origin} said {code}")
-        raise BadUpstream(f"{hop.origin} said {code}")
-
-    async def _drain(self, response: IResponse) -> None:
-        """Take a body nobody needs, so that the connection can be used again."""
-        sink = BytesSink(LARGEST_REDIRECT_BYTES)
-        body = transfer(response, sink, self.limits.idle_s, self._clock)
-        try:
-            await body.addTimeout(DRAIN_S, self._clock)
-        except (CoverError, TimeoutError) as error:
-            # What counted was in the headers; the connection is closed.
-            self.log.debug("body not taken: {error}", error=error)
+            raise NotInArchive(said) if sink is None else FileNotInArchive(said)
+        raise PassingTrouble(said) if code in _PASSING else BadUpstream(said)
 
 
 def _too_slow(_: object, timeout_s: float) -> IResponse:
     """What became of a request that was cancelled because its time was up."""
     raise TimeoutError(timeout_s)
-
-
-def _called_off(error: Exception) -> bool:
-    """Say whether a request ended because it was cancelled: the Agent wraps that up."""
-    reasons = getattr(error, "reasons", ())
-    return isinstance(error, ConnectingCancelledError) or any(
-        reason.check(CancelledError) for reason in reasons
-    )
 
 
 def _location(response: IResponse) -> bytes:

@@ -8,7 +8,6 @@ the connection gains nothing: the addresses that pass are the ones connected to.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
@@ -24,6 +23,7 @@ from twisted.internet.interfaces import (
     IHostResolution,
     IProtocolFactory,
     IReactorPluggableNameResolver,
+    IReactorTime,
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
@@ -39,7 +39,7 @@ from twisted.web.iweb import (
 )
 from zope.interface import implementer
 
-from coverart.archive.bounded_heads import ConnectionFactory, TLSEndpoint
+from coverart.archive.bounded_heads import TLSEndpoint, connection_factory
 from coverart.archive.url_policy import Rules, is_public
 from coverart.errors import BadUpstream
 
@@ -47,69 +47,41 @@ IDLE_CONNECTION_S = 30.0
 MOST_ENDPOINTS = 500
 
 
-@implementer(IResolutionReceiver)
-@attrs.define(eq=False)
+@implementer(IReactorPluggableNameResolver, IHostnameResolver, IResolutionReceiver)
 class _PublicAddresses:
-    """Passes on only the public ones among the addresses of a name, and notes the others."""
-
-    receiver: IResolutionReceiver
-    others: list[str]
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        self.receiver.resolutionBegan(resolutionInProgress)
-
-    def addressResolved(self, address: IAddress) -> None:
-        if isinstance(address, (IPv4Address, IPv6Address)) and is_public(address.host):
-            self.receiver.addressResolved(address)
-        else:
-            self.others.append(str(getattr(address, "host", address)))
-
-    def resolutionComplete(self) -> None:
-        self.receiver.resolutionComplete()
-
-
-@implementer(IHostnameResolver)
-@attrs.define(eq=False)
-class _PublicResolver:
-    resolver: IHostnameResolver
-    others: list[str] = attrs.field(factory=list)
-    """The addresses of the last name that were not passed on."""
-
-    def resolveHostName(
-        self,
-        resolutionReceiver: IResolutionReceiver,
-        hostName: str,
-        portNumber: int = 0,
-        addressTypes: Sequence[type[IAddress]] | None = None,
-        transportSemantics: str = "TCP",
-    ) -> IHostResolution:
-        self.others = []
-        return self.resolver.resolveHostName(
-            _PublicAddresses(resolutionReceiver, self.others),
-            hostName,
-            portNumber,
-            addressTypes,
-            transportSemantics,
-        )
-
-
-@implementer(IReactorPluggableNameResolver)
-class _PublicReactor:
-    """The reactor, seeing no addresses but public ones."""
+    """The reactor as one connection sees it: names have no addresses but public ones."""
 
     def __init__(self, reactor: Any) -> None:
+        self.nameResolver = self
+        self.others: list[str] = []
+        """The addresses that were not passed on."""
         self._reactor = reactor
-        self.nameResolver = _PublicResolver(reactor.nameResolver)
-
-    def installNameResolver(self, resolver: IHostnameResolver) -> IHostnameResolver:
-        installed: IHostnameResolver = self._reactor.installNameResolver(resolver)
-        return installed
+        self._receiver: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
+    def resolveHostName(
+        self, resolutionReceiver: IResolutionReceiver, *asked: Any, **named: Any
+    ) -> Any:
+        self._receiver = resolutionReceiver
+        return self._reactor.nameResolver.resolveHostName(self, *asked, **named)
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        self._receiver.resolutionBegan(resolutionInProgress)
+
+    def addressResolved(self, address: IAddress) -> None:
+        if isinstance(address, (IPv4Address, IPv6Address)) and is_public(address.host):
+            self._receiver.addressResolved(address)
+        else:
+            self.others.append(str(getattr(address, "host", address)))
+
+    def resolutionComplete(self) -> None:
+        self._receiver.resolutionComplete()
+
 
 @implementer(IStreamClientEndpoint)
+@attrs.frozen(eq=False)
 class _PublicEndpoint:
     """
     Connects to a name at its public addresses.
@@ -118,20 +90,27 @@ class _PublicEndpoint:
     (archive_client.py), and the operator is to read what is wrong: as a rule, their own resolver.
     """
 
-    def __init__(self, reactor: Any, host: str, port: int, timeout_s: float) -> None:
-        public = _PublicReactor(reactor)
-        self._host = host
-        self._resolver = public.nameResolver
-        self._endpoint = HostnameEndpoint(public, host, port, timeout=timeout_s)
+    reactor: Any
+    host: str
+    port: int
 
     def connect(self, protocolFactory: IProtocolFactory) -> Any:
-        return self._endpoint.connect(protocolFactory).addErrback(self._explain)
+        public = _PublicAddresses(self.reactor)
 
-    def _explain(self, failure: Failure) -> Failure:
-        if failure.check(DNSLookupError) and self._resolver.others:
-            others = ", ".join(self._resolver.others)
-            raise BadUpstream(f"{self._host} has no public address ({others})")
-        return failure
+        def explain(failure: Failure) -> Failure:
+            if failure.check(DNSLookupError) and public.others:
+                others = ", ".join(public.others)
+                raise BadUpstream(f"{self.host} has no public address ({others})")
+            return failure
+
+        connecting = _endpoint(public, self.host, self.port).connect(protocolFactory)
+        return connecting.addErrback(explain)
+
+
+def _endpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
+    # Who waits for an answer bounds its connection too: archive_client.py.
+    no_bound: Any = None
+    return HostnameEndpoint(reactor, host, port, timeout=no_bound)
 
 
 @implementer(IAgentEndpointFactory)
@@ -141,32 +120,33 @@ class CheckedEndpoints:
 
     reactor: Any
     rules: Rules
-    connect_timeout_s: float
     tls: IPolicyForHTTPS = attrs.field(factory=BrowserLikePolicyForHTTPS)
-    _made: dict[tuple[str, str, int], IStreamClientEndpoint] = attrs.field(factory=dict, init=False)
+    _made: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = attrs.field(
+        factory=dict, init=False
+    )
     """Asked for with each request, though most go over a connection that stands."""
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """:raises BadUpstream: the rules do not allow this host, port and scheme."""
+        key = (uri.scheme, uri.host, uri.port)
+        made = self._made.get(key)
+        if made is None:
+            made = self._make(uri)
+            if len(self._made) >= MOST_ENDPOINTS:
+                self._made.clear()
+            self._made[key] = made
+        return made
+
+    def _make(self, uri: URI) -> IStreamClientEndpoint:
         scheme, host = uri.scheme.decode("ascii"), uri.host.decode("ascii")
         named = f"[{host}]" if ":" in host else host
         if not self.rules.allows(scheme, named, uri.port):
             raise BadUpstream(f"no connection to {scheme}://{named}:{uri.port}: not allowed")
-        made = self._made.get((scheme, host, uri.port))
-        if made is not None:
-            return made
-        timeout_s = self.connect_timeout_s
-        endpoint: IStreamClientEndpoint
-        if self.rules.trusts(named, uri.port):
-            endpoint = HostnameEndpoint(self.reactor, host, uri.port, timeout=timeout_s)
-        else:
-            endpoint = _PublicEndpoint(self.reactor, host, uri.port, timeout_s)
+        trusted = self.rules.trusts(named, uri.port)
+        connect = _endpoint if trusted else _PublicEndpoint
+        endpoint: IStreamClientEndpoint = connect(self.reactor, host, uri.port)
         if scheme == "https":
-            creator = self.tls.creatorForNetloc(uri.host, uri.port)
-            endpoint = TLSEndpoint(creator, endpoint, self.reactor)
-        if len(self._made) >= MOST_ENDPOINTS:
-            self._made.clear()
-        self._made[scheme, host, uri.port] = endpoint
+            endpoint = TLSEndpoint(self.tls.creatorForNetloc(uri.host, uri.port), endpoint)
         return endpoint
 
 
@@ -203,24 +183,24 @@ def make_client(
     reactor: Any,
     rules: Rules,
     *,
+    clock: IReactorTime,
     connections_per_host: int,
-    connect_timeout_s: float,
     tls: IPolicyForHTTPS | None = None,
 ) -> tuple[HTTPClient, HTTPConnectionPool]:
     """
     The treq client of one process and its pool; close the pool's connections at the end.
 
     Cookies are neither kept nor sent.
+
+    :param clock: ends connections that are idle.
     """
-    pool = HTTPConnectionPool(reactor, persistent=True)
+    pool = HTTPConnectionPool(clock, persistent=True)
     pool.maxPersistentPerHost = connections_per_host
     pool.cachedConnectionTimeout = int(IDLE_CONNECTION_S)
-    pool._factory = ConnectionFactory  # noqa: SLF001 - documented, and the only way to its bounds
+    # Documented, and the only way to bound a head.
+    pool._factory = connection_factory  # type: ignore[assignment]  # noqa: SLF001
     endpoints = CheckedEndpoints(
-        reactor=reactor,
-        rules=rules,
-        connect_timeout_s=connect_timeout_s,
-        tls=BrowserLikePolicyForHTTPS() if tls is None else tls,
+        reactor=reactor, rules=rules, tls=BrowserLikePolicyForHTTPS() if tls is None else tls
     )
     agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
     no_cookies = IndexableCookieJar(policy=DefaultCookiePolicy(allowed_domains=()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -13,20 +14,10 @@ from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
+from coverart.archive.source import Sink
 from coverart.errors import BadUpstream, CoverError, PassingTrouble, UpstreamTimeout
 
-
-class Sink(Protocol):
-    """Takes the pieces of a body."""
-
-    def begin(self, length: int | None) -> None:
-        """A body of this declared length starts. :raises CoverError: it is not wanted."""
-
-    def write(self, data: bytes) -> None:
-        """:raises CoverError: no more of it is wanted."""
-
-    def room(self) -> Deferred[None] | None:
-        """None while more may come at once; else fires when it may."""
+LARGEST_UNREAD_BYTES = 64 * 1024
 
 
 class BytesSink:
@@ -34,21 +25,15 @@ class BytesSink:
 
     def __init__(self, largest_bytes: int) -> None:
         self._largest_bytes = largest_bytes
-        self._pieces: list[bytes] = []
-        self._received = 0
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self._pieces)
+        self.body = b""
 
     def begin(self, length: int | None) -> None:
-        self._pieces, self._received = [], 0
+        self.body = b""
         self._check(length or 0)
 
     def write(self, data: bytes) -> None:
-        self._received += len(data)
-        self._check(self._received)
-        self._pieces.append(data)
+        self._check(len(self.body) + len(data))
+        self.body += data
 
     def room(self) -> None:
         return None
@@ -59,65 +44,42 @@ class BytesSink:
 
 
 class _Body(TwistedProtocol):
-    def __init__(self, sink: Sink, idle_s: float, clock: IReactorTime) -> None:
+    """Passes a body to a sink."""
+
+    transport: Any
+
+    def __init__(
+        self, sink: Sink, length: int | None, silence_s: float, clock: IReactorTime
+    ) -> None:
+        self.done: Deferred[None] = Deferred(lambda _: self._close())
         self._sink = sink
+        self._length = length
+        self._silence_s = silence_s
         self._clock = clock
-        self._idle_s = idle_s
-        self._idle: IDelayedCall = clock.callLater(idle_s, self._silent)
+        self._silence: IDelayedCall | None = None
+        """None while the sink is full: waiting for our own disk is no silence of the archive's."""
         self._error: CoverError | None = None
-        self._waiting = False
-        """The sink is full."""
-        self.done: Deferred[None] = Deferred(lambda _: self._abort())
+
+    def connectionMade(self) -> None:
+        self._listen()
+        self._or_close(self._sink.begin, self._length)
 
     def dataReceived(self, data: bytes) -> None:
         if self._error is not None:
             return
-        if not self._waiting:
-            self._idle.reset(self._idle_s)
-        try:
-            self._sink.write(data)
-        except CoverError as error:
-            self._fail(error)
-            return
+        if self._silence is not None:
+            self._silence.reset(self._silence_s)
+        self._or_close(self._sink.write, data)
         # One read can hold several chunks: those behind the one that filled the sink come all the same.
-        room = None if self._waiting else self._sink.room()
-        if room is not None:
-            # Waiting for our own disk is no silence of the archive's.
-            self._waiting = True
-            self._idle.cancel()
-            transport: Any = self.transport
-            transport.pauseProducing()
-            room.addCallback(self._resume)
-
-    def _resume(self, _: None) -> None:
-        self._waiting = False
-        if self._error is None and not self.done.called:
-            self._idle = self._clock.callLater(self._idle_s, self._silent)
-            transport: Any = self.transport
-            transport.resumeProducing()
-
-    def _silent(self) -> None:
-        self._fail(UpstreamTimeout("the archive fell silent in the middle of an answer"))
-
-    def _fail(self, error: CoverError) -> None:
-        self._error = error
-        self._abort()
-
-    def _abort(self) -> None:
-        if self._idle.active():
-            self._idle.cancel()
-        # The body's transport stands in for the connection and offers only a polite close, for
-        # which TLS awaits the other side; a silent one would keep the connection for ever.
-        connection = getattr(self.transport, "_producer", None) or self.transport
-        abort = getattr(connection, "abortConnection", None)
-        if abort is not None:
-            abort()
-        elif connection is not None:
-            connection.loseConnection()
+        if self._error is None and self._silence is not None:
+            room = self._sink.room()
+            if room is not None:
+                self._stop_listening()
+                self.transport.pauseProducing()
+                room.addCallback(self._resume)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._idle.active():
-            self._idle.cancel()
+        self._stop_listening()
         if self.done.called:
             return
         if self._error is not None:
@@ -131,23 +93,84 @@ class _Body(TwistedProtocol):
         else:
             self.done.errback(PassingTrouble("the archive's answer was cut"))
 
+    def _or_close(self, offer: Callable[..., None], *arguments: Any) -> None:
+        try:
+            offer(*arguments)
+        except CoverError as error:
+            self._error = error
+            self._close()
 
-def transfer(response: IResponse, sink: Sink, idle_s: float, clock: IReactorTime) -> Deferred[None]:
+    def _resume(self, _: None) -> None:
+        if self._error is None and not self.done.called:
+            self._listen()
+            self.transport.resumeProducing()
+
+    def _listen(self) -> None:
+        self._silence = self._clock.callLater(self._silence_s, self._silent)
+
+    def _stop_listening(self) -> None:
+        silence, self._silence = self._silence, None
+        if silence is not None and silence.active():
+            silence.cancel()
+
+    def _silent(self) -> None:
+        self._error = UpstreamTimeout("the archive fell silent in the middle of an answer")
+        self._close()
+
+    def _close(self) -> None:
+        self._stop_listening()
+        self.transport.loseConnection()
+
+
+def transfer(
+    response: IResponse, sink: Sink, silence_s: float, clock: IReactorTime
+) -> Deferred[None]:
     """
     Pass the body of a response to `sink`.
 
-    :param idle_s: so many seconds of silence end it.
+    :param silence_s: so many seconds of silence end it.
     :returns: fires when the whole body was taken. Fails with UpstreamTimeout, with BadUpstream
         if it was cut or may have been, or with what the sink raised; the connection is then
         gone. Cancelling it closes the connection.
     """
     length = None if response.length is UNKNOWN_LENGTH else int(response.length)
-    body = _Body(sink, idle_s, clock)
-    try:
-        sink.begin(length)
-    except CoverError as error:
-        body._error = error  # noqa: SLF001
+    body = _Body(sink, length, silence_s, clock)
     response.deliverBody(body)
-    if body._error is not None:  # noqa: SLF001
-        body._abort()  # noqa: SLF001
     return body.done
+
+
+class _Unread(TwistedProtocol):
+    """Takes a body that nobody needs, up to LARGEST_UNREAD_BYTES."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.over: Deferred[None] = Deferred(lambda _: self.transport.loseConnection())
+        self._left = LARGEST_UNREAD_BYTES
+
+    def dataReceived(self, data: bytes) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: ARG002
+        if not self.over.called:
+            self.over.callback(None)
+
+
+def leave_unread(response: IResponse, longest_s: float, clock: IReactorTime) -> Deferred[None]:
+    """
+    Take a body that nobody needs, so that its connection can be used again.
+
+    :returns: fires when it ended; or when it proved too large or took longer than `longest_s`,
+        and its connection was closed.
+    """
+    body = _Unread()
+    response.deliverBody(body)
+    if not body.over.called:
+        body.over.addTimeout(longest_s, clock, onTimeoutCancel=_enough)
+    return body.over
+
+
+def _enough(_: object, __: float) -> None:
+    """What counted was in the answer's head."""

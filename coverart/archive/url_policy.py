@@ -32,17 +32,15 @@ _DOWNLOAD = re.compile(
 
 @attrs.frozen(kw_only=True)
 class Hop:
-    """One URL of a chain, checked. `trusted`: its host and port are listed by name."""
+    """One URL of a chain, checked and taken apart."""
 
     url: str
-    scheme: str
     host: str
     port: int
-    trusted: bool
-
-    @property
-    def origin(self) -> str:
-        return f"{self.host}:{self.port}"
+    origin: str
+    """Host and port, which are asked, or left alone, as one."""
+    path: str
+    """All that follows them in the URL, a query and a fragment too."""
 
 
 @attrs.frozen
@@ -61,7 +59,7 @@ class Rules:
 
     def allows(self, scheme: str, host: str, port: int) -> bool:
         """Say whether a connection to this host and port may be opened at all."""
-        if self.trusts(host, port):
+        if f"{host}:{port}" in self.hosts:
             return scheme in _PORTS
         if scheme != "https" or port != _PORTS["https"]:
             return False
@@ -92,13 +90,13 @@ class Rules:
         if not self.allows(parts.scheme, host, port):
             raise BadUpstream(f"a redirect leads to {parts.scheme}://{host}:{port}, not allowed")
         # Hosts and schemes have no case (RFC 3986 section 6.2.2.1); what connects compares bytes.
-        rest = url[len(f"{parts.scheme}://{parts.netloc}") :]
+        path = url[len(f"{parts.scheme}://{parts.netloc}") :]
         return Hop(
-            url=f"{parts.scheme}://{parts.netloc.lower()}{rest}",
-            scheme=parts.scheme,
+            url=f"{parts.scheme}://{parts.netloc.lower()}{path}",
             host=host,
             port=port,
-            trusted=self.trusts(host, port),
+            origin=f"{host}:{port}",
+            path=path,
         )
 
     def follow(self, hop: Hop, location: bytes | None) -> Hop:
@@ -107,7 +105,7 @@ class Rules:
 
         :raises BadUpstream: no Location, or it fails check().
         """
-        if location is None:
+        if not location:
             raise BadUpstream("a redirect without Location")
         try:
             target = location.decode("ascii")
@@ -155,7 +153,7 @@ class ArchiveFile:
     """The image; None for index.json."""
 
 
-def archive_file(url: str, owner: Entity) -> ArchiveFile:
+def archive_file(hop: Hop, owner: Entity) -> ArchiveFile:
     """
     Read `…/mbid-{M}/mbid-{M}-{id}.ext` or `…/mbid-{M}/index.json`, in whatever folder.
 
@@ -164,23 +162,16 @@ def archive_file(url: str, owner: Entity) -> ArchiveFile:
 
     :raises BadUpstream: the URL is of another form, so it can't be trusted to be a cover.
     """
-    parts = urlsplit(url)
-    match = _DOWNLOAD.fullmatch(parts.path)
-    if (
-        match is None
-        or parts.query
-        or parts.fragment
-        or match["again"] not in (None, match["mbid"])
-    ):
+    match = _DOWNLOAD.fullmatch(hop.path)
+    if match is None or match["again"] not in (None, match["mbid"]):
         raise BadUpstream("hop 1 leads to something that is no file of a cover art item")
     target = None
     if match["listing"] is None:
         ref = ImageRef(owner=owner, mbid=match["mbid"], image_id=int(match["id"]))
         extension = "jpg" if match["ext"] == "jpeg" else match["ext"]
         target = Target(ref=ref, extension=extension)
-    return ArchiveFile(
-        base=f"{parts.scheme}://{parts.netloc}{match['prefix']}", mbid=match["mbid"], target=target
-    )
+    base = hop.url.removesuffix(hop.path) + match["prefix"]
+    return ArchiveFile(base=base, mbid=match["mbid"], target=target)
 
 
 def file_name(ref: ImageRef, size: int, extension: str | None) -> str:

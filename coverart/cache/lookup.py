@@ -24,7 +24,14 @@ from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Point
 from coverart.cache.miss import Arriving, Fetched, Fetcher, Unstored
 from coverart.cache.single_flight import Announce, Flight
 from coverart.coordination.leases import Fetches
-from coverart.errors import CoverError, NobodyReads, NotInArchive, Overloaded, StoreFailed
+from coverart.errors import (
+    CoverError,
+    FileNotInArchive,
+    NobodyReads,
+    NotInArchive,
+    Overloaded,
+    StoreFailed,
+)
 from coverart.freshness import (
     Lifetimes,
     Verdict,
@@ -446,7 +453,7 @@ class CoverCache:
                 await self._fetcher.repoint(thing, alias, trip)
         except NotInArchive as error:
             await self._missing(thing, error, trip.hops)
-            if isinstance(thing, ImageRequest) and error.derived:
+            if isinstance(thing, ImageRequest) and isinstance(error, FileNotInArchive):
                 # The name leads to an image of which this size was not made yet: the old one
                 # stays, and is as stale as before.
                 self._pause(thing.alias)

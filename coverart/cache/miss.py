@@ -19,9 +19,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from coverart.archive import listings
-from coverart.archive.archive_client import Limits, Trip
+from coverart.archive.archive_client import Limits
 from coverart.archive.paths import spell
-from coverart.archive.upstream import Upstream
+from coverart.archive.source import FetchDeadline, Source
 from coverart.cache.download import Incoming, InThread
 from coverart.cache.single_flight import Announce, Flight
 from coverart.cache.size_limits import Room
@@ -75,7 +75,7 @@ class Arriving:
     """An image that is read from where it arrives: a large one, or one that can't be stored."""
 
     incoming: Incoming
-    trip: Trip
+    trip: FetchDeadline
 
 
 @attrs.frozen(kw_only=True)
@@ -100,7 +100,7 @@ class Fetcher:
         index: Index,
         store: ImageStore,
         room: Room,
-        upstream: Upstream,
+        upstream: Source,
         in_thread: InThread,
         fetches: Fetches,
         clock: IReactorTime,
@@ -173,7 +173,7 @@ class Fetcher:
         self,
         request: ImageRequest,
         found: Found,
-        trip: Trip,
+        trip: FetchDeadline,
         announce: Announce[Arriving],
         *,
         fresh: bool,
@@ -187,7 +187,7 @@ class Fetcher:
         :param announce: called if the image is large, once it can be read while it arrives.
         :returns: one that is arriving if it could not be stored. The caller must release() it
             when those who wait have it.
-        :raises NotInArchive: `derived` tells whether the name or only this size is missing.
+        :raises NotInArchive: no such name; FileNotInArchive: only this size is missing.
         :raises CoverError: it could not be had.
         """
         target = found.target if fresh else None
@@ -211,7 +211,7 @@ class Fetcher:
         return Fetched(key=target.ref.at(request.size), entry=entry, alias=alias, hops=trip.hops)
 
     async def _ask_hop_1(
-        self, request: ImageRequest, found: Found, trip: Trip
+        self, request: ImageRequest, found: Found, trip: FetchDeadline
     ) -> tuple[Target, Alias | None]:
         try:
             alias = await self.resolve(request.alias, trip)
@@ -233,7 +233,7 @@ class Fetcher:
             await self._index.put_alias(request.alias, alias)
         return alias.target, alias
 
-    async def repoint(self, request: ImageRequest, alias: Alias, trip: Trip) -> None:
+    async def repoint(self, request: ImageRequest, alias: Alias, trip: FetchDeadline) -> None:
         """
         Make a name point where the archive says now; fetch the image only if it is not held.
 
@@ -245,7 +245,7 @@ class Fetcher:
             raise StoreFailed(f"its new image can't be stored ({entry.unstored})")
         await self.point(request, alias, entry)
 
-    async def resolve(self, key: AliasKey, trip: Trip) -> Alias:
+    async def resolve(self, key: AliasKey, trip: FetchDeadline) -> Alias:
         """Ask the archive where a name points. :raises NotInArchive: nowhere."""
 
         async def ask(_: object) -> Alias:
@@ -323,7 +323,7 @@ class Fetcher:
             key = alias.target.ref.at(request.size)
             self._store.links.make(request, key, entry.media, alias.checked_at)
 
-    async def listing(self, key: ListingKey, trip: Trip) -> Fetched | Unstored:
+    async def listing(self, key: ListingKey, trip: FetchDeadline) -> Fetched | Unstored:
         """
         Fetch a listing. :raises NotInArchive: no such entity, or no art of it.
         :raises CoverError: it could not be had.
@@ -363,7 +363,11 @@ class Fetcher:
         return self._store.write(layout.listing_path(key), body, asked_at)
 
     async def _image(
-        self, target: Target, request: ImageRequest, trip: Trip, announce: Announce[Arriving]
+        self,
+        target: Target,
+        request: ImageRequest,
+        trip: FetchDeadline,
+        announce: Announce[Arriving],
     ) -> FileEntry | Incoming:
         """:returns: what is stored; or what could not be, held for the caller to release."""
         key = target.ref.at(request.size)
@@ -395,7 +399,7 @@ class Fetcher:
         self,
         key: ImageKey,
         target: Target,
-        trip: Trip,
+        trip: FetchDeadline,
         say: Callable[[FileEntry | Incoming], None],
         *,
         looked: bool,
@@ -421,7 +425,7 @@ class Fetcher:
         self,
         key: ImageKey,
         target: Target,
-        trip: Trip,
+        trip: FetchDeadline,
         say: Callable[[FileEntry | Incoming], None],
     ) -> FileEntry | Incoming:
         incoming = Incoming(
@@ -490,11 +494,11 @@ class Fetcher:
         if await self._index.forget_file(key, entry):
             await self._index.settle([key])
 
-    def trip(self) -> Trip:
+    def trip(self) -> FetchDeadline:
         """The account of a fetch that starts now."""
-        return Trip(deadline=self._clock.seconds() + self._limits.total_s)
+        return FetchDeadline(at=self._clock.seconds() + self._limits.total_s)
 
-    async def _asked(self, work: Coroutine[Any, Any, T], trip: Trip) -> tuple[T, float]:
+    async def _asked(self, work: Coroutine[Any, Any, T], trip: FetchDeadline) -> tuple[T, float]:
         """
         The archive's answer, and when it was asked: the stamp of what comes of it.
 
@@ -504,7 +508,7 @@ class Fetcher:
         def late(_: object, __: float) -> T:
             raise UpstreamTimeout(f"not done after {self._limits.total_s:g} s")
 
-        left_s = max(0.0, trip.deadline - self._clock.seconds())
+        left_s = max(0.0, trip.at - self._clock.seconds())
         asked_at = self._now()
         d: Deferred[T] = Deferred.fromCoroutine(work)
         try:

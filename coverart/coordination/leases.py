@@ -27,7 +27,7 @@ from coverart import errors
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.coordination.redis_scripts import ACQUIRE, RELEASE, RENEW
 from coverart.coordination.untold_mark import Mark
-from coverart.errors import CoverError, NotInArchive
+from coverart.errors import CoverError, FileNotInArchive, NotInArchive
 
 LEADER_LIFE_S = 15.0
 FETCH_LIFE_S = 10.0
@@ -276,7 +276,7 @@ def _failed(error: CoverError) -> bytes:
                 "error": type(error).__name__,
                 "detail": error.detail,
                 "retry_after_s": error.retry_after_s,
-                "derived": getattr(error, "derived", False),
+                "derived": isinstance(error, FileNotInArchive),
             }
         ).encode()
     )
@@ -289,5 +289,6 @@ def _understand(end: bytes) -> bytes:
     told = json.loads(end[1:])
     kind = getattr(errors, told["error"], CoverError)
     if kind is NotInArchive:
-        raise NotInArchive(told["detail"], derived=told["derived"])
+        kind = FileNotInArchive if told["derived"] else NotInArchive
+        raise kind(told["detail"])
     raise kind(told["detail"], retry_after_s=told["retry_after_s"])

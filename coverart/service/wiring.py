@@ -13,6 +13,8 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 
 from coverart.archive.archive_client import ArchiveClient, Limits
 from coverart.archive.circuit_breaker import Breaker
+from coverart.archive.coarse_clock import CoarseClock
+from coverart.archive.follow_redirects import Redirects
 from coverart.archive.safe_connect import make_client
 from coverart.archive.throttle import Turns
 from coverart.archive.upstream import Upstream
@@ -33,11 +35,12 @@ from coverart.service.settings import (
 )
 from coverart.service.upkeep import Upkeep
 from coverart.web.admin import AdminRoutes
-from coverart.web.connection_limits import Connections, GatedEndpoint, raise_file_limit
-from coverart.web.covers import Covers, DeliveryMode
+from coverart.web.connection_limits import Door, Reception, bound
+from coverart.web.covers import CoverRoutes, Ways
+from coverart.web.direct_hits import HitsFirst
 from coverart.web.operators import OperatorRoutes, Standing
 from coverart.web.own_names import OwnNames
-from coverart.web.site import CoverSite, Front
+from coverart.web.site import make_site
 
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
 """Where the archive's own hop 1 leads. Where a mirror's leads, only the mirror can tell."""
@@ -65,26 +68,25 @@ def assemble(
         largest_image_bytes=settings.max_image_size * MEGABYTE,
     )
     rules = rules_for(settings)
+    # Bounds are taken back as a rule, so that one timer does for all of them.
+    coarse = CoarseClock(reactor)
     http, pool = make_client(
-        reactor,
-        rules,
-        connections_per_host=settings.upstream_concurrency,
-        connect_timeout_s=limits.connect_s,
+        reactor, rules, clock=coarse, connections_per_host=settings.upstream_concurrency
     )
     # Apart, so that a crowd of new misses keeps no request of a fetch under way waiting.
     asking, misses = Turns(reactor), Turns(reactor)
+    client = ArchiveClient(
+        http=http,
+        clock=coarse,
+        breaker=Breaker(),
+        limits=limits,
+        user_agent=settings.user_agent,
+        metrics=opened.metrics,
+        now=now,
+        turn=asking.next,
+    )
     upstream = Upstream(
-        ArchiveClient(
-            http=http,
-            clock=reactor,
-            breaker=Breaker(),
-            limits=limits,
-            user_agent=settings.user_agent,
-            metrics=opened.metrics,
-            now=now,
-            turn=asking.next,
-        ),
-        rules=rules,
+        Redirects(client, rules, reactor),
         bases={
             Entity.RELEASE: settings.upstream,
             Entity.RELEASE_GROUP: settings.upstream,
@@ -98,7 +100,7 @@ def assemble(
             )
             if base == archives_own
         },
-        clock=reactor,
+        metrics=opened.metrics,
     )
     room = Room(store=store, index=index, max_bytes=settings.max_bytes, clock=reactor)
     cache = CoverCache(
@@ -111,7 +113,7 @@ def assemble(
             upstream=upstream,
             in_thread=threads,
             fetches=opened.fetches,
-            clock=reactor,
+            clock=coarse,
             now=now,
             limits=limits,
         ),
@@ -145,7 +147,7 @@ def assemble(
         rebuilding=lambda: upkeep.rebuilding,
         names=names,
     )
-    mode = DeliveryMode(
+    ways = Ways(
         accel=settings.accel,
         public_url=settings.public_url,
         redirect_names=settings.image_mode == "redirect",
@@ -155,14 +157,15 @@ def assemble(
         asking.hit()
         misses.hit()
 
-    most = raise_file_limit(settings.max_connections)
-    connections = Connections(most, opened.metrics, reactor)
-    front = Front(
-        Covers(cache, mode, threads, hit),
+    reception = Reception(bound(settings.max_connections), opened.metrics, reactor)
+    site = make_site(
+        HitsFirst(cache, CoverRoutes(cache, ways, threads, hit)),
         OperatorRoutes(cache, opened.metrics, opened.counts, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token, names).app.resource(),
+        opened.metrics,
+        reactor,
+        reception,
     )
-    site = CoverSite(front, opened.metrics, connections, reactor)
     parts = Parts(
         opened=opened,
         cache=cache,
@@ -174,7 +177,7 @@ def assemble(
     everything = MultiService()
     CoverService(parts).setServiceParent(everything)
     for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:
-        Listening(GatedEndpoint(endpoint, connections), site).setServiceParent(everything)
+        Listening(Door(endpoint, reception), site).setServiceParent(everything)
     return everything
 
 

@@ -137,7 +137,6 @@ class Clinging(Factory):
 @pytest_twisted.ensureDeferred
 async def test_no_goodbye(run, raw, watch, tmp_path, monkeypatch) -> None:
     """A TLS connection that was given up is closed, also if the other side never agrees."""
-    monkeypatch.setattr(bounded_heads, "GOODBYE_S", 0.1)
     monkeypatch.setenv(TRUSTED, os.fspath(tmp_path / "authorities.pem"))
     (tmp_path / "authorities.pem").write_bytes(authority().pem)
     clinging = Clinging()

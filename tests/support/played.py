@@ -13,9 +13,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from coverart.archive.archive_client import Trip
-from coverart.archive.transfer import Sink
-from coverart.errors import BadUpstream, NotInArchive, Unavailable
+from coverart.archive.source import FetchDeadline, Sink
+from coverart.errors import BadUpstream, FileNotInArchive, NotInArchive, Unavailable
 from coverart.model import (
     ORIGINAL,
     AliasKey,
@@ -174,7 +173,7 @@ class PlayedArchive:
 
     # Upstream's side
 
-    async def resolve(self, key: AliasKey, trip: Trip) -> Target:
+    async def resolve(self, key: AliasKey, trip: FetchDeadline) -> Target:
         await self._answer(trip)
         found = self.leads_to(key)
         if found is None:
@@ -184,12 +183,12 @@ class PlayedArchive:
     def can_fetch(self, target: Target, size: int) -> bool:
         return bool(size or target.extension)
 
-    async def image(self, target: Target, size: int, sink: Sink, trip: Trip) -> None:
+    async def image(self, target: Target, size: int, sink: Sink, trip: FetchDeadline) -> None:
         await self._answer(trip)
         there = any(self.moved(each) == target.ref for each in REFS)
         if not there or (target.ref.image_id, size) in self.lost:
             self.missed += 1
-            raise NotInArchive("no such file", derived=True)
+            raise FileNotInArchive("no such file")
         self.downloaded.append(target.ref.at(size))
         body = body_of(target.ref.image_id, size)
         if self.mood == "nonsense":
@@ -209,7 +208,7 @@ class PlayedArchive:
             return
         sink.write(body[half:])
 
-    async def listing(self, key: ListingKey, trip: Trip) -> bytes:
+    async def listing(self, key: ListingKey, trip: FetchDeadline) -> bytes:
         await self._answer(trip)
         text = self.texts[key]
         if text is None:
@@ -219,7 +218,7 @@ class PlayedArchive:
             return b"<html>" + text
         return text
 
-    async def _answer(self, trip: Trip) -> None:
+    async def _answer(self, trip: FetchDeadline) -> None:
         trip.hops += 1
         self.asked += 1
         await self.gate(lambda: None)

@@ -16,13 +16,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseNeverReceived
 from twisted.web.server import NOT_DONE_YET
 
-from coverart.archive.archive_client import DRAIN_S, ArchiveClient, Limits, Trip
+from coverart.archive.archive_client import DRAIN_S, ArchiveClient, Limits
 from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
+from coverart.archive.source import FetchDeadline
 from coverart.archive.transfer import BytesSink
 from coverart.archive.url_policy import Hop, Rules
 from coverart.errors import (
     BadUpstream,
     CoverError,
+    FileNotInArchive,
     NotInArchive,
     NotReached,
     PassingTrouble,
@@ -53,7 +55,7 @@ class ClientTests(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(1000)
         self.sink = BytesSink(1_000_000)
-        self.trip = Trip(deadline=2000)
+        self.deadline = FetchDeadline(at=2000)
         self.now = 784111777.0
         self.client = self.made()
 
@@ -71,7 +73,7 @@ class ClientTests(SynchronousTestCase):
     def get(self, *, hop: Hop = HOP, sink: bool = True) -> Deferred[bytes | None]:
         """One GET, as far as it gets without time passing."""
         d: Deferred[bytes | None] = Deferred.fromCoroutine(
-            self.client.get(hop, "1", self.trip, self.sink if sink else None)
+            self.client.get(hop, "1", self.deadline, self.sink if sink else None)
         )
         self.archive.flush()
         return d
@@ -98,7 +100,7 @@ class AnswerTests(ClientTests):
         self.assertEqual(self.sink.body, b"cover")
         request = self.archive.requests[0]
         self.assertEqual(request.getHeader("user-agent"), "coverart/0 ( test )")
-        self.assertEqual(self.trip.hops, 1)
+        self.assertEqual(self.deadline.hops, 1)
 
     def test_redirects(self) -> None:
         """A redirect of any kind gives its Location and is not followed; empty if it has none."""
@@ -125,7 +127,10 @@ class AnswerTests(ClientTests):
 
     def test_statuses(self) -> None:
         """404 is no such art; some errors may pass; the rest makes no sense."""
-        self.ends(NotInArchive, reply(404, b"no"))
+        self.ends(FileNotInArchive, reply(404, b"no"))
+        self.archive.on(ASKED, reply(404, b"no"))
+        error = self.failureResultOf(self.get(sink=False), NotInArchive).value
+        self.assertNotIsInstance(error, FileNotInArchive)
         for code in (500, 502, 504):
             self.ends(PassingTrouble, reply(code, b"trouble"))
         for code in (204, 206, 300, 304, 400, 401, 403, 410, 418, 501):
@@ -156,8 +161,8 @@ class AnswerTests(ClientTests):
 
     def test_errors_of_any_body(self) -> None:
         """However long the page of an error is, its status is what counts."""
-        self.ends(NotInArchive, reply(404, b"x" * 1_000_000))
-        self.ends(NotInArchive, reply(404, b"again"))
+        self.ends(FileNotInArchive, reply(404, b"x" * 1_000_000))
+        self.ends(FileNotInArchive, reply(404, b"again"))
 
 
 class SlowDownTests(ClientTests):
@@ -266,11 +271,17 @@ class SlowDownTests(ClientTests):
         self.client = self.made(concurrency=2)
         self.archive.on(ASKED, stall(b"x", 2))
         running = [self.get() for _ in range(3)]
-        self.assertEqual((len(self.archive.asked), self.client.waiting), (2, 1))
+        self.assertEqual(
+            (len(self.archive.asked), self.client.metrics.value("coverart_upstream_waiting")),
+            (2, 1),
+        )
         self.archive.requests[0].write(b"y")
         self.archive.flush()
         self.successResultOf(running[0])
-        self.assertEqual((len(self.archive.asked), self.client.waiting), (3, 0))
+        self.assertEqual(
+            (len(self.archive.asked), self.client.metrics.value("coverart_upstream_waiting")),
+            (3, 0),
+        )
 
     def test_place_given_back(self) -> None:
         """However a request ends, its place is free again."""
@@ -308,10 +319,10 @@ class TimeTests(ClientTests):
         """A body that falls silent ends; one that trickles goes on."""
         self.archive.on(ASKED, stall(b"12345", 10))
         d = self.get()
-        self.clock.advance(19)
+        self.clock.advance(29)
         self.archive.requests[0].write(b"6")
         self.archive.flush()
-        self.clock.advance(19)
+        self.clock.advance(29)
         self.archive.flush()
         self.assertNoResult(d)
         self.clock.advance(1)

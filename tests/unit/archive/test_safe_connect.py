@@ -15,7 +15,7 @@ class CheckedEndpointsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = MemoryReactorClock()
         rules = Rules(("archive.org", "*.archive.org", "127.0.0.1:8192"))
-        self.endpoints = CheckedEndpoints(reactor=self.reactor, rules=rules, connect_timeout_s=10)
+        self.endpoints = CheckedEndpoints(reactor=self.reactor, rules=rules)
 
     def test_allowed(self) -> None:
         """An endpoint for what the rules allow; the same for the same."""

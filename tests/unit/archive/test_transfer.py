@@ -26,8 +26,8 @@ class Connection:
     def resumeProducing(self) -> None:
         self.calls.append("resumeProducing")
 
-    def abortConnection(self) -> None:
-        self.calls.append("abortConnection")
+    def loseConnection(self) -> None:
+        self.calls.append("loseConnection")
 
 
 class Answer:
@@ -124,9 +124,9 @@ class TransferTests(SynchronousTestCase):
         self.sink.rooms[0].callback(None)
         self.assertEqual(self.answer.connection.calls, ["pauseProducing", "resumeProducing"])
         self.clock.advance(19)
-        self.assertNotIn("abortConnection", self.answer.connection.calls)
+        self.assertNotIn("loseConnection", self.answer.connection.calls)
         self.clock.advance(1)
-        self.assertIn("abortConnection", self.answer.connection.calls)
+        self.assertIn("loseConnection", self.answer.connection.calls)
         self.answer.ends(OSError("aborted"))
         self.failureResultOf(d, UpstreamTimeout)
 
@@ -146,7 +146,7 @@ class TransferTests(SynchronousTestCase):
         d = self.begin()
         self.sink.error = StoreFailed("full")
         self.answer.protocol.dataReceived(b"a")
-        self.assertEqual(self.answer.connection.calls, ["abortConnection"])
+        self.assertEqual(self.answer.connection.calls, ["loseConnection"])
         self.sink.error = None
         self.answer.protocol.dataReceived(b"b")
         self.answer.ends(OSError("aborted"))
@@ -157,7 +157,7 @@ class TransferTests(SynchronousTestCase):
         """A body that is too large as declared is not taken at all."""
         answer: Any = self.answer
         d = transfer(answer, BytesSink(9), 20, self.clock)
-        self.assertEqual(self.answer.connection.calls, ["abortConnection"])
+        self.assertEqual(self.answer.connection.calls, ["loseConnection"])
         self.answer.ends(OSError("aborted"))
         self.failureResultOf(d, BadUpstream)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -167,7 +167,7 @@ class TransferTests(SynchronousTestCase):
         d = self.begin()
         d.cancel()
         self.failureResultOf(d, CancelledError)
-        self.assertEqual(self.answer.connection.calls, ["abortConnection"])
+        self.assertEqual(self.answer.connection.calls, ["loseConnection"])
         self.answer.ends(OSError("aborted"))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 

@@ -8,16 +8,20 @@ from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.archive import upstream as module
-from coverart.archive.archive_client import ArchiveClient, Limits, Trip
+from coverart.archive import follow_redirects as module
+from coverart.archive import upstream
+from coverart.archive.archive_client import ArchiveClient, Limits
 from coverart.archive.circuit_breaker import Breaker
+from coverart.archive.follow_redirects import Redirects
 from coverart.archive.listings import LARGEST_BYTES
+from coverart.archive.source import FetchDeadline
 from coverart.archive.transfer import BytesSink
 from coverart.archive.upstream import Upstream
 from coverart.archive.url_policy import Rules
 from coverart.errors import (
     BadUpstream,
     CoverError,
+    FileNotInArchive,
     NotInArchive,
     NotReached,
     PassingTrouble,
@@ -59,21 +63,21 @@ class UpstreamTests(SynchronousTestCase):
 
     def made(self, downloads: Mapping[Entity, str] = DOWNLOADS, caa: str = CAA) -> Upstream:
         """An upstream that knows nothing yet."""
+        client = ArchiveClient(
+            http=self.archive.http(),
+            clock=self.clock,
+            breaker=Breaker(jitter=lambda: 0.0),
+            limits=Limits(),
+            user_agent="coverart/0",
+        )
+        rules = Rules(
+            ("archive.org", "*.archive.org", "coverartarchive.org", "eventartarchive.org")
+        )
         return Upstream(
-            ArchiveClient(
-                http=self.archive.http(),
-                clock=self.clock,
-                breaker=Breaker(jitter=lambda: 0.0),
-                limits=Limits(),
-                user_agent="coverart/0",
-            ),
-            rules=Rules(
-                ("archive.org", "*.archive.org", "coverartarchive.org", "eventartarchive.org")
-            ),
+            Redirects(client, rules, self.clock, lambda: 0.0),
             bases={Entity.RELEASE: caa, Entity.RELEASE_GROUP: caa, Entity.EVENT: EAA},
             downloads=downloads,
-            clock=self.clock,
-            jitter=lambda: 0.0,
+            metrics=client.metrics,
         )
 
     def chain(self, file: str, body: bytes, node: str = NODE) -> None:
@@ -101,20 +105,20 @@ class UpstreamTests(SynchronousTestCase):
         return value
 
     def image(
-        self, size: int = 250, target: Target = PNG, trip: Trip | None = None
+        self, size: int = 250, target: Target = PNG, deadline: FetchDeadline | None = None
     ) -> Coroutine[Deferred[Any], Any, bytes]:
         """The bytes of an image."""
 
         async def fetch() -> bytes:
             sink = BytesSink(1000)
-            await self.upstream.image(target, size, sink, trip or self.trip())
+            await self.upstream.image(target, size, sink, deadline or self.deadline())
             return sink.body
 
         return fetch()
 
-    def trip(self) -> Trip:
-        """An account that begins now."""
-        return Trip(deadline=60)
+    def deadline(self) -> FetchDeadline:
+        """Of a fetch that begins now."""
+        return FetchDeadline(at=60)
 
     def asked(self) -> list[str]:
         """What was asked for since the last time."""
@@ -137,23 +141,22 @@ class ResolveTests(UpstreamTests):
             (name(entity=Entity.EVENT), f"{EAA}/event/{MBID}/front", event),
         ):
             self.archive.on(url, redirect(f"{IA}/{FULL}"))
-            trip = self.trip()
-            target = self.result(self.upstream.resolve(key, trip))
+            deadline = self.deadline()
+            target = self.result(self.upstream.resolve(key, deadline))
             self.assertEqual(target, Target(ref=ref, extension="png"))
-            self.assertEqual((self.asked(), trip.hops), ([url], 1))
+            self.assertEqual((self.asked(), deadline.hops), ([url], 1))
 
     def test_merged(self) -> None:
         """The image belongs to the MBID that Location names, not to the one asked for."""
         file = f"mbid-{OTHER_MBID}/mbid-{OTHER_MBID}-7.jpg"
         self.archive.on(f"{CAA}/release/{MBID}/front", redirect(f"{IA}/{file}"))
-        target = self.result(self.upstream.resolve(name(), self.trip()))
+        target = self.result(self.upstream.resolve(name(), self.deadline()))
         self.assertEqual(target.ref.mbid, OTHER_MBID)
 
     def test_not_there(self) -> None:
         """404 at hop 1: there is no such art, and that is not for soon."""
-        error = self.fails(self.upstream.resolve(name(), self.trip()), NotInArchive)
-        assert isinstance(error, NotInArchive)
-        self.assertFalse(error.derived)
+        error = self.fails(self.upstream.resolve(name(), self.deadline()), NotInArchive)
+        self.assertNotIsInstance(error, FileNotInArchive)
 
     def test_nonsense(self) -> None:
         """Redirects to anything but an image of an item are refused before they are asked."""
@@ -164,7 +167,7 @@ class ResolveTests(UpstreamTests):
             *(f"{CAA}/download/{FULL}", f"https://ia801.us.archive.org/download/{FULL}"),
         ):
             self.archive.on(f"{CAA}/release/{MBID}/front", redirect(location))
-            self.fails(self.upstream.resolve(name(), self.trip()), BadUpstream)
+            self.fails(self.upstream.resolve(name(), self.deadline()), BadUpstream)
             self.assertEqual(self.asked(), [f"{CAA}/release/{MBID}/front"])
 
     def test_place_of_a_mirror(self) -> None:
@@ -181,27 +184,27 @@ class ResolveTests(UpstreamTests):
             self.upstream = self.made({}, f"{CAA}/art")
             self.archive.on(f"{CAA}/art/release/{MBID}/front", redirect(location))
             if allowed:
-                self.assertEqual(self.result(self.upstream.resolve(key, self.trip())), PNG)
+                self.assertEqual(self.result(self.upstream.resolve(key, self.deadline())), PNG)
             else:
-                self.fails(self.upstream.resolve(key, self.trip()), BadUpstream)
+                self.fails(self.upstream.resolve(key, self.deadline()), BadUpstream)
             self.assertEqual(self.upstream.can_fetch(PNG, 250), allowed, location)
 
     def test_another_id(self) -> None:
         """An id is the same in every item, so hop 1 may name another item for it, not another id."""
         self.archive.on(f"{CAA}/release/{MBID}/8", redirect(f"{IA}/{FULL}"))
-        self.fails(self.upstream.resolve(name(8), self.trip()), BadUpstream)
+        self.fails(self.upstream.resolve(name(8), self.deadline()), BadUpstream)
 
     def test_once_more(self) -> None:
         """Trouble that may pass is tried a second time after a pause, and no third time."""
         url = f"{CAA}/release/{MBID}/front"
         self.archive.on(url, reply(500), redirect(f"{IA}/{FULL}"))
-        d = self.run_(self.upstream.resolve(name(), self.trip()))
+        d = self.run_(self.upstream.resolve(name(), self.deadline()))
         self.assertNoResult(d)
         self.clock.advance(module.RETRY_PAUSE_S)
         self.archive.flush()
         self.assertEqual(self.successResultOf(d), PNG)
         self.archive.on(url, reply(500))
-        d = self.run_(self.upstream.resolve(name(), self.trip()))
+        d = self.run_(self.upstream.resolve(name(), self.deadline()))
         self.clock.advance(module.RETRY_PAUSE_S)
         self.archive.flush()
         self.failureResultOf(d, PassingTrouble)
@@ -218,13 +221,13 @@ class ResolveTests(UpstreamTests):
         ):
             self.upstream = self.made()
             self.archive.on(url, answer)
-            self.fails(self.upstream.resolve(name(), self.trip()), error)
+            self.fails(self.upstream.resolve(name(), self.deadline()), error)
             self.assertEqual(self.asked(), [url])
 
     def test_called_off(self) -> None:
         """Calling off ends it then and there: no second try after the caller's time is up."""
         self.archive.on(f"{CAA}/release/{MBID}/front", stall())
-        d = self.run_(self.upstream.resolve(name(), self.trip()))
+        d = self.run_(self.upstream.resolve(name(), self.deadline()))
         d.cancel()
         self.failureResultOf(d, CancelledError)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -236,13 +239,13 @@ class ImageTests(UpstreamTests):
     def test_two_hops_then_one(self) -> None:
         """A known target skips hop 1; the node learnt for an item skips hop 2 for all its files."""
         self.chain(THUMB, b"small")
-        trip = self.trip()
-        self.assertEqual(self.result(self.image(trip=trip)), b"small")
-        self.assertEqual((self.asked(), trip.hops), ([f"{IA}/{THUMB}", f"{NODE}/{THUMB}"], 2))
+        deadline = self.deadline()
+        self.assertEqual(self.result(self.image(deadline=deadline)), b"small")
+        self.assertEqual((self.asked(), deadline.hops), ([f"{IA}/{THUMB}", f"{NODE}/{THUMB}"], 2))
         self.archive.on(f"{NODE}/{LARGER}", reply(200, b"larger"))
-        trip = self.trip()
-        self.assertEqual(self.result(self.image(500, trip=trip)), b"larger")
-        self.assertEqual((self.asked(), trip.hops), ([f"{NODE}/{LARGER}"], 1))
+        deadline = self.deadline()
+        self.assertEqual(self.result(self.image(500, deadline=deadline)), b"larger")
+        self.assertEqual((self.asked(), deadline.hops), ([f"{NODE}/{LARGER}"], 1))
 
     def test_original(self) -> None:
         """An original is asked for by its extension, and can't be without it."""
@@ -282,7 +285,7 @@ class ImageTests(UpstreamTests):
                 raise StoreFailed("no room")
 
         async def fetch() -> None:
-            await self.upstream.image(PNG, 250, Full(1000), self.trip())
+            await self.upstream.image(PNG, 250, Full(1000), self.deadline())
 
         self.fails(fetch(), StoreFailed)
         self.result(self.image())
@@ -302,9 +305,7 @@ class ImageTests(UpstreamTests):
     def test_not_derived(self) -> None:
         """404 behind hop 1 says that this file is missing, not the art: that passes soon."""
         self.archive.on(f"{IA}/{THUMB}", redirect(f"{NODE}/{THUMB}", 302))
-        error = self.fails(self.image(), NotInArchive)
-        assert isinstance(error, NotInArchive)
-        self.assertTrue(error.derived)
+        self.fails(self.image(), FileNotInArchive)
 
     def test_no_way_out(self) -> None:
         """Every hop is checked: no node may send anywhere else, or round and round."""
@@ -349,7 +350,7 @@ class ImageTests(UpstreamTests):
                 (
                     INDEX,
                     lambda: self.upstream.listing(
-                        ListingKey(entity=Entity.RELEASE, mbid=MBID), self.trip()
+                        ListingKey(entity=Entity.RELEASE, mbid=MBID), self.deadline()
                     ),
                 ),
             ):
@@ -368,7 +369,7 @@ class ImageTests(UpstreamTests):
 
     def test_nodes_bounded(self) -> None:
         """So many nodes are remembered; the one used longest ago is forgotten first."""
-        self.patch(module, "MOST_NODES", 2)
+        self.patch(upstream, "MOST_NODES", 2)
         refs = [
             ImageRef(owner=Entity.RELEASE, mbid=f"00000000-0000-0000-0000-{n:012x}", image_id=1)
             for n in range(3)
@@ -379,9 +380,9 @@ class ImageTests(UpstreamTests):
             self.result(self.image(target=Target(ref=refs[n])))
         hops = []
         for n in (0, 2, 1):
-            trip = self.trip()
-            self.result(self.image(target=Target(ref=refs[n]), trip=trip))
-            hops.append(trip.hops)
+            deadline = self.deadline()
+            self.result(self.image(target=Target(ref=refs[n]), deadline=deadline))
+            hops.append(deadline.hops)
         self.assertEqual(hops, [1, 1, 2])
 
     def test_way_unknown(self) -> None:
@@ -389,7 +390,7 @@ class ImageTests(UpstreamTests):
         self.upstream = self.made({})
         self.assertFalse(self.upstream.can_fetch(PNG, 250))
         self.archive.on(f"{CAA}/release/{MBID}/front", redirect(f"{IA}/{FULL}"))
-        self.result(self.upstream.resolve(name(), self.trip()))
+        self.result(self.upstream.resolve(name(), self.deadline()))
         self.assertTrue(self.upstream.can_fetch(PNG, 250))
         event = Target(ref=ImageRef(owner=Entity.EVENT, mbid=OTHER_MBID, image_id=7))
         self.assertFalse(self.upstream.can_fetch(event, 250))
@@ -404,7 +405,7 @@ class ImageTests(UpstreamTests):
         self.archive.on(f"{CAA}/release/{OTHER_MBID}/front", redirect(elsewhere))
         other = AliasKey(entity=Entity.RELEASE, mbid=OTHER_MBID, name="front")
         for key in (name(), other):
-            self.result(self.upstream.resolve(key, self.trip()))
+            self.result(self.upstream.resolve(key, self.deadline()))
         self.chain(THUMB, b"small")
         self.assertEqual(self.result(self.image()), b"small")
         third = ImageRef(owner=Entity.RELEASE, mbid=MBID[:-1] + "1", image_id=7)
@@ -416,7 +417,7 @@ class ListingTests(UpstreamTests):
 
     def listing(self) -> Coroutine[Deferred[Any], Any, bytes]:
         """The listing used here."""
-        return self.upstream.listing(ListingKey(entity=Entity.RELEASE, mbid=MBID), self.trip())
+        return self.upstream.listing(ListingKey(entity=Entity.RELEASE, mbid=MBID), self.deadline())
 
     def test_chain(self) -> None:
         """All three hops, and the body as it came."""

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.archive.archive_client import ArchiveClient, Limits
 from coverart.archive.circuit_breaker import Breaker
+from coverart.archive.follow_redirects import Redirects
 from coverart.archive.upstream import Upstream
 from coverart.archive.url_policy import Rules
 from coverart.cache import lookup as module
@@ -65,12 +66,10 @@ class ArchiveDownTests(SynchronousTestCase):
             user_agent="coverart/0",
         )
         upstream = Upstream(
-            client,
-            rules=rules,
+            Redirects(client, rules, self.clock, lambda: 0.0),
             bases=dict.fromkeys(Entity, CAA),
             downloads={Entity.RELEASE: f"{IA}/"},
-            clock=self.clock,
-            jitter=lambda: 0.0,
+            metrics=client.metrics,
         )
         fetcher = Fetcher(
             index=index,

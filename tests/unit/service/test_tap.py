@@ -75,7 +75,8 @@ class RulesTests(SynchronousTestCase):
             "https://archive.org/x",
             "https://ia800.us.archive.org/x",
         ):
-            self.assertFalse(rules.check(url).trusted, url)
+            hop = rules.check(url)
+            self.assertFalse(rules.trusts(hop.host, hop.port), url)
         for url in ("http://coverartarchive.org/x", "https://x.coverartarchive.org/x"):
             self.assertRaises(BadUpstream, rules.check, url)
 
@@ -88,10 +89,11 @@ class RulesTests(SynchronousTestCase):
             ("https://mirror:8443", "https://mirror:8443/x", "https://mirror/x"),
         ):
             rules = rules_for(load({"COVER_ART_UPSTREAM": base}))
-            self.assertTrue(rules.check(asked).trusted, base)
+            hop = rules.check(asked)
+            self.assertTrue(rules.trusts(hop.host, hop.port), base)
             self.assertRaises(BadUpstream, rules.check, other)
 
     def test_https_without_a_port(self) -> None:
         """A base URL like the archive's own is allowed; its addresses must be public all the same."""
         rules = rules_for(load({"COVER_ART_UPSTREAM": "https://mirror.example"}))
-        self.assertFalse(rules.check("https://mirror.example/x").trusted)
+        self.assertFalse(rules.trusts(rules.check("https://mirror.example/x").host, 443))
