@@ -35,12 +35,11 @@ from coverart.service.settings import (
 )
 from coverart.service.upkeep import Upkeep
 from coverart.web.admin import AdminRoutes
-from coverart.web.connection_limits import Door, Reception, bound
-from coverart.web.covers import CoverRoutes, Ways
-from coverart.web.direct_hits import HitsFirst
+from coverart.web.connection_limits import Connections, GatedEndpoint, raise_file_limit
+from coverart.web.covers import Covers, DeliveryMode
 from coverart.web.operators import OperatorRoutes, Standing
 from coverart.web.own_names import OwnNames
-from coverart.web.site import make_site
+from coverart.web.site import CoverSite, Front
 
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
 """Where the archive's own hop 1 leads. Where a mirror's leads, only the mirror can tell."""
@@ -147,7 +146,7 @@ def assemble(
         rebuilding=lambda: upkeep.rebuilding,
         names=names,
     )
-    ways = Ways(
+    mode = DeliveryMode(
         accel=settings.accel,
         public_url=settings.public_url,
         redirect_names=settings.image_mode == "redirect",
@@ -157,15 +156,14 @@ def assemble(
         asking.hit()
         misses.hit()
 
-    reception = Reception(bound(settings.max_connections), opened.metrics, reactor)
-    site = make_site(
-        HitsFirst(cache, CoverRoutes(cache, ways, threads, hit)),
+    most = raise_file_limit(settings.max_connections)
+    connections = Connections(most, opened.metrics, reactor)
+    front = Front(
+        Covers(cache, mode, threads, hit),
         OperatorRoutes(cache, opened.metrics, opened.counts, standing).app.resource(),
         AdminRoutes(cache, settings.admin_token, names).app.resource(),
-        opened.metrics,
-        reactor,
-        reception,
     )
+    site = CoverSite(front, opened.metrics, connections, reactor)
     parts = Parts(
         opened=opened,
         cache=cache,
@@ -177,7 +175,7 @@ def assemble(
     everything = MultiService()
     CoverService(parts).setServiceParent(everything)
     for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:
-        Listening(Door(endpoint, reception), site).setServiceParent(everything)
+        Listening(GatedEndpoint(endpoint, connections), site).setServiceParent(everything)
     return everything
 
 

@@ -76,7 +76,7 @@ class _UnixPort:
 
     @property
     def numberAccepts(self) -> int:
-        """How many connections are accepted in one turn; the reception sets it."""
+        """How many connections are accepted in one turn; Connections sets it."""
         count: int = self.port.numberAccepts
         return count
 

@@ -1,20 +1,20 @@
 """
 HTTP: reads a request, sends the cache's answer.
 
-Only here are statuses, headers and bodies known. Klein's routes take all that is no plain hit.
+Only here are statuses, headers and bodies known. Klein's routes take all that is no plain hit of an image (covers).
 
     access_log          one line for each request, and what is counted of it
     conditional         conditions and ranges (pure)
     connection_limits   how many connections, and for how long
     own_names           by which Host operators may ask
     status              the fields of /cache-status
-    delivery            sends a file, or an image while it arrives
-    headers             the headers of each answer; X-Accel-Redirect
+    accel               lets nginx send a file: X-Accel-Redirect
+    delivery            sends bodies: of a file, of an image while it arrives
+    headers             the headers of each answer
     public_listings     listings with their addresses rewritten
     admin               purge and refresh
     covers              the routes of the archive
     http_channel        HTTP/1.1 as twisted.web reads it, bounded
     operators           /health, /ready, /cache-status, /metrics, /
-    direct_hits         a plain hit, without a route
     site                brings them together
 """

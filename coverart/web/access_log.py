@@ -5,56 +5,34 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.server import Request
 
-from coverart.metrics import Metrics
-
-GATHER_S = 0.2
-
 
 class AccessLog:
     """
-    Passes lines on to the log: at once while they are few, several in one event when they are not.
+    Gathers lines and passes them on to the log, those that came meanwhile in one event.
 
-    An event costs as much as a fifth of a hit. Lines that follow another within GATHER_S wait for
-    the end of that time, each with its own time of day.
+    An event costs as much as a fifth of a hit. All lines of one but the first have their own time.
     """
 
     log = Logger(namespace="coverart.web.access_log")
 
-    def __init__(self, clock: IReactorTime) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._lines: list[str] = []
-        self._timer: IDelayedCall | None = None
 
     def tell(self, line: str) -> None:
-        """Write a line, now or soon."""
-        if self._timer is None:
-            self.log.info("{lines}", lines=line)
-            self._timer = self._clock.callLater(GATHER_S, self._write)
-            return
-        self._lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}")
+        """Write a line with the next flush()."""
+        if self._lines:
+            line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}"
+        self._lines.append(line)
 
-    def close(self) -> None:
-        """Write what waits."""
-        timer, self._timer = self._timer, None
-        if timer is not None and timer.active():
-            timer.cancel()
-        self._flush()
-
-    def _write(self) -> None:
-        self._timer = None
-        if self._flush():
-            self._timer = self._clock.callLater(GATHER_S, self._write)
-
-    def _flush(self) -> bool:
+    def flush(self) -> None:
+        """Write what was told."""
         lines, self._lines = self._lines, []
         if lines:
             self.log.info("{lines}", lines="\n".join(lines))
-        return bool(lines)
 
 
 class LoggedRequest(Request):
@@ -83,8 +61,6 @@ class LoggedRequest(Request):
 
     def process(self) -> None:
         self._began = time.monotonic()
-        channel: Any = self.channel
-        channel.site.begun(channel)
         super().process()
 
     def tell(self, outcome: str, *, joined: bool = False, hops: int = 0) -> None:
@@ -94,47 +70,36 @@ class LoggedRequest(Request):
         self.hops = hops
 
     def finish(self) -> None:
-        channel: Any = self.channel
         super().finish()
-        self._tell("")
-        channel.site.ended(channel)
+        self._ended("")
 
     def connectionLost(self, reason: Failure) -> None:
-        self._tell(" client left")
+        self._ended(" client left")
         super().connectionLost(reason)
 
-    def _tell(self, end: str) -> None:
-        if self._told:
-            return
+    def _ended(self, how: str) -> None:
+        site: Any = self.site
+        if self._told or site is None:
+            return  # Without a site, its connection ended before the request was whole.
         self._told = True
-        elapsed_s = time.monotonic() - self._began if self._began else 0.0
-        self._count(elapsed_s, left=bool(end))
-        outcome = f"{self.outcome}+joined" if self.joined else self.outcome
-        method = "HEAD" if self.method == b"HEAD" else "GET" if self.method == b"GET" else "other"
-        line = (
-            f"{method} {self.key or 'unknown'} {self.code} {outcome} "
-            f"{self.sentLength} B {elapsed_s:.4f} s {self.hops} hops{end}"
-        )
-        site: Any = self.site
-        if site is not None:
-            site.access_log.tell(line)
-
-    def _count(self, elapsed_s: float, *, left: bool) -> None:
-        site: Any = self.site
-        if site is None:
-            return  # Its connection ended before the request was whole.
-        metrics: Metrics = site.metrics
+        elapsed_s = time.monotonic() - self._began
         if self.joined:
-            metrics.joined.inc()
+            site.metrics.joined.inc()
         if self.code >= 500:
-            outcome = "errors"
+            counted = "errors"
         elif self.outcome in _COUNTED:
-            outcome = _COUNTED[self.outcome]
-        elif left:
-            outcome = "left"
+            counted = _COUNTED[self.outcome]
+        elif how:
+            counted = "left"
         else:
-            outcome = "refused" if self.code >= 400 else "other"
-        metrics.request(outcome, self.sentLength, elapsed_s)
+            counted = "refused" if self.code >= 400 else "other"
+        site.metrics.request(counted, self.sentLength, elapsed_s)
+        outcome = f"{self.outcome}+joined" if self.joined else self.outcome
+        method = self.method.decode() if self.method in (b"GET", b"HEAD") else "other"
+        site.access_log.tell(
+            f"{method} {self.key or 'unknown'} {self.code} {outcome} "
+            f"{self.sentLength} B {elapsed_s:.4f} s {self.hops} hops{how}"
+        )
 
 
 _COUNTED = {"HIT": "hits", "MISS": "misses", "STALE": "stale", "ABSENT": "absent"}

@@ -15,9 +15,6 @@ from werkzeug.http import parse_etags, unquote_etag
 
 from coverart.http_date import http_date
 
-MOST_RANGES = 16
-"""More at once is no player seeking but an attack (RFC 9110 section 17.15): the whole is sent."""
-
 LONGEST_NUMBER = 18
 """Digits of a position; no file here has a size of more."""
 
@@ -46,6 +43,9 @@ class Span:
     start: int
     stop: int
 
+    def __bool__(self) -> bool:
+        return self.start < self.stop
+
 
 def condition(header: Header, validators: Validators) -> int | None:
     """
@@ -68,42 +68,32 @@ def condition(header: Header, validators: Validators) -> int | None:
     return 304 if since is not None and _date(validators) <= since else None
 
 
-def spans(header: Header, validators: Validators) -> tuple[Span, ...] | None:
+def asked_span(header: Header, validators: Validators) -> Span | None:
     """
-    The parts of the file that are asked for.
+    The part of the body that is asked for.
 
-    :returns: None for the whole file; empty for 416, nothing of what is asked is there.
+    :returns: None for the whole; empty for 416, nothing of what is asked is there.
 
-    A Range in another unit or too fragmented asks for the whole, as does one whose If-Range names
-    other bytes than these (RFC 9110 sections 13.1.5 and 14.2). One that is malformed asks for
-    nothing that is there: the RFC leaves that to the server, and nginx has it so.
+    A Range in another unit or of several parts asks for the whole, which a server may answer to
+    any (RFC 9110 section 14.2), as does one whose If-Range names other bytes than these (section
+    13.1.5). One that is malformed asks for nothing that is there: the RFC leaves that to the
+    server, and nginx has it so.
     """
     text = header("range")
-    if text is None or text[:6].lower() != "bytes=":
+    if text is None or text[:6].lower() != "bytes=" or "," in text:
         return None
     if not _range_applies(header("if-range"), validators):
         return None
-    asked = text[6:].split(",")
-    if len(asked) > MOST_RANGES:
-        return None
+    # By hand: a pattern of optional spaces beside each other takes the square of their number.
+    first, dash, last = (part.strip(" ") for part in text[6:].partition("-"))
+    numbers = [part for part in (first, last) if part]
+    if not dash or not numbers or not all(map(_is_number, numbers)):
+        return Span(0, 0)
     size = validators.size_bytes
-    found = []
-    for each in asked:
-        # By hand: a pattern of optional spaces beside each other takes the square of their number.
-        first, dash, last = (part.strip(" ") for part in each.partition("-"))
-        numbers = [part for part in (first, last) if part]
-        if not dash or not numbers or not all(map(_is_number, numbers)):
-            return ()
-        if not first:
-            start, stop = max(0, size - int(last)), size
-        else:
-            start = int(first)
-            stop = min(int(last) + 1, size) if last else size
-        if start < stop:
-            found.append(Span(start, stop))
-    if sum(span.stop - span.start for span in found) > size:
-        return None
-    return tuple(found)
+    if not first:
+        return Span(max(0, size - int(last)), size)
+    start, stop = int(first), min(int(last) + 1, size) if last else size
+    return Span(start, max(start, stop))
 
 
 def _is_number(text: str) -> bool:

@@ -1,5 +1,5 @@
 """
-How many connections there may be, and what happens past that.
+How many connections there may be, how long one may stay, and what happens past that.
 
 At the bound, no more are accepted until there is room, and connections that have been idle for a
 while are closed to make it: new connections wait in the listen backlog, or another process of the
@@ -9,18 +9,13 @@ same socket takes them. So the descriptors that the work itself needs are never 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import itertools
 import resource
 import socket
-import struct
-import termios
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IDelayedCall,
     IListeningPort,
     IProtocolFactory,
     IReactorTime,
@@ -31,12 +26,14 @@ from zope.interface import implementer
 
 from coverart.metrics import Metrics
 
+KEEP_ALIVE_S = 60.0
+"""So long a connection may be at no request."""
+REQUEST_S = 30.0
+"""So long a request may take to arrive, from its first byte to its last."""
 STALLED_S = 120
 """A client that takes nothing of what it was sent for so long is gone; a slow one takes a little."""
 IDLE_S = 10.0
 """A connection used more recently is not closed to make room: its next request may be on its way."""
-LOOK_S = 0.5
-MOST_LOOKED_AT = 100
 MOST_ACCEPTS = 2
 """Connections accepted in one turn of the reactor, so that those that are there get in between."""
 MOST_DESCRIPTORS = 65_536
@@ -44,8 +41,8 @@ OWN_DESCRIPTORS = 1024
 """Kept for connections to the archive, files being written, logs and the like."""
 
 
-class Reception:
-    """The connections of a process."""
+class Connections:
+    """The connections of a process. Each is an http_channel.ClientChannel."""
 
     log = Logger()
 
@@ -53,22 +50,25 @@ class Reception:
         """:param most: connections at once."""
         self.most = most
         self.open: set[Any] = set()
+        self.draining = False
+        """Each is closed once it is at no request."""
         self._idle: dict[Any, float] = {}
-        """Since when, in the order in which they became idle."""
+        """At no request: since when, in the order in which they became so."""
+        self._arriving: dict[Any, float] = {}
+        """Part of a request is there: the same."""
         self._metrics = metrics
         self._clock = clock
         self._reminded = False
         self._ports: list[Any] = []
         self._accepting = True
-        self._look: IDelayedCall | None = None
 
-    def listens(self, port: IListeningPort) -> IListeningPort:
+    def watch(self, port: IListeningPort) -> IListeningPort:
         """Connections come from here too."""
         self._ports.append(port)
         self._accept_few()
         return port
 
-    def came(self, channel: Any) -> None:
+    def opened(self, channel: Any) -> None:
         """A connection was accepted."""
         self.open.add(channel)
         self._idle[channel] = self._clock.seconds()
@@ -87,56 +87,62 @@ class Reception:
         for port in self._ports:
             port.numberAccepts = MOST_ACCEPTS
 
-    def gone(self, channel: Any) -> None:
+    def closed(self, channel: Any) -> None:
         """It ended, from whatever side."""
         if channel not in self.open:
             return
         self.open.remove(channel)
-        self._idle.pop(channel, None)
+        self._busy(channel)
         self._metrics.connections.dec()
         if len(self.open) < self.most:
             self._accept(yes=True)
 
-    def begun(self, channel: Any) -> None:
-        """A request came on a connection."""
-        self._idle.pop(channel, None)
+    def arriving(self, channel: Any) -> None:
+        """Part of a request is there."""
+        if channel not in self._arriving:
+            self._busy(channel)
+            self._arriving[channel] = self._clock.seconds()
 
-    def ended(self, channel: Any) -> None:
+    def asked(self, channel: Any) -> None:
+        """A whole request is there."""
+        self._busy(channel)
+
+    def answered(self, channel: Any) -> None:
         """It was answered, though what was written may still be on its way."""
         if channel in self.open:
             self._idle[channel] = self._clock.seconds()
 
-    def idle(self) -> list[Any]:
-        """The connections that are at no request."""
-        return list(self._idle)
+    def _busy(self, channel: Any) -> None:
+        self._idle.pop(channel, None)
+        self._arriving.pop(channel, None)
+
+    def drain(self) -> None:
+        """From now on no connection stays that is at no request."""
+        self.draining = True
+        for channel in list(self._idle):
+            channel.loseConnection()
+
+    def look(self) -> None:
+        """Close what stays too long, and make room where there is none; every second or so."""
+        now = self._clock.seconds()
+        for channel in _over(self._idle, now - KEEP_ALIVE_S):
+            channel.loseConnection()
+        for channel in _over(self._arriving, now - REQUEST_S):
+            channel.refuse_late()
+        if not self._accepting:
+            self._make_room()
 
     def _make_room(self) -> None:
-        """Close the one idle longest; look again while there is none and somebody may knock."""
-        if self._look is not None and self._look.active():
-            self._look.cancel()
-        self._look = None
-        if self._accepting:
-            return
-        now = self._clock.seconds()
-        for channel, since in list(itertools.islice(self._idle.items(), MOST_LOOKED_AT)):
-            if now - since < IDLE_S:
-                break
+        """Close the one idle longest. The kernel still delivers what it holds for its client."""
+        for channel in _over(self._idle, self._clock.seconds() - IDLE_S)[:1]:
             del self._idle[channel]
-            if not _taken(channel.transport):
-                # A slow client: its answer was written, and is still on its way.
-                self._idle[channel] = now
-                continue
             self._metrics.overload["connection"].inc()
             channel.loseConnection()
-            break
-        self._look = self._clock.callLater(LOOK_S, self._make_room)
 
     def _accept(self, *, yes: bool) -> None:
         if yes is self._accepting:
             return
         self._accepting = yes
-        if yes and self._look is not None and self._look.active():
-            self._look.cancel()
         if not yes:
             self._metrics.overload["accept"].inc()
             self.log.warn("{most} connections are open; no more are accepted", most=self.most)
@@ -148,52 +154,52 @@ class Reception:
 
 @implementer(IStreamServerEndpoint)
 @attrs.frozen(eq=False)
-class Door:
-    """An endpoint whose port the reception can shut for a while."""
+class GatedEndpoint:
+    """An endpoint whose port stops to accept while there are too many connections."""
 
     endpoint: IStreamServerEndpoint
-    reception: Reception
+    connections: Connections
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
-        return self.endpoint.listen(protocolFactory).addCallback(self.reception.listens)
+        return self.endpoint.listen(protocolFactory).addCallback(self.connections.watch)
 
 
-def bound(wanted: int) -> int:
+def raise_file_limit(wanted: int) -> int:
     """
-    How many connections there can be, at most `wanted`.
+    Raise the process's limit of descriptors as far as it may be: many start with 1,024.
 
-    Each may have a file open beside it. Raises the process's limit of descriptors as far as the
-    system allows, since many start with 1,024.
+    :returns: how many connections there can be, at most `wanted`. Each may have a file open.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < raised:
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    if soft < raised:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised
-    if soft == resource.RLIM_INFINITY:
-        return wanted
     return max(1, min(wanted, (soft - min(OWN_DESCRIPTORS, soft // 2)) // 2))
 
 
-def _taken(transport: Any) -> bool:
-    """Say whether the other side has all that was written (TIOCOUTQ, tcp(7))."""
-    try:
-        told = fcntl.ioctl(transport.getHandle().fileno(), termios.TIOCOUTQ, bytes(4))
-    except (OSError, AttributeError):
-        return True  # A system or a kind of socket that does not tell.
-    return bool(struct.unpack("i", told)[0] == 0)
+def _over(since: dict[Any, float], most: float) -> list[Any]:
+    """Those that are so since then or before; the dict is in that order."""
+    found = []
+    for channel, at in since.items():
+        if at > most:
+            break
+        found.append(channel)
+    return found
 
 
 def _give_up_on_stalled(transport: Any) -> None:
     """
     Let the kernel end a connection that takes nothing (TCP_USER_TIMEOUT, tcp(7)).
 
-    No timer of ours sees that: what was written to it waits in the kernel.
+    Only the kernel sees all of it: what was written to a client waits there.
     """
     option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    handle = getattr(transport, "getHandle", None)
+    # Of a connection in TLS, the one below.
+    handle = getattr(getattr(transport, "transport", transport), "getHandle", None)
     if option is None or handle is None:
         return
     # A unix socket has no such option.

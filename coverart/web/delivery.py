@@ -1,169 +1,174 @@
-"""Bodies of files: one that lies on the disk, one that is still arriving."""
+"""
+Sends bodies, each by the same producer: a file, an image while it arrives, a packed listing.
+
+What nginx sends in our place: accel.py.
+"""
 
 from __future__ import annotations
 
+import gzip
+import io
 import os
-import secrets
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
-from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
-from twisted.web.static import MultipleRangeStaticProducer
 from zope.interface import implementer
 
-from coverart.archive.paths import spell
 from coverart.cache.download import Incoming
-from coverart.errors import CoverError
+from coverart.errors import CoverError, StoreFailed
+from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span
 
-AT_ONCE_BYTES = 64 * 1024
-"""Up to this size a body is written in one go, without a producer."""
 PIECE_BYTES = 64 * 1024
+"""So much is read and written at once."""
 
 
-@attrs.frozen
-class Part:
-    """A span of a file, and what precedes it in the body."""
+class Source:
+    """Where the bytes of a body are read."""
 
-    head: bytes
-    span: Span
+    def read(self, at: int, count: int) -> bytes:
+        """
+        Up to `count` bytes from `at`; none if they are not there yet.
 
-    @property
-    def size_bytes(self) -> int:
-        return len(self.head) + self.span.stop - self.span.start
+        :raises CoverError: they never will be.
+        :raises OSError: likewise.
+        """
+        raise NotImplementedError
 
+    def more(self, at: int) -> Deferred[None]:
+        """
+        Fires when there is something to read from `at`, or never will be.
 
-def multipart(spans: tuple[Span, ...], size_bytes: int, media_type: str) -> tuple[str, list[Part]]:
-    """The Content-Type and the parts of a multipart/byteranges body (RFC 9110 section 14.6)."""
-    boundary = secrets.token_hex(12)
-    parts = []
-    for span in spans:
-        head = (
-            f"\r\n--{boundary}\r\nContent-Type: {media_type}\r\n"
-            f"Content-Range: bytes {span.start}-{span.stop - 1}/{size_bytes}\r\n\r\n"
-        )
-        parts.append(Part(head.encode(), span))
-    parts.append(Part(f"\r\n--{boundary}--\r\n".encode(), Span(0, 0)))
-    return f"multipart/byteranges; boundary={boundary}", parts
+        :raises CoverError: that is known already.
+        """
+        raise StoreFailed(f"nothing is there from byte {at} on")
+
+    def close(self) -> None:
+        """Nothing is read any more."""
 
 
-class FileBody(Resource):
-    """Sends parts of an open file and closes it."""
+@attrs.frozen(eq=False)
+class OpenFile(Source):
+    """A file on the disk."""
 
-    isLeaf = True
+    fd: int
 
-    def __init__(self, fd: int, parts: list[Part]) -> None:
-        super().__init__()
-        self._fd = fd
-        self._parts = parts
+    def read(self, at: int, count: int) -> bytes:
+        return os.pread(self.fd, count, at)
 
-    def render(self, request: Request) -> Any:
-        if sum(part.size_bytes for part in self._parts) <= AT_ONCE_BYTES:
-            try:
-                body = b"".join(part.head + _read(self._fd, part.span) for part in self._parts)
-            finally:
-                os.close(self._fd)
-            if body:
-                request.write(body)
-            request.finish()
-        else:
-            ranges = [(p.head, p.span.start, p.span.stop - p.span.start) for p in self._parts]
-            MultipleRangeStaticProducer(request, os.fdopen(self._fd, "rb"), ranges).start()
-        return NOT_DONE_YET
+    def close(self) -> None:
+        os.close(self.fd)
 
 
-def _read(fd: int, span: Span) -> bytes:
-    return os.pread(fd, span.stop - span.start, span.start)
+class Packed(Source):
+    """A body that was compressed by gzip, sent as it was before."""
+
+    def __init__(self, packed: bytes) -> None:
+        self._file = gzip.GzipFile(fileobj=io.BytesIO(packed))
+
+    def read(self, at: int, count: int) -> bytes:
+        self._file.seek(at)
+        return self._file.read(count)
 
 
-class ArrivingBody(Resource):
-    """Sends part of an image while it arrives."""
+class Arriving(Source):
+    """An image that is being downloaded, at the pace of one client."""
 
-    isLeaf = True
+    def __init__(self, download: Incoming, at: int) -> None:
+        """:param at: where its client begins to read."""
+        self._download = download
+        download.attach(self, at)
 
-    def __init__(self, incoming: Incoming, span: Span) -> None:
-        super().__init__()
-        self._incoming = incoming
-        self._span = span
+    def read(self, at: int, count: int) -> bytes:
+        return self._download.read(self, at, count)
 
-    def render(self, request: Request) -> Any:
-        _Follower(request, self._incoming, self._span).start()
-        return NOT_DONE_YET
+    def more(self, at: int) -> Deferred[None]:
+        return self._download.more(at)
+
+    def close(self) -> None:
+        self._download.detach(self)
 
 
 @implementer(IPushProducer)
-class _Follower:
-    """Follows a growing file at the pace of one client."""
+class Body(Resource):
+    """Sends part of a source at the pace of its client, then closes it."""
 
+    isLeaf = True
     log = Logger()
 
-    def __init__(self, request: Request, incoming: Incoming, span: Span) -> None:
-        self._request = request
-        self._incoming = incoming
+    def __init__(self, source: Source, span: Span) -> None:
+        """:param span: not empty."""
+        super().__init__()
+        self._source = source
         self._at = span.start
         self._stop = span.stop
+        self._request: Any = None
         self._paused = False
         self._waiting: Deferred[None] | None = None
         self._ended = False
 
-    def start(self) -> None:
-        self._incoming.attach(self, self._at)
-        self._request.registerProducer(self, True)
-        self.resumeProducing()
+    def render(self, request: LoggedRequest) -> int:
+        self._request = request
+        # Before the first piece: the client may have to take another answer first.
+        request.registerProducer(self, True)
+        self._go_on()
+        return NOT_DONE_YET
 
     def pauseProducing(self) -> None:
         self._paused = True
 
     def resumeProducing(self) -> None:
         self._paused = False
-        if self._waiting is None:
-            self._go_on()
+        self._go_on()
 
     def stopProducing(self) -> None:
         """The client left."""
         self._end()
 
-    def _go_on(self, _: object = None) -> None:
-        self._waiting = None
-        while not self._paused and not self._ended:
-            if self._at >= self._stop:
-                self._request.unregisterProducer()
-                self._end()
-                self._request.finish()
-                return
-            try:
-                data = self._incoming.read(self, self._at, min(PIECE_BYTES, self._stop - self._at))
-            except (CoverError, OSError) as error:
-                self._cut(error)
-                return
-            if not data:
-                self._waiting = self._incoming.more(self._at)
-                self._waiting.addCallbacks(self._go_on, lambda _: None)
-                return
-            self._at += len(data)
-            self._request.write(data)
+    def _go_on(self) -> None:
+        while not (self._paused or self._ended or self._waiting):
+            self._send_piece()
 
-    def _cut(self, error: Exception) -> None:
+    def _send_piece(self) -> None:
+        try:
+            data = self._source.read(self._at, min(PIECE_BYTES, self._stop - self._at))
+            if not data:
+                self._waiting = self._source.more(self._at)
+                self._waiting.addCallbacks(self._woken, lambda _: None)
+                return
+        except (CoverError, OSError) as error:
+            self._break_off(error)
+            return
+        self._at += len(data)
+        self._request.write(data)
+        if self._at >= self._stop:
+            self._request.unregisterProducer()
+            self._end()
+            self._request.finish()
+
+    def _woken(self, _: None) -> None:
+        self._waiting = None
+        self._go_on()
+
+    def _break_off(self, error: Exception) -> None:
         """The client was promised more than there is: only a broken connection tells it so."""
         self._request.unregisterProducer()
         self._end()
-        key = self._incoming.key
         self.log.warn(
-            "{path} breaks off, closing the client's connection: {reason}",
-            path=spell(key.own_request),
+            "{key} breaks off, closing the client's connection: {reason}",
+            key=self._request.key,
             reason=str(error),
         )
-        transport: Any = self._request.transport
-        transport.abortConnection()
+        self._request.transport.abortConnection()
 
     def _end(self) -> None:
         if not self._ended:
             self._ended = True
-            self._incoming.detach(self)
+            self._source.close()
             if self._waiting is not None:
                 self._waiting.cancel()

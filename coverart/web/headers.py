@@ -10,13 +10,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
 
-from coverart.cache.answers import Status
+from coverart.cache.answers import Answer, Flowing, Passing, Pointed, Status
 from coverart.errors import CoverError
 from coverart.freshness import Lifetimes
 from coverart.model import ImageRequest, ListingKey, MediaType
 from coverart.web.access_log import LoggedRequest
-from coverart.web.conditional import Span, Validators, condition, spans
-from coverart.web.delivery import Part, multipart
+from coverart.web.conditional import Span, Validators, asked_span, condition
 from coverart.web.own_names import OwnNames
 
 log = Logger()
@@ -165,32 +164,17 @@ def sized(request: Request, body: bytes) -> bytes:
     return b"" if request.method == b"HEAD" else body
 
 
-def say_status(
-    request: LoggedRequest,
-    status: Status,
-    *,
-    joined: bool,
-    hops: int,
-    unstored: str | None = None,
-) -> None:
-    """
-    How the answer came about, for the client and for the log.
-
-    :param unstored: why a miss was not stored, as a token.
-    """
-    request.setHeader(b"x-cache-status", status.value.encode())
+def say_status(request: LoggedRequest, answer: Answer | Pointed) -> None:
+    """How an answer came about, for the client and for the log."""
+    status, joined = answer.status, answer.joined
     told = _CACHE_STATUS[status, joined]
+    unstored = answer.unstored if isinstance(answer, Flowing | Passing) else None
     if unstored is not None:
         told = f"{told.decode().removesuffix('; stored')}; stored=?0; detail={unstored}".encode()
+    request.setHeader(b"x-cache-status", status.value.encode())
     request.setHeader(b"cache-status", told)
-    request.tell(status.value, joined=joined, hops=hops)
-
-
-def unsay(request: LoggedRequest) -> None:
-    """Take that back: the answer can't be given after all."""
-    request.responseHeaders.removeHeader(b"x-cache-status")
-    request.responseHeaders.removeHeader(b"cache-status")
-    request.tell("-")
+    # What a fetch took is told of who began it.
+    request.tell(status.value, joined=joined, hops=0 if joined else answer.hops)
 
 
 def cacheable(request: Request, thing: ImageRequest | ListingKey, lifetimes: Lifetimes) -> None:
@@ -234,42 +218,31 @@ def unchanged(request: LoggedRequest, validators: Validators) -> bool:
     return False
 
 
-def parts(
-    request: LoggedRequest, validators: Validators, media: MediaType | None, *, single: bool
-) -> list[Part]:
+def span_to_send(request: LoggedRequest, validators: Validators) -> Span | None:
     """
-    What of a file is to be sent, after the headers that say so were set; empty if they are all.
+    What of a body is to be sent, after the headers that say so were set; None if they are all.
 
-    :param single: no more than one range can be sent; a request for more gets the whole.
     :raises PreconditionFailed: the client holds to a condition that is not met.
     :raises RangeNotSatisfiable: a range was asked for that is not there.
 
     Which headers go with which status is as nginx has it, which sends the same files.
     """
     if unchanged(request, validators):
-        return []
+        return None
     size = validators.size_bytes
-    asked = spans(request.getHeader, validators) if request.method == b"GET" else None
-    if asked is None or (single and len(asked) > 1):
+    asked = asked_span(request.getHeader, validators) if request.method == b"GET" else None
+    if asked is None:
         request.setHeader(b"content-length", b"%d" % size)
-        return [] if request.method == b"HEAD" else [Part(b"", Span(0, size))]
+        return Span(0, size) if size and request.method == b"GET" else None
     _without(request, (b"accept-ranges",))
     if not asked:
         request.setHeader(b"content-range", b"bytes */%d" % size)
         _without(request, (b"last-modified",))
         raise RangeNotSatisfiable
     request.setResponseCode(206)
-    if len(asked) == 1:
-        (span,) = asked
-        content_range = b"bytes %d-%d/%d" % (span.start, span.stop - 1, size)
-        request.setHeader(b"content-range", content_range)
-        request.setHeader(b"content-length", b"%d" % (span.stop - span.start))
-        return [Part(b"", span)]
-    media_type = "application/json" if media is None else media.value
-    content_type, several = multipart(asked, size, media_type)
-    request.setHeader(b"content-type", content_type.encode())
-    request.setHeader(b"content-length", b"%d" % sum(part.size_bytes for part in several))
-    return several
+    request.setHeader(b"content-range", b"bytes %d-%d/%d" % (asked.start, asked.stop - 1, size))
+    request.setHeader(b"content-length", b"%d" % (asked.stop - asked.start))
+    return asked
 
 
 _OF_THE_FILE = (b"etag", b"last-modified", b"accept-ranges", b"x-cache-status", b"cache-status")

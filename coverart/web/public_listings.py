@@ -8,25 +8,18 @@ the piece that is on its way, however large its listing is.
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import zlib
 from collections import OrderedDict
-from typing import Any
 
 import attrs
-from twisted.web.http import Request
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET
-from twisted.web.static import SingleRangeStaticProducer
 
 from coverart import __version__
 from coverart.archive import listings
 from coverart.cache.download import InThread
 from coverart.cache.single_flight import Flight
 from coverart.store.image_store import ImageStore
-from coverart.web.conditional import Span, Validators
-from coverart.web.delivery import AT_ONCE_BYTES
+from coverart.web.conditional import Validators
 
 MOST_KEPT_BYTES = 8 << 20
 """Packed; some ten thousand listings of twenty images."""
@@ -51,10 +44,6 @@ class PackedBody:
 
     packed: bytes
     size_bytes: int
-
-    def resource(self, span: Span) -> Resource:
-        """What sends a part of it."""
-        return _Unpacking(self.packed, span)
 
 
 def pack(body: bytes, public_url: str | None) -> PackedBody:
@@ -129,25 +118,3 @@ class PublicListings:
         kept = self._kept.pop(path, None)
         if kept is not None:
             self._kept_bytes -= len(kept[1].packed)
-
-
-class _Unpacking(Resource):
-    """Sends part of a compressed body in plain."""
-
-    isLeaf = True
-
-    def __init__(self, packed: bytes, span: Span) -> None:
-        super().__init__()
-        self._packed = packed
-        self._span = span
-
-    def render(self, request: Request) -> Any:
-        start, stop = self._span.start, self._span.stop
-        file = gzip.GzipFile(fileobj=io.BytesIO(self._packed))
-        if stop - start > AT_ONCE_BYTES:
-            SingleRangeStaticProducer(request, file, start, stop - start).start()
-        else:
-            file.seek(start)
-            request.write(file.read(stop - start))
-            request.finish()
-        return NOT_DONE_YET

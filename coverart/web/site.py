@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
@@ -18,7 +17,7 @@ from coverart.errors import CoverError
 from coverart.metrics import Metrics
 from coverart.model import ImageRequest, ListingKey
 from coverart.web.access_log import AccessLog, LoggedRequest
-from coverart.web.connection_limits import Reception
+from coverart.web.connection_limits import Connections
 from coverart.web.headers import MethodNotAllowed, open_to_all, options, refuse, sized
 from coverart.web.http_channel import ClientChannel
 
@@ -34,7 +33,8 @@ PAGES: Mapping[bytes, tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]] = {
 OPERATOR_PATHS = frozenset(
     {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json"}
 )
-IDLE_CLIENT_S = 60
+LOOK_S = 0.25
+"""So often lines are written to the log, and connections that stay too long are closed."""
 DRAIN_LOOK_S = 0.02
 
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
@@ -70,32 +70,33 @@ class Front(Resource):
     def render(self, request: LoggedRequest) -> bytes | int:
         open_to_all(request)
         try:
-            if request.path in OPERATOR_PATHS:
-                request.key = request.path.decode("ascii")
-                inner = self._operators
-            elif (path := _ADMIN.fullmatch(request.path)) is not None:
-                request.thing = parse(path["thing"])
-                request.key = f"{path['verb'].decode()} {spell(request.thing)}"
-                if request.method == b"POST":
-                    request.postpath = [b"admin", path["verb"], b"thing"]
-                    return self._rendered(self._admin, request)
-                raise MethodNotAllowed(b"POST")
-            elif request.path in PAGES:
-                request.key = request.path.decode("ascii")
-                inner = None
-            else:
-                read = _read_short if len(request.path) <= _SHORT else _read
-                request.thing, request.key = read(request.path)
-                inner = self._art
-            if request.method == b"OPTIONS":
-                return options(request)
-            if request.method not in (b"GET", b"HEAD"):
-                raise MethodNotAllowed
-            if inner is None:
-                return self._page(request)
+            return self._answered(request)
         except CoverError as error:
             return refuse(request, error)
-        return self._rendered(inner, request)
+
+    def _answered(self, request: LoggedRequest) -> bytes | int:
+        if request.path in OPERATOR_PATHS:
+            request.key = request.path.decode("ascii")
+            inner = self._operators
+        elif (path := _ADMIN.fullmatch(request.path)) is not None:
+            request.thing = parse(path["thing"])
+            request.key = f"{path['verb'].decode()} {spell(request.thing)}"
+            if request.method != b"POST":
+                raise MethodNotAllowed(b"POST")
+            request.postpath = [b"admin", path["verb"], b"thing"]
+            return _rendered(self._admin, request)
+        elif request.path in PAGES:
+            request.key = request.path.decode("ascii")
+            inner = None
+        else:
+            read = _read_short if len(request.path) <= _SHORT else _read
+            request.thing, request.key = read(request.path)
+            inner = self._art
+        if request.method == b"OPTIONS":
+            return options(request)
+        if request.method not in (b"GET", b"HEAD"):
+            raise MethodNotAllowed
+        return self._page(request) if inner is None else _rendered(inner, request)
 
     @staticmethod
     def _page(request: LoggedRequest) -> bytes:
@@ -109,24 +110,33 @@ class Front(Resource):
             return body
         return sized(request, body)
 
-    @staticmethod
-    def _rendered(inner: IResource, request: LoggedRequest) -> bytes | int:
-        rendered: bytes | int = inner.render(request)
-        return rendered
+
+def _rendered(inner: IResource, request: LoggedRequest) -> bytes | int:
+    rendered: bytes | int = inner.render(request)
+    return rendered
 
 
-class QuietSite(Site):
-    """Leaves the line a request in the log, and its counting, to the request (access.py)."""
+class CoverSite(Site):
+    """
+    The server: what its connections have in common.
+
+    Each request tells the log and the counters of itself when it ends (access_log.py).
+    """
 
     # Plain HTTP/1.1: what is promised of hostile requests is promised of it alone.
     protocol = ClientChannel  # type: ignore[assignment]
-    metrics: Metrics
-    access_log: AccessLog
-    reception: Reception
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._draining = False
+    def __init__(
+        self, front: IResource, metrics: Metrics, connections: Connections, clock: IReactorTime
+    ) -> None:
+        # Connections that stay too long are closed by `connections`.
+        super().__init__(front, requestFactory=LoggedRequest, timeout=None, reactor=clock)
+        self.displayTracebacks = False
+        self.metrics = metrics
+        self.connections = connections
+        self.access_log = AccessLog()
+        self._looks = LoopingCall(self._look)
+        self._looks.clock = clock
 
     def acceptableProtocols(self) -> list[bytes]:
         """
@@ -136,15 +146,18 @@ class QuietSite(Site):
         """
         return [b"http/1.1"]
 
-    def begun(self, channel: Any) -> None:
-        """A request came on this connection."""
-        self.reception.begun(channel)
+    def startFactory(self) -> None:
+        super().startFactory()
+        self._looks.start(LOOK_S, now=False)
 
-    def ended(self, channel: Any) -> None:
-        """It was answered, though what was written may still be on its way."""
-        self.reception.ended(channel)
-        if self._draining:
-            channel.loseConnection()
+    def stopFactory(self) -> None:
+        super().stopFactory()
+        self._looks.stop()
+        self.access_log.flush()
+
+    def _look(self) -> None:
+        self.connections.look()
+        self.access_log.flush()
 
     async def drain(self, seconds: float) -> int:
         """
@@ -153,40 +166,12 @@ class QuietSite(Site):
         :param seconds: so long at most.
         :returns: how many connections were still busy then.
         """
-        self._draining = True
-        for channel in self.reception.idle():
-            channel.loseConnection()
+        self.connections.drain()
         deadline = self.reactor.seconds() + seconds
-        while (left := len(self.reception.open)) and self.reactor.seconds() < deadline:
+        while (left := len(self.connections.open)) and self.reactor.seconds() < deadline:
             await deferLater(self.reactor, DRAIN_LOOK_S)
-        self.access_log.close()
+        self.access_log.flush()
         return left
 
-    def stopFactory(self) -> None:
-        super().stopFactory()
-        self.access_log.close()
-
     def log(self, request: Request) -> None:
-        """Say nothing."""
-
-
-def make_site(
-    art: IResource,
-    operators: IResource,
-    admin: IResource,
-    metrics: Metrics,
-    clock: IReactorTime,
-    reception: Reception,
-) -> QuietSite:
-    """The server of all applications, to be listened on."""
-    site = QuietSite(
-        Front(art, operators, admin),
-        requestFactory=LoggedRequest,
-        timeout=IDLE_CLIENT_S,
-        reactor=clock,
-    )
-    site.metrics = metrics
-    site.reception = reception
-    site.access_log = AccessLog(clock)
-    site.displayTracebacks = False
-    return site
+        """Twisted's own line about a request: none."""

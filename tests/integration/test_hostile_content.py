@@ -165,10 +165,7 @@ async def test_polyglots(raw, run) -> None:
                     assert answer[header] == "", (name, header)
             part = await proxy.get(ORIGINAL, range="bytes=6-")
             assert (part.status, part["Content-Type"]) == (206, polyglot.content_type)
-            several = await proxy.get(ORIGINAL, range="bytes=0-1,6-9")
-            assert several["Content-Type"].startswith("multipart/byteranges; boundary=")
-            for each in (part, several):
-                assert each["X-Content-Type-Options"] == "nosniff"
+            assert part["X-Content-Type-Options"] == "nosniff"
             await proxy.stop()
 
 

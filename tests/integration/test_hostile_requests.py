@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import resource
-from typing import Any
 
 import pytest
 import pytest_twisted
@@ -13,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from coverart.simulator.faults import Gate, Rule, Status
-from coverart.web import http_channel
+from coverart.web import connection_limits, http_channel
 from tests.support.hostile_bytes import (
     BODIES,
     CHUNKED,
@@ -29,7 +28,7 @@ from tests.support.hostile_bytes import (
     M,
 )
 from tests.support.running import Proxy, reached
-from tests.support.talk import SAFETY_S, Wire, answers, connect, until, within
+from tests.support.talk import SAFETY_S, Wire, answers, connect, within
 
 HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -406,12 +405,10 @@ async def test_query_flood(sim, proxy) -> None:
 RANGES: dict[str, tuple[str, int]] = {
     "1,000 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(1_000)), 200),
     "17 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(17)), 200),
-    "16 ranges": (",".join(f"{n * 2}-{n * 2}" for n in range(16)), 206),
+    "two ranges": ("0-9,20-29", 200),
     "1,000 times all": (",".join(["0-"] * 1_000), 200),
     "16 times all": (",".join(["0-"] * 16), 200),
     "overlapping": ("0-,0-,0-", 200),
-    "overlapping, less than the whole": ("0-99,50-149", 206),
-    "descending": ("500-600,0-99", 206),
     "reversed": ("600-500", 416),
     "a suffix of none": ("-0", 416),
     "behind the end": ("99999999-", 416),
@@ -430,7 +427,7 @@ RANGES: dict[str, tuple[str, int]] = {
 @pytest.mark.parametrize("kind", ["thumbnail", "large", "listing"])
 @pytest_twisted.ensureDeferred
 async def test_ranges(sim, run, kind) -> None:
-    """Few ranges are served, the rest asks for the whole: never more bytes than the file has."""
+    """One range is served, more ask for the whole: never more bytes than the file has."""
     settings = {"COVER_ART_PUBLIC_URL": "http://x"} if kind == "listing" else {}
     proxy = await run(**settings)
     path = sim.catalogue.examples()["thumbnail" if kind == "large" else kind]
@@ -442,11 +439,9 @@ async def test_ranges(sim, run, kind) -> None:
     for name, (text, expected) in RANGES.items():
         wire = await exchange(proxy, request(path.encode(), b"Range: bytes=" + text.encode()))
         ((status, _, body),) = answers(bytes(wire.received))
-        # A listing that is rewritten has one part at most.
-        single = kind == "listing" and expected == 206
-        assert status == (200 if single else expected), name
+        assert status == expected, name
         assert status != 200 or body == whole, name
-        assert len(body) <= len(whole) + 16 * 200, name
+        assert len(body) <= len(whole), name
 
 
 # Slow ones
@@ -455,7 +450,7 @@ async def test_ranges(sim, run, kind) -> None:
 @pytest_twisted.ensureDeferred
 async def test_slow_requests(sim, proxy, monkeypatch) -> None:
     """A request that is not whole after REQUEST_S is a 408, however busily its bytes trickle in."""
-    monkeypatch.setattr(http_channel, "REQUEST_S", 0.4)
+    monkeypatch.setattr(connection_limits, "REQUEST_S", 0.4)
     path = sim.catalogue.examples()["thumbnail"].encode()
     await exchange(proxy, request(path))
     begins = {
@@ -487,7 +482,7 @@ async def test_slow_requests(sim, proxy, monkeypatch) -> None:
 @pytest_twisted.ensureDeferred
 async def test_waiting_is_not_slow(sim, proxy, monkeypatch) -> None:
     """Only the client's part of a request is timed: neither the archive's nor idle connections."""
-    monkeypatch.setattr(http_channel, "REQUEST_S", 0.1)
+    monkeypatch.setattr(connection_limits, "REQUEST_S", 0.1)
     path = sim.catalogue.examples()["thumbnail"]
     sim.faults.add(Rule(hop="node", does=Gate(name="bytes")))
     wire = await connect(proxy.port)
@@ -513,34 +508,6 @@ async def too_slow(proxy: Proxy) -> None:
     slow.transport.write(b"G")
     await slow.end()
     check_refusal(slow, "slow", 408)
-
-
-@pytest_twisted.ensureDeferred
-async def test_slow_reading(sim, proxy, monkeypatch) -> None:
-    """A client that takes nothing of a large answer is left after UNREAD_S, its file closed."""
-    monkeypatch.setattr(http_channel, "UNREAD_S", 0.3)
-    path = f"/release/{sim.catalogue.release(11).mbid}/front"
-    whole = (await proxy.get(path)).body
-    await proxy.settled()
-    wires = [await connect(proxy.port) for _ in range(2)]
-    for wire, more in zip(wires, ([], ["Connection: close"]), strict=True):
-        wire.transport.pauseProducing()
-        for _ in range(8):
-            wire.get(path, *more)
-    sites = _channels()
-    assert len(sites) >= 2
-    await until(lambda: not _channels(), "the connections are given up")
-    for wire in wires:
-        wire.transport.resumeProducing()
-        await wire.end()
-        assert len(wire.received) < 8 * len(whole)
-
-
-def _channels() -> list[Any]:
-    """Connections to the proxy, as the reactor has them."""
-    found = [getattr(each, "protocol", None) for each in reactor.getReaders()]
-    found += [getattr(each, "protocol", None) for each in reactor.getWriters()]
-    return [each for each in found if isinstance(each, http_channel.ClientChannel)]
 
 
 @pytest_twisted.ensureDeferred

@@ -25,7 +25,7 @@ from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.faults import HOPS, Gate, Rule, Status
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
-from coverart.web import connection_limits
+from coverart.web import connection_limits, site
 from tests.support.drawings import STUDIO
 from tests.support.running import Proxy, ProxyChild, reached
 from tests.support.talk import LOCAL, SAFETY_S, Answer, ask, becomes, connect, start, until, within
@@ -198,7 +198,7 @@ async def test_waits_too_long(sim, run) -> None:
 async def test_idle_make_room(sim, run, monkeypatch) -> None:
     """At the bound of connections the one idle longest is closed for each that comes."""
     monkeypatch.setattr(connection_limits, "IDLE_S", 0.0)
-    monkeypatch.setattr(connection_limits, "LOOK_S", 1000.0)
+    monkeypatch.setattr(site, "LOOK_S", 1000.0)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="8")
     wires = []
     for _ in range(8):
@@ -242,12 +242,20 @@ async def test_stalled_reader(sim, run, monkeypatch) -> None:
     monkeypatch.setattr(connection_limits, "STALLED_S", 1)
     proxy = await run()
     path = f"/release/{sim.catalogue.release(LARGE).mbid}/front"
-    await proxy.get(path)
-    wire = await proxy.wire(path)
-    wire.transport.pauseProducing()
-    await until(lambda: connections(proxy) == 1, "it is connected")
-    await until(lambda: connections(proxy) == 0, "it is given up", seconds=2 * SAFETY_S)
-    wire.leave()
+    whole = (await proxy.get(path)).body
+    await proxy.settled()
+    wires = [await connect(proxy.port) for _ in range(3)]
+    for wire, times, more in zip(wires, (1, 8, 8), ([], [], ["Connection: close"]), strict=True):
+        wire.transport.pauseProducing()
+        for _ in range(times):
+            wire.get(path, *more)
+    await until(lambda: connections(proxy) == 3, "they are connected")
+    await until(lambda: connections(proxy) == 0, "they are given up", seconds=2 * SAFETY_S)
+    for wire in wires[1:]:
+        wire.transport.resumeProducing()
+        await wire.end()
+        assert len(wire.received) < 8 * len(whole)
+    wires[0].leave()
 
 
 @pytest_twisted.ensureDeferred
@@ -289,7 +297,7 @@ async def child_answer(child: ProxyChild) -> Answer:
 async def test_slow_keep_their_place(sim, run, monkeypatch) -> None:
     """A client that still takes its answer is not idle, though the proxy is done with it."""
     monkeypatch.setattr(connection_limits, "IDLE_S", 2.0)
-    monkeypatch.setattr(connection_limits, "LOOK_S", 0.01)
+    monkeypatch.setattr(site, "LOOK_S", 0.01)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="2")
     path = fronts(sim, 1)[0].removesuffix("-250")
     body = (await proxy.get(path)).body
@@ -312,7 +320,7 @@ async def test_slow_keep_their_place(sim, run, monkeypatch) -> None:
 async def test_active_keep_their_place(sim, run, monkeypatch) -> None:
     """A connection that was used a moment ago is not closed under the next request's feet."""
     monkeypatch.setattr(connection_limits, "IDLE_S", 1000.0)
-    monkeypatch.setattr(connection_limits, "LOOK_S", 0.01)
+    monkeypatch.setattr(site, "LOOK_S", 0.01)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="4")
     wires = []
     for _ in range(4):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from email.parser import BytesParser
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 
@@ -411,26 +410,13 @@ async def test_range_single(sim, proxy) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_range_several(sim, proxy) -> None:
-    """Several ranges come as multipart/byteranges, each part saying what it is."""
+    """A request for several ranges gets the whole."""
     item = sim.catalogue.release(0)
     path = f"/release/{item.mbid}/front-250"
-    whole = sim.studio.archive_bytes(item.front, 250)
     await proxy.get(path)
     answer = await proxy.get(path, Range="bytes=0-9, 100-199,-50")
-    assert answer.status == 206
+    assert (answer.status, answer.body) == (200, sim.studio.archive_bytes(item.front, 250))
     check_common(answer)
-    message = BytesParser().parsebytes(
-        f"Content-Type: {answer['Content-Type']}\r\n\r\n".encode() + answer.body
-    )
-    assert message.get_content_type() == "multipart/byteranges"
-    parts = message.get_payload()
-    size = len(whole)
-    wanted = ((0, 9), (100, 199), (size - 50, size - 1))
-    assert len(parts) == len(wanted)
-    for part, (first, last) in zip(parts, wanted, strict=True):
-        assert part["Content-Range"] == f"bytes {first}-{last}/{size}"
-        assert part.get_content_type() == "image/jpeg"
-        assert part.get_payload(decode=True) == whole[first : last + 1]
 
 
 @pytest_twisted.ensureDeferred
@@ -441,13 +427,11 @@ async def test_range_unsatisfiable(sim, proxy) -> None:
     for asked in (
         f"bytes={size}-",
         f"bytes={size + 5}-{size + 9}",
-        f"bytes={size}-{size},{size + 5}-",
         "bytes=-0",
         "bytes=9-5",
         "bytes=",
         "bytes=x-y",
         "bytes=--5",
-        "bytes=1-2,x",
     ):
         answer = await proxy.get(path, Range=asked)
         check_error(answer, 416, "no-store")

@@ -33,7 +33,7 @@ from coverart.service.settings import PREFIX, load
 from coverart.service.upkeep import Upkeep
 from coverart.service.wiring import assemble
 from coverart.simulator.service import Simulator
-from coverart.web.site import QuietSite
+from coverart.web.site import CoverSite
 from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, start, until, within
 
 ROOT = Path(__file__).parent.parent.parent
@@ -250,8 +250,8 @@ class Proxy(Files, Served):
         return self.parts.upkeep
 
     @property
-    def site(self) -> QuietSite:
-        site: QuietSite = self._places[0].factory
+    def site(self) -> CoverSite:
+        site: CoverSite = self._places[0].factory
         return site
 
     @property

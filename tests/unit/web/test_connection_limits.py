@@ -7,7 +7,16 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.metrics import Metrics
-from coverart.web.connection_limits import IDLE_S, LOOK_S, MOST_ACCEPTS, Reception, bound
+from coverart.web.connection_limits import (
+    IDLE_S,
+    KEEP_ALIVE_S,
+    MOST_ACCEPTS,
+    REQUEST_S,
+    Connections,
+    raise_file_limit,
+)
+
+LOOK_S = 0.5
 
 
 class FakePort:
@@ -27,27 +36,36 @@ class FakeChannel:
     """A connection that remembers whether it was told to end."""
 
     transport: Any = None
-    ending = False
+    ending = late = False
 
     def loseConnection(self) -> None:
         self.ending = True
 
+    def refuse_late(self) -> None:
+        self.late = True
 
-class ReceptionTests(SynchronousTestCase):
-    """A reception for four."""
+
+class ConnectionsTests(SynchronousTestCase):
+    """Room for four."""
 
     def setUp(self) -> None:
         self.clock, self.metrics, self.port = Clock(), Metrics(), FakePort()
-        self.reception = Reception(4, self.metrics, self.clock)
-        self.reception.listens(self.port)  # type: ignore[arg-type]
+        self.connections = Connections(4, self.metrics, self.clock)
+        self.connections.watch(self.port)  # type: ignore[arg-type]
 
     def come(self, count: int) -> list[FakeChannel]:
         """So many connections, which are at a request each."""
         channels = [FakeChannel() for _ in range(count)]
         for channel in channels:
-            self.reception.came(channel)
-            self.reception.begun(channel)
+            self.connections.opened(channel)
+            self.connections.asked(channel)
         return channels
+
+    def look(self, times: int) -> None:
+        """Time goes on, and connections are looked at as often."""
+        for _ in range(times):
+            self.clock.advance(LOOK_S)
+            self.connections.look()
 
     def counted(self, what: str) -> float | None:
         """How often something was turned away."""
@@ -69,56 +87,75 @@ class ReceptionTests(SynchronousTestCase):
         """At the bound ports cease to accept, until one leaves; those at work are not touched."""
         channels = self.come(4)
         self.assertFalse(self.port.reading)
-        self.clock.pump([LOOK_S] * 100)
+        self.look(100)
         self.assertFalse(any(channel.ending for channel in channels))
-        self.reception.gone(channels[2])
+        self.connections.closed(channels[2])
         self.assertTrue(self.port.reading)
         self.assertEqual((self.counted("accept"), self.counted("connection")), (1, 0))
-        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_idle(self) -> None:
         """When full, the one idle longest is closed once it has been so for a while."""
         channels = self.come(4)
         for channel in (channels[1], channels[0]):
-            self.reception.ended(channel)
+            self.connections.answered(channel)
         self.clock.advance(IDLE_S - 2 * LOOK_S)
+        self.look(1)
         self.assertFalse(channels[1].ending)
-        self.clock.pump([LOOK_S] * 2)
+        self.look(1)
         self.assertTrue(channels[1].ending)
         self.assertFalse(channels[0].ending)
-        self.reception.gone(channels[1])
-        self.clock.pump([LOOK_S] * 10)
+        self.connections.closed(channels[1])
+        self.look(10)
         self.assertFalse(channels[0].ending)
 
     def test_used_again(self) -> None:
         """A connection that is used begins to be idle anew."""
         channels = self.come(4)
         for _ in range(10):
-            self.clock.advance(LOOK_S)
-            self.reception.begun(channels[0])
-            self.reception.ended(channels[0])
+            self.look(1)
+            self.connections.asked(channels[0])
+            self.connections.answered(channels[0])
         self.assertFalse(channels[0].ending)
-        self.assertEqual(self.reception.idle(), [channels[0]])
+        self.connections.drain()
+        self.assertEqual([each.ending for each in channels], [True, False, False, False])
 
     def test_gone_twice(self) -> None:
         """A connection ends once, and what it still says counts for nothing."""
         (channel,) = self.come(1)
-        self.reception.gone(channel)
-        self.reception.gone(channel)
-        self.reception.ended(channel)
-        self.assertEqual(self.reception.idle(), [])
+        self.connections.closed(channel)
+        self.connections.closed(channel)
+        self.connections.answered(channel)
+        self.connections.drain()
+        self.assertFalse(channel.ending)
         self.assertEqual(self.metrics.value("coverart_connections"), 0)
+
+    def test_too_long(self) -> None:
+        """Idle for too long is the end, so is a request that does not become whole; work is not."""
+        idle, slow, busy = self.come(3)
+        self.connections.answered(idle)
+        self.connections.answered(slow)
+        self.connections.arriving(slow)
+        self.clock.advance(REQUEST_S - 1)
+        self.connections.arriving(slow)
+        self.connections.look()
+        self.assertFalse(slow.late)
+        self.clock.advance(1)
+        self.connections.look()
+        self.assertEqual((slow.late, slow.ending, idle.ending), (True, False, False))
+        self.clock.advance(KEEP_ALIVE_S - REQUEST_S)
+        self.connections.look()
+        self.assertEqual((idle.ending, busy.ending, busy.late), (True, False, False))
 
     def test_stopped_port(self) -> None:
         """A port that was stopped in the meantime is not made to accept."""
         self.port.disconnecting = True  # type: ignore[attr-defined]
         channels = self.come(4)
         self.port.reading = False
-        self.reception.gone(channels[0])
+        self.connections.closed(channels[0])
         self.assertFalse(self.port.reading)
 
 
-class BoundTests(SynchronousTestCase):
+class FileLimitTests(SynchronousTestCase):
     """How many connections the system's limit allows."""
 
     def bound(self, soft: int, hard: int, wanted: int = 10_000) -> tuple[int, int]:
@@ -130,7 +167,7 @@ class BoundTests(SynchronousTestCase):
 
         self.patch(resource, "getrlimit", lambda _: limit[0])
         self.patch(resource, "setrlimit", set_limit)
-        return bound(wanted), limit[0][0]
+        return raise_file_limit(wanted), limit[0][0]
 
     def test_raised(self) -> None:
         """The soft limit is raised as far as it may be; half of it is for clients' files."""

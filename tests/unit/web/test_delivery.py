@@ -1,5 +1,6 @@
 """Bodies of files: from the disk, and while they arrive."""
 
+import gzip
 import os
 from typing import Any
 
@@ -14,14 +15,7 @@ from coverart.index.memory import MemoryIndex
 from coverart.model import ORIGINAL, Entity, ImageRef
 from coverart.store.image_store import ImageStore
 from coverart.web.conditional import Span
-from coverart.web.delivery import (
-    AT_ONCE_BYTES,
-    PIECE_BYTES,
-    ArrivingBody,
-    FileBody,
-    Part,
-    multipart,
-)
+from coverart.web.delivery import PIECE_BYTES, Arriving, Body, OpenFile, Packed, Source
 from tests.support.doubles import at_once, folder
 from tests.support.strategies import MBID
 
@@ -44,6 +38,7 @@ class Client:
         self.finished = self.aborted = False
         self.pause_after = -1
         self.transport = self
+        self.key = "/release/x/front"
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         self.producer = producer
@@ -65,45 +60,57 @@ class Client:
         self.aborted = True
 
 
-class FileBodyTests(SynchronousTestCase):
-    """What lies on the disk."""
+class HeldTests(SynchronousTestCase):
+    """What is whole: a file on the disk, a body in memory."""
 
-    def get(self, parts: list[Part]) -> tuple[bytes, int]:
-        """The body, and the descriptor that it was read from."""
-        path = folder(self) / "file"
-        path.write_bytes(BODY)
-        fd = os.open(path, os.O_RDONLY)
+    def get(self, source: Source, start: int, stop: int, pause_after: int = -1) -> Client:
+        """What a client gets of it."""
         client: Any = Client()
-        FileBody(fd, parts).render(client)
-        while client.producer is not None:
-            client.producer.resumeProducing()
-        self.assertTrue(client.finished)
-        return client.received, fd
+        client.pause_after = pause_after
+        Body(source, Span(start, stop)).render(client)
+        got: Client = client
+        return got
+
+    def file(self, body: bytes = BODY) -> OpenFile:
+        path = folder(self) / "file"
+        path.write_bytes(body)
+        return OpenFile(os.open(path, os.O_RDONLY))
 
     def test_sizes(self) -> None:
         """Small or large, exactly the span is sent, and the file is closed."""
-        for start, stop in ((0, 10), (5, 5 + AT_ONCE_BYTES), (7, AT_ONCE_BYTES + 8), (0, SIZE)):
-            body, fd = self.get([Part(b"", Span(start, stop))])
-            self.assertEqual(body, BODY[start:stop])
-            self.assertRaises(OSError, os.fstat, fd)
+        for start, stop in ((0, 10), (5, 5 + PIECE_BYTES), (7, PIECE_BYTES + 8), (0, SIZE)):
+            for source in (self.file(), Packed(gzip.compress(BODY))):
+                client = self.get(source, start, stop)
+                self.assertEqual((client.received, client.finished), (BODY[start:stop], True))
+                self.assertIsNone(client.producer)
+                if isinstance(source, OpenFile):
+                    self.assertRaises(OSError, os.fstat, source.fd)
 
-    def test_parts(self) -> None:
-        """Parts come with their heads, in order."""
-        for spans in ((Span(0, 5), Span(10, 15)), (Span(0, AT_ONCE_BYTES), Span(SIZE - 5, SIZE))):
-            _, parts = multipart(spans, SIZE, "image/jpeg")
-            body, _ = self.get(parts)
-            expected = b"".join(p.head + BODY[p.span.start : p.span.stop] for p in parts)
-            self.assertEqual(body, expected)
-            self.assertEqual(len(body), sum(part.size_bytes for part in parts))
+    def test_slow_client(self) -> None:
+        """A client that pauses gets no more than it took, and the rest later."""
+        source = self.file()
+        client = self.get(source, 0, SIZE, pause_after=2)
+        self.assertEqual((client.received, client.finished), (BODY[: 2 * PIECE_BYTES], False))
+        client.producer.resumeProducing()
+        self.assertEqual((client.received, client.finished), (BODY, True))
+        self.assertRaises(OSError, os.fstat, source.fd)
 
-    def test_nothing(self) -> None:
-        """A body without parts closes the file as well."""
-        body, fd = self.get([])
-        self.assertEqual(body, b"")
-        self.assertRaises(OSError, os.fstat, fd)
+    def test_client_leaves(self) -> None:
+        """The file is closed when its client leaves."""
+        source = self.file()
+        self.get(source, 0, SIZE, pause_after=1).producer.stopProducing()
+        self.assertRaises(OSError, os.fstat, source.fd)
+
+    def test_shorter_than_said(self) -> None:
+        """A file that was cut meanwhile breaks the connection: no whole-looking answer."""
+        source = self.file(BODY[:1000])
+        client = self.get(source, 0, SIZE)
+        self.assertEqual((client.received, client.finished), (BODY[:1000], False))
+        self.assertTrue(client.aborted)
+        self.assertRaises(OSError, os.fstat, source.fd)
 
 
-class ArrivingBodyTests(SynchronousTestCase):
+class ArrivingTests(SynchronousTestCase):
     """What is still arriving."""
 
     def setUp(self) -> None:
@@ -125,7 +132,7 @@ class ArrivingBodyTests(SynchronousTestCase):
         """A client that asks for part of it."""
         client: Any = Client()
         client.pause_after = pause_after
-        ArrivingBody(self.incoming, Span(start, stop)).render(client)
+        Body(Arriving(self.incoming, start), Span(start, stop)).render(client)
         followed: Client = client
         return followed
 

@@ -11,10 +11,9 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from coverart.metrics import Metrics
-from coverart.web.access_log import AccessLog, LoggedRequest
-from coverart.web.connection_limits import Reception
-from coverart.web.http_channel import LARGEST_BODY_BYTES, REQUEST_S, UNREAD_S
-from coverart.web.site import QuietSite
+from coverart.web.connection_limits import REQUEST_S, Connections
+from coverart.web.http_channel import LARGEST_BODY_BYTES
+from coverart.web.site import CoverSite
 
 ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -27,6 +26,19 @@ class Transport(StringTransport):
     def abortConnection(self) -> None:
         self.aborted = True
         super().abortConnection()
+
+
+class Producer:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
 
 
 class Held(Resource):
@@ -55,15 +67,13 @@ class ChannelTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.held = Held()
-        site = QuietSite(self.held, requestFactory=LoggedRequest, timeout=60, reactor=self.clock)
-        site.metrics = Metrics()
-        site.access_log = AccessLog(self.clock)
-        site.reception = Reception(10, site.metrics, self.clock)
+        metrics = Metrics()
+        connections = Connections(10, metrics, self.clock)
+        site = CoverSite(self.held, metrics, connections, self.clock)
+        site.startFactory()
         self.channel: Any = site.buildProtocol(None)
         self.transport = Transport()
         self.channel.makeConnection(self.transport)
-        # What the reception does after a turn with newcomers.
-        self.clock.advance(0)
 
     def statuses(self) -> list[bytes]:
         """Of all answers so far."""
@@ -128,26 +138,6 @@ class ChannelTests(SynchronousTestCase):
         self.held.answer()
         return NOT_DONE_YET
 
-    def test_unread(self) -> None:
-        """A client that takes nothing for UNREAD_S is left; one that takes a little is not."""
-        self.channel.dataReceived(ASK)
-        self.channel.pauseProducing()
-        self.clock.advance(UNREAD_S - 1)
-        self.channel.resumeProducing()
-        self.channel.pauseProducing()
-        self.clock.advance(UNREAD_S - 1)
-        self.assertFalse(self.transport.aborted)
-        self.clock.advance(1)
-        self.assertTrue(self.transport.aborted)
-
-    def test_unread_end(self) -> None:
-        """The last of an answer on a connection that ends is not waited for without end either."""
-        self.channel.dataReceived(ASK.replace(b"Host: x", b"Connection: close"))
-        self.held.answer()
-        self.assertTrue(self.transport.disconnecting)
-        self.clock.advance(UNREAD_S)
-        self.assertTrue(self.transport.aborted)
-
     def test_bodies(self) -> None:
         """A body is dropped as it comes; one that is too large is refused, told or not."""
         put = b"PUT / HTTP/1.1\r\nContent-Length: %d\r\n\r\n"
@@ -157,10 +147,12 @@ class ChannelTests(SynchronousTestCase):
         self.channel.dataReceived(put % (LARGEST_BODY_BYTES + 1))
         self.assertEqual(self.statuses(), [b"200", b"413"])
 
-    def test_no_timer_left(self) -> None:
-        """Once the connection is gone, so are its timers."""
-        self.channel.dataReceived(ASK[:5])
+    def test_waits_for_its_client(self) -> None:
+        """An answer is written no further than the client takes, also behind another."""
         self.channel.pauseProducing()
-        self.channel.connectionLost()
-        self.channel.loseConnection()
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.channel.dataReceived(ASK)
+        producer = Producer()
+        self.held.requests[0].registerProducer(producer, True)
+        self.assertEqual(producer.told, ["pause"])
+        self.channel.resumeProducing()
+        self.assertEqual(producer.told, ["pause", "resume"])
