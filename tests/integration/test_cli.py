@@ -2,64 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
-import attrs
 import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from coverart.service.settings import PREFIX
 from coverart.simulator.catalogue import Catalogue
+from tests.support.commands import Said, run_coverart
 from tests.support.redis_server import KEY, RedisServer
-from tests.support.running import ROOT, Proxy
-from tests.support.talk import LOCAL, SAFETY_S, until
-
-
-@attrs.frozen
-class Said:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """Standard output, which must be one object and nothing else."""
-        told = json.loads(self.out)
-        assert isinstance(told, dict)
-        return told
+from tests.support.running import Proxy
+from tests.support.talk import LOCAL, until
 
 
 @pytest.fixture
 def coverart(tmp_path: Path):
     """Run a command on the cache directory of the test."""
-    folder = tmp_path / "cli"
-    folder.mkdir()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-
-    def run(words: tuple[str, ...], settings: dict[str, str]) -> Said:
-        done = subprocess.run(
-            [sys.executable, "-m", "coverart.cli", *words],
-            cwd=folder,
-            env={**kept, "PYTHONPATH": str(ROOT), **settings},
-            capture_output=True,
-            text=True,
-            timeout=SAFETY_S,
-            check=False,
-        )
-        return Said(done.returncode, done.stdout, done.stderr)
+    (tmp_path / "cli").mkdir()
 
     async def command(*words: str, **settings: str) -> Said:
         given = {"COVER_ART_CACHE_DIR": str(tmp_path / "cache"), **settings}
-        said: Said = await deferToThread(run, words, given)
-        assert "Traceback" not in said.err, said.err
+        said: Said = await deferToThread(run_coverart, tmp_path / "cli", *words, **given)
         return said
 
     return command

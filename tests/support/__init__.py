@@ -4,6 +4,8 @@ What tests share, a module for each thing:
     talk            asks over HTTP, for whole answers or to the byte; waits
     programs        finds nginx and Redis; runs commands of the system
     running         the proxy, in the test's process or as `twistd` runs it; clocks that are moved
+    commands        the command `coverart`, run to its end
+    previous        the version before this one, unpacked
     redis_server    a Redis of the test's own
     nginx_server    the shipped nginx in front of a proxy
     drawings        the covers that the simulated archive shows
