@@ -165,7 +165,7 @@ async def test_every_status_is_described(sim, run) -> None:
         Story(200, IMAGE, front, method="OPTIONS"),
         Story(200, "/release/{mbid}/", {"mbid": front["mbid"]}),
         Story(206, IMAGE, front, {"Range": "bytes=0-9"}),
-        Story(206, IMAGE, front, {"Range": "bytes=0-9, 20-29"}),
+        Story(200, IMAGE, front, {"Range": "bytes=0-9, 20-29"}),
         Story(206, "/release/{mbid}/", {"mbid": front["mbid"]}, {"Range": "bytes=0-9"}),
         Story(304, IMAGE, front, {"If-None-Match": kept["ETag"]}),
         Story(304, IMAGE, front, {"If-None-Match": "*"}, "HEAD"),
