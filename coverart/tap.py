@@ -56,14 +56,6 @@ class Options(usage.Options):
         """
         return load(self.variables())
 
-    @property
-    def logs_to_output(self) -> bool:
-        """Whether twistd's log is nothing but its standard output."""
-        twistd: dict[str, Any] = self.parent or {}
-        elsewhere = twistd.get("syslog") or twistd.get("logger")
-        in_front = twistd.get("nodaemon", True) and twistd.get("logfile") in (None, "-")
-        return bool(in_front and not elsewhere)
-
 
 def makeService(options: Options) -> IService:
     """
@@ -100,6 +92,5 @@ def _several(options: Options, settings: Settings, reactor: Any) -> IService:
             for name, value in options.variables().items()
             if name.startswith(PREFIX) and value.strip()
         },
-        relay=not options.logs_to_output,
         reactor=reactor,
     )
