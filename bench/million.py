@@ -29,6 +29,7 @@ from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import Address
 from coverart.coordination.untold_mark import Mark
 from coverart.index.base import Index
+from coverart.index.codec import pack_seen
 from coverart.index.memory import MemoryIndex
 from coverart.index.redis import RedisIndex
 from coverart.maintenance.sweep import Bounds, Cleanup
@@ -179,11 +180,11 @@ async def measure(reactor: Any, options: argparse.Namespace, folder: Path) -> No
 async def fill(index: Index, things: Iterator[Any]) -> None:
     batch: list[Any] = []
     for thing in things:
-        batch.append(thing)
+        batch.append(pack_seen(thing))
         if len(batch) == LEARN:
-            await index.learn(batch)
+            await index.learn_packed(batch)
             batch = []
-    await index.learn(batch)
+    await index.learn_packed(batch)
 
 
 async def sweep(

@@ -13,8 +13,9 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
+from coverart.coordination.leases import Alone
 from coverart.index.memory import MemoryIndex
-from coverart.maintenance.reconcile import Reconciler
+from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.maintenance.verify import Scanner
 from coverart.service.disk_threads import DiskThreads
 from coverart.store.image_store import ImageStore
@@ -38,8 +39,16 @@ def bare(root: str) -> int:
 async def _ours(what: str, root: Path, threads: DiskThreads, reactor: Any) -> None:
     store = ImageStore(root)
     if what == "rebuild":
-        reconciler = Reconciler(index=MemoryIndex(), store=store, in_thread=threads)
-        await reconciler.learn_all(lambda: None)
+        cleanup = Cleanup(
+            index=MemoryIndex(),
+            store=store,
+            in_thread=threads,
+            leadership=Alone(),
+            bounds=Bounds(max_bytes=1 << 50, clean_to_bytes=1 << 50, alias_ttl_s=1e9),
+            clock=reactor,
+            now=time.time,
+        )
+        await cleanup.sweep(slices=0)
     else:
         await Scanner(index=None, store=store, in_thread=threads, clock=reactor).run()
 

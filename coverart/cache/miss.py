@@ -34,7 +34,7 @@ from coverart.errors import (
     UpstreamTimeout,
 )
 from coverart.index.base import Index, IndexAway
-from coverart.index.codec import pack_file_key
+from coverart.index.codec import pack_file_key, pack_seen
 from coverart.model import (
     ORIGINAL,
     Alias,
@@ -166,7 +166,7 @@ class Fetcher:
             alias = known or alias
         # Nothing was stored: without Redis every hit comes by here.
         with suppress(IndexAway):
-            await self._index.learn([(found.key, found.entry)])
+            await self._index.learn_packed([pack_seen((found.key, found.entry))])
         return Fetched(key=found.key, entry=found.entry, alias=alias)
 
     async def image(

@@ -29,7 +29,6 @@ from coverart.cli.command import (
 from coverart.cli.output import progress, scan_table, show, status_table, table
 from coverart.coordination.leases import LEADER_LIFE_S
 from coverart.index.base import SLICES, Index
-from coverart.maintenance.reconcile import Reconciler
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Bounds
 from coverart.maintenance.verify import Scanner
 from coverart.model import MEGABYTE
@@ -93,15 +92,16 @@ def scan(*, dry_run: bool, verify: bool, as_json: bool, **given: str | None) -> 
         async with opened(settings, reactor) as cache:
             index = None if cache.link is None else cache.index
             await _reach(index)
-            scanner = Scanner(
-                index=index,
-                store=cache.store,
-                in_thread=cache.threads,
-                clock=reactor,
-                dry_run=dry_run,
-                verify=verify,
-            )
-            with progress(scanner):
+            with progress() as told:
+                scanner = Scanner(
+                    index=index,
+                    store=cache.store,
+                    in_thread=cache.threads,
+                    clock=reactor,
+                    dry_run=dry_run,
+                    verify=verify,
+                    told=told,
+                )
                 seen = await scanner.run()
         show(attrs.asdict(seen), None if as_json else scan_table(seen))
         return DIFFERENT if seen.differences and (dry_run or verify) else FINE
@@ -237,8 +237,9 @@ async def _would_evict(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
     """What a sweep would evict, and what would be left."""
     index = cache.index
     if cache.link is None:
-        reconciler = Reconciler(index=index, store=cache.store, in_thread=cache.threads)
-        await reconciler.learn_all(lambda: None)
+        await Scanner(
+            index=index, store=cache.store, in_thread=cache.threads, clock=cache.reactor
+        ).run()
     totals = await index.totals()
     over = totals.size_bytes - bounds.clean_to_bytes
     if totals.size_bytes <= bounds.max_bytes or over <= 0:

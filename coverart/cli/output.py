@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from coverart.maintenance.verify import Scan, Scanner
+from coverart.maintenance.verify import Scan
 
 
 def show(told: dict[str, Any], as_table: Table | None) -> None:
@@ -86,12 +86,9 @@ def _size(size_bytes: int) -> str:
 
 
 @contextlib.contextmanager
-def progress(scanner: Scanner) -> Iterator[None]:
-    """A bar on stderr while a scan runs, if that is a terminal."""
+def progress() -> Iterator[Callable[[int, int, Scan], None]]:
+    """What moves a bar on stderr while a scan runs, if that is a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
     columns = (
         TextColumn("scanning"),
         BarColumn(),
@@ -99,13 +96,13 @@ def progress(scanner: Scanner) -> Iterator[None]:
         TextColumn("{task.fields[rate]:,.0f}/s"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task: TaskID = progress.add_task("", total=None, files=0, rate=0.0)
-        began = progress.get_time()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task: TaskID = bar.add_task("", total=None, files=0, rate=0.0)
+        began = bar.get_time()
 
         def told(done: int, of: int, scan: Scan) -> None:
-            rate = scan.files / max(1e-6, progress.get_time() - began)
-            progress.update(task, completed=done, total=of, files=scan.files, rate=rate)
+            rate = scan.files / max(1e-6, bar.get_time() - began)
+            bar.update(task, completed=done, total=of, files=scan.files, rate=rate)
 
-        scanner.told = told
-        yield
+        yield told

@@ -95,12 +95,38 @@ def checked_at_of(alias: bytes) -> float:
     return _TIME.unpack(alias[26:])[0]  # type: ignore[no-any-return]
 
 
+def ref_of(alias: bytes) -> bytes:
+    """What tells the image that a packed alias points at from all others."""
+    return alias[:1] + alias[2:26]
+
+
 def ages(alias_key: bytes) -> bool:
     """AliasKey.ages of a packed key."""
     return alias_key[17:] in _ROLES
 
 
 _ROLES = frozenset(ROLE_BYTES.values())
+
+
+def is_packed(key: bytes, value: bytes) -> bool:
+    """Say whether a key and a value can be unpacked: another program may have written them."""
+    if _LENGTHS.get((key[:1], len(key))) != len(value):
+        return False
+    if is_alias(key):
+        return value[0] < len(_ENTITIES) and value[1] < len(_EXTENSIONS)
+    return value[0] < len(_MEDIA) and (key[0] & _LISTING > 0 or key[25] < len(_ALL_SIZES))
+
+
+_LENGTHS = {
+    (bytes([kind | code]), key.size): value.size
+    for kind, key, value in (
+        (_IMAGE, _IMAGE_KEY, _ENTRY),
+        (_LISTING, _SHORT_KEY, _ENTRY),
+        (_ALIAS, _ALIAS_KEY, _ALIAS_VALUE),
+    )
+    for code in range(len(_ENTITIES))
+}
+"""Of a value, by the first byte and the length of its key."""
 
 
 def pack_file_key(key: FileKey) -> bytes:

@@ -75,6 +75,7 @@ from coverart.index.codec import (
     ages,
     checked_at_of,
     is_alias,
+    is_packed,
     pack_alias,
     pack_alias_key,
     pack_entry,
@@ -457,7 +458,11 @@ class RedisIndex:
         return _readable(_named, list(_pairs(reply)))[0]
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
-        return dict(_pairs(await self._lead(SLICE, [], f"{number:03x}")))
+        held = dict(_pairs(await self._lead(SLICE, [], f"{number:03x}")))
+        ours = {key: value for key, value in held.items() if is_packed(key, value)}
+        if len(ours) < len(held):
+            self._garbled(f"{len(held) - len(ours)} files or aliases")
+        return ours
 
     async def slice(self, number: int) -> Slice:
         files: dict[FileKey, FileEntry] = {}

@@ -5,9 +5,10 @@ The leader sweeps: it evicts first and mends afterwards. What disk and index say
 is compared a part at a time.
 
     hit_log             reads what nginx served by itself
-    reconcile           compares disk and index
+    reconcile           the one comparison of disk and index
     share_counts        adds what each process counted
     count_hits          tells the index and the counters of nginx's hits
+    evict               evicts files and retires aliases
     sweep               the cleanup
     verify              `coverart scan`
 """

@@ -1,36 +1,117 @@
-"""Comparing the index with the disk, a slice at a time, and mending both ways: the disk is right."""
+"""
+The one comparison of disk and index, a slice at a time, and mending both ways: the disk is right.
+
+It fills an index at the start, settles doubts, goes through the cache a few slices a sweep, and is
+what `coverart scan` tells.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import attrs
 from twisted.logger import Logger
 
 from coverart.cache.download import InThread
-from coverart.index.base import LEARN_AT_ONCE, Index, Packed, Seen, Slice
-from coverart.model import (
-    ORIGINAL,
-    Alias,
-    AliasKey,
-    FileEntry,
-    FileKey,
-    ImageRequest,
-    ListingKey,
+from coverart.freshness import counted
+from coverart.index.base import LEARN_AT_ONCE, Index
+from coverart.index.codec import (
+    checked_at_of,
+    is_alias,
+    ref_of,
+    size_of,
+    stored_at_of,
+    unpack_alias,
+    unpack_alias_key,
+    unpack_entry,
+    unpack_file_key,
 )
-from coverart.store.disk_walk import Check, DiskSlice, Link, read_slice, walk_packed
-from coverart.store.image_store import MTIME_SLACK_S, ImageStore, OnDisk
+from coverart.model import ORIGINAL, FileEntry, FileKey
+from coverart.store.disk_walk import DiskSlice, read_slice, survey
+from coverart.store.image_store import MTIME_SLACK_S, ImageStore
+
+SLICES_AT_ONCE = 16
+"""So many are read by a thread before the reactor has its turn; a few milliseconds."""
+
+Check: TypeAlias = Callable[[], object]
+"""Called before each step, also in threads; what it raises ends the work."""
 
 
 @attrs.define(kw_only=True)
 class Mended:
-    """What a comparison changed."""
+    """What mending changed."""
 
     learnt: int = 0
     forgotten: int = 0
     dangling: int = 0
+
+
+@attrs.frozen
+class Difference:
+    """In what disk and index differ in one slice, packed, and which symlinks ask for a look."""
+
+    news: dict[bytes, bytes] = attrs.field(factory=dict)
+    """Files and aliases of which the index does not know, or knows something older."""
+    lost: dict[bytes, bytes] = attrs.field(factory=dict)
+    """Files as the index knows them and the disk does not hold them."""
+    dangling: list[str] = attrs.field(factory=list)
+    """Symlinks whose file is gone or lost."""
+    outdated: list[tuple[str, bytes]] = attrs.field(factory=list)
+    """Symlinks that lead to another image than the alias that the index knows."""
+    overdue: list[str] = attrs.field(factory=list)
+    """Symlinks that nginx serves though their alias is past its time."""
+    nameless: dict[bytes, bytes] = attrs.field(factory=dict)
+    """Aliases past their time that have no symlink."""
+
+
+def compare(disk: DiskSlice, known: Mapping[bytes, bytes], now: float, before: float) -> Difference:
+    """
+    Say what the index has to learn and to forget of one slice.
+
+    An alias that only the index knows is none of these: its symlink comes with the first size of
+    its image that is held.
+
+    :param before: aliases last confirmed before that time are past theirs.
+    """
+    things = disk.things(now)
+    found = Difference(dangling=list(disk.dangling))
+    if not known:
+        # As at each start: nothing to look up.
+        found.news.update(things)
+        things = {}
+    for key, value in things.items():
+        old = known.get(key)
+        if old == value:
+            continue
+        if old is None:
+            found.news[key] = value
+        elif not is_alias(key):
+            if not _holds(size_of(value), stored_at_of(value), unpack_entry(old)):
+                found.lost[key] = old
+        elif counted(checked_at_of(value), now) > counted(checked_at_of(old), now) + MTIME_SLACK_S:
+            found.news[key] = value
+    for key in known.keys() - things.keys():
+        if not is_alias(key):
+            found.lost[key] = known[key]
+        elif checked_at_of(known[key]) < before:
+            found.nameless[key] = known[key]
+    for folder in disk.folders:
+        found.overdue.extend(folder.overdue(before, now))
+        for name, (key, value, image, _) in zip(folder.link_names, folder.links, strict=True):
+            alias = known.get(key)
+            if alias is not None and ref_of(alias) != ref_of(value):
+                found.outdated.append((f"{folder.path}/{name}", alias))
+            if image in found.lost:
+                found.dangling.append(f"{folder.path}/{name}")
+    return found
+
+
+def _holds(size_bytes: int, stored_at: float, entry: FileEntry) -> bool:
+    """Say whether a file is what an entry is of, not cut short nor stored anew since."""
+    return size_bytes == entry.size_bytes and stored_at <= entry.stored_at + MTIME_SLACK_S
 
 
 class Stuck:
@@ -65,90 +146,72 @@ class Stuck:
 class Reconciler:
     """Makes the index agree with the disk."""
 
-    log = Logger()
-
     def __init__(
         self,
         *,
         index: Index,
         store: ImageStore,
         in_thread: InThread,
-        stuck: Stuck | None = None,
+        stuck: Stuck,
+        inspect: Callable[[DiskSlice], object] = lambda _: None,
     ) -> None:
-        self._stuck = stuck or Stuck()
+        """:param inspect: called in a thread with each slice before it is compared."""
+        self._stuck = stuck
+        self._inspect = inspect
         self._index = index
         self._store = store
+        self._root = os.fspath(store.root)
         self._in_thread = in_thread
 
-    async def learn_all(self, check: Check) -> int:
-        """Tell the index everything that is on the disk. :returns: how many things that was."""
-        count = 0
-        batches = walk_packed(str(self._store.root), check)
-        while seen := await self._in_thread(_next, batches):
-            check()
-            await self._index.learn_packed(seen)
-            count += len(seen)
-        return count
+    async def survey(self) -> tuple[list[int], list[str]]:
+        """The slices of which disk or index hold anything; paths of what is not the cache's."""
+        numbers, strangers = await self._in_thread(survey, self._root)
+        return sorted({*numbers, *await self._index.held_slices()}), strangers
 
-    async def settle(self, keys: Sequence[FileKey], check: Check) -> int:
-        """Look after files in doubt. :returns: how many the index had to learn or forget."""
-        mended = 0
-        for key in keys:
-            check()
-            on_disk: OnDisk | None = await self._in_thread(self._store.find, _own_name(key))
-            entry = await self._known(key)
-            if on_disk is not None and on_disk.key == key and _stored_anew(on_disk.entry, entry):
-                await self._index.put_file(key, on_disk.entry)
-                mended += 1
-            elif on_disk is None and entry is not None:
-                mended += await self._index.forget_file(key, entry)
-        await self._index.settle(keys)
-        return mended
-
-    async def compare(self, number: int, expired_before: float, check: Check) -> Mended:
+    async def look(
+        self, numbers: Sequence[int], before: float, check: Check
+    ) -> list[tuple[DiskSlice, Difference]]:
         """
-        Compare one slice.
+        Read some slices and compare them.
 
-        :param expired_before: aliases last confirmed before that are past their time.
+        The index is asked first: a file is on the disk before it is told to the index, so one that
+        is stored in between shows as news at most, and learning what is known changes nothing.
+
+        :param before: as compare() takes it.
         """
-        on_disk: DiskSlice = await self._in_thread(read_slice, str(self._store.root), number, check)
-        known = await self._index.slice(number)
-        aliases = on_disk.aliases
-        news: list[Seen] = [(k, e) for k, e in on_disk.files.items() if k not in known.files]
-        news += [(k, a) for k, a in aliases.items() if _tells_more(a, known.aliases.get(k))]
+        known = [await self._index.slice_packed(number) for number in numbers]
+
+        def read() -> list[tuple[DiskSlice, Difference]]:
+            seen = []
+            for number, part in zip(numbers, known, strict=True):
+                check()
+                disk = read_slice(self._root, number)
+                self._inspect(disk)
+                seen.append((disk, compare(disk, part, self._store.now(), before)))
+            return seen
+
+        seen: list[tuple[DiskSlice, Difference]] = await self._in_thread(read)
+        return seen
+
+    async def mend(self, found: Difference, check: Check) -> Mended:
+        """
+        Learn what is new, forget what is lost.
+
+        What came back meanwhile is left alone; what was stored anew while the index could not be
+        told is learnt.
+        """
+        news = list(found.news.items())
         for start in range(0, len(news), LEARN_AT_ONCE):
             check()
-            await self._index.learn(news[start : start + LEARN_AT_ONCE])
-        anew = [(k, e) for k, e in on_disk.files.items() if _stored_anew(e, known.files.get(k, e))]
-        for key, entry in anew:
-            # By a process that was killed before it could tell.
-            check()
-            await self._index.put_file(key, entry)
-        lost = [
-            (key, entry)
-            for key, entry in known.files.items()
-            if key not in on_disk.files or on_disk.files[key].size_bytes != entry.size_bytes
-        ]
-        mended = await self.mend_lost(lost, check)
-        mended.learnt += len(news) + len(anew)
-        mended.dangling = await self._in_thread(
-            self._tidy_links, on_disk.links, known.aliases, expired_before, check
-        )
-        await self._forget_aliases(known, aliases, expired_before, check)
-        return mended
-
-    async def mend_lost(self, lost: list[tuple[FileKey, FileEntry]], check: Check) -> Mended:
-        """
-        Forget files that the disk does not hold as the index says.
-
-        Those that came back meanwhile are left alone; a listing that was stored anew while the
-        index could not be told is learnt.
-        """
-        mended = Mended()
-        for key, entry in await self._in_thread(self.still_lost, lost):
+            await self._index.learn_packed(news[start : start + LEARN_AT_ONCE])
+        mended = Mended(learnt=len(news))
+        lost: list[tuple[FileKey, FileEntry]] = []
+        if found.lost:
+            lost = await self._in_thread(self._still_lost, found)
+        for key, entry in lost:
             check()
             with self._stuck.told(self._store.path_of(key, entry.media)):
-                # From the disk first, as when a request finds it so (fetch.py).
+                # From the disk first, as when a request finds it so (miss.py).
                 anew = await self._in_thread(self._store.remove_spoilt, key, entry)
                 if anew is not None:
                     await self._index.put_file(key, anew)
@@ -158,82 +221,47 @@ class Reconciler:
                     mended.forgotten += 1
         return mended
 
-    def still_lost(self, lost: list[tuple[FileKey, FileEntry]]) -> list[tuple[FileKey, FileEntry]]:
-        """In a thread: those that have not come between the two looks."""
-
-        def held(key: FileKey, entry: FileEntry) -> bool:
+    def _still_lost(self, found: Difference) -> list[tuple[FileKey, FileEntry]]:
+        """In a thread: the lost files that have not come between two looks."""
+        lost = [(unpack_file_key(key), unpack_entry(value)) for key, value in found.lost.items()]
+        still = []
+        for key, entry in lost:
             status = self._store.stat(self._store.path_of(key, entry.media))
-            return status is not None and status.st_size == entry.size_bytes
+            if status is None or not _holds(status.st_size, status.st_mtime, entry):
+                still.append((key, entry))
+        return still
 
-        return [(key, entry) for key, entry in lost if not held(key, entry)]
-
-    def _tidy_links(
-        self,
-        links: list[Link],
-        known: Mapping[AliasKey, Alias],
-        expired_before: float,
-        check: Check,
-    ) -> int:
+    async def tidy(self, found: Difference, before: float, check: Check) -> int:
         """
-        In a thread. What leads to no file goes, and what a flushed index did not see when the name
-        moved: the index was read after the disk, so it was told later than the link was made.
+        Remove and retire symlinks, forget aliases that lead to nothing that is held.
+
+        :param before: as compare() was given it.
+        :returns: how many symlinks led to no file.
         """
         dangling = 0
-        for link in links:
+        if found.dangling or found.outdated or found.overdue:
+            dangling = await self._in_thread(self._tidy_links, found, before, check)
+        for key, value in found.nameless.items():
             check()
-            alias = known.get(link.key)
-            with self._stuck.told(link.path):
-                if self._store.links.remove_dangling(link.path):
-                    dangling += 1
-                elif alias is not None and self._store.links.remove_if_outdated(link.path, alias):
-                    continue
-                elif link.key.ages and not link.retired:
-                    self._store.links.retire(link.path, expired_before)
+            own = unpack_alias(value).target.ref.at(ORIGINAL).own_request
+            if (await self._index.find_image(own)).target is None:
+                await self._index.forget_alias(unpack_alias_key(key))
         return dangling
 
-    async def _forget_aliases(
-        self,
-        known: Slice,
-        on_disk: dict[AliasKey, Alias],
-        expired_before: float,
-        check: Check,
-    ) -> None:
-        """Names past their time that lead to nothing that is held are not worth their place."""
-        for key, alias in known.aliases.items():
+    def _tidy_links(self, found: Difference, before: float, check: Check) -> int:
+        """In a thread. Each is looked at once more: it may have been made anew since."""
+        links = self._store.links
+        dangling = 0
+        for path in found.dangling:
             check()
-            if key not in on_disk and alias.checked_at < expired_before:
-                own = alias.target.ref.at(ORIGINAL).own_request
-                if (await self._index.find_image(own)).target is None:
-                    await self._index.forget_alias(key)
-
-    async def _known(self, key: FileKey) -> FileEntry | None:
-        name = _own_name(key)
-        if isinstance(name, ListingKey):
-            return (await self._index.find_listing(name)).entry
-        found = await self._index.find_image(name)
-        return found.entry if found.key == key else None
-
-
-def _stored_anew(entry: FileEntry, known: FileEntry | None) -> bool:
-    """Say whether a file came after what the index knows of it, if that was no other file."""
-    if known is None:
-        return True
-    return (
-        entry.size_bytes == known.size_bytes and entry.stored_at > known.stored_at + MTIME_SLACK_S
-    )
-
-
-def _tells_more(alias: Alias, known: Alias | None) -> bool:
-    """Say whether a symlink was confirmed after what the index knows of its name was."""
-    return known is None or alias.checked_at > known.checked_at + MTIME_SLACK_S
-
-
-def _own_name(key: FileKey) -> ImageRequest | ListingKey:
-    if isinstance(key, ListingKey):
-        return key
-    return key.own_request
-
-
-def _next(batches: Iterator[list[Packed]]) -> list[Packed]:
-    """In a thread."""
-    return next(batches, [])
+            with self._stuck.told(path):
+                dangling += links.remove_dangling(path)
+        for path, alias in found.outdated:
+            check()
+            with self._stuck.told(path):
+                links.remove_if_outdated(path, unpack_alias(alias))
+        for path in found.overdue:
+            check()
+            with self._stuck.told(path):
+                links.retire(path, before)
+        return dangling

@@ -1,20 +1,20 @@
 """
 Keeping the cache within its limit and true to the disk: the sweep of the elected leader.
 
-While the index can't be asked there is no leader: then one of the processes of a cache directory,
-the one that has the lock on it, keeps to the same bounds by what lies on the disk.
-
 It evicts first and mends afterwards, so that the disk stays within its limit whatever is wrong with
 the index. Each step catches its own errors, is done in batches that leave the reactor free, and
 asks before whatever it destroys whether this process still leads.
+
+While the index can't be asked there is no leader: then one of the processes of a cache directory,
+the one that has the lock on it, evicts and retires by what one look at the disk shows.
 """
 
 from __future__ import annotations
 
 import heapq
+import os
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -22,29 +22,17 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from coverart.cache.download import InThread
-from coverart.coordination.leases import Leadership
-from coverart.freshness import counted
-from coverart.index.base import LEARN_AT_ONCE, SLICES, Index, IndexAway, LostLease
-from coverart.index.codec import (
-    ages,
-    checked_at_of,
-    pack_file_key,
-    size_of,
-    stored_at_of,
-    unpack_entry,
-    unpack_file_key,
-)
-from coverart.maintenance.reconcile import Reconciler, Stuck
+from coverart.coordination.leases import Alone, Leadership
+from coverart.index.base import LEARN_AT_ONCE, SLICES, Index, IndexAway, LostLease, Packed
+from coverart.index.codec import pack_file_key, slice_of, stored_at_of
+from coverart.index.memory import MemoryIndex
+from coverart.maintenance.evict import BATCH, Evicted, Evictor
+from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck
 from coverart.metrics import Metrics
-from coverart.model import AliasKey, FileEntry, FileKey
-from coverart.store import layout
-from coverart.store.disk_walk import leaves
+from coverart.model import FileEntry, FileKey
+from coverart.store.disk_walk import read_slice, survey
 from coverart.store.image_store import ImageStore
 
-BATCH = 200
-"""Files handled at once: a few milliseconds of the reactor's time."""
-RETIRED_AT_ONCE = 20
-"""Aliases are handed out once, so a stop waits for a batch of them: a second on a slow disk."""
 OLDEST_AT_ONCE = 10_000
 """So many files are remembered of one look at the whole disk: a few megabytes."""
 SLICES_A_SWEEP = 64
@@ -62,13 +50,9 @@ class Bounds:
 
 
 @attrs.define(kw_only=True)
-class Sweep:
+class Sweep(Evicted):
     """What one sweep did."""
 
-    evicted: int = 0
-    evicted_bytes: int = 0
-    retired: int = 0
-    """Aliases whose time was over: nginx does not serve them directly any more."""
     orphans: int = 0
     learnt: int = 0
     """Files and aliases that lay on the disk and the index did not know."""
@@ -84,9 +68,24 @@ class _Look:
     """What a look at the whole disk showed."""
 
     size_bytes: int = 0
-    retired: int = 0
-    oldest: deque[tuple[float, bytes, bytes]] = attrs.field(factory=deque)
-    """When it was stored, packed key and entry."""
+    overdue: list[str] = attrs.field(factory=list)
+    oldest: list[Packed] = attrs.field(factory=list)
+
+
+class _OldestOnDisk(MemoryIndex):
+    """The order of eviction while the index is away, which is told of each file that goes."""
+
+    def __init__(self, away: Index) -> None:
+        super().__init__()
+        self._away = away
+
+    async def forget_files(
+        self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
+    ) -> list[tuple[FileKey, FileEntry]]:
+        # Before they go: it keeps in mind what it missed, if this process is killed too.
+        for key, entry in files:
+            await self._away.forget_file(key, entry)
+        return await super().forget_files(files, fence)
 
 
 async def nothing() -> None:
@@ -125,9 +124,21 @@ class Cleanup:
         self._reconciler = Reconciler(
             index=index, store=store, in_thread=in_thread, stuck=self._stuck
         )
+        self._evictor = self._evictor_by(index, leadership)
         self._cursor = 0
         self._stopping = False
         self._directory = store.identity()
+
+    def _evictor_by(self, index: Index, leadership: Leadership) -> Evictor:
+        return Evictor(
+            index=index,
+            store=self._store,
+            in_thread=self._in_thread,
+            leadership=leadership,
+            clock=self._clock,
+            stuck=self._stuck,
+            go_on=self._go_on,
+        )
 
     def stop(self) -> None:
         """Do no more: a sweep under way ends behind the file or alias that it is at."""
@@ -147,8 +158,9 @@ class Cleanup:
         if not without_index:
             self._store.disclaim()
         if not (await self._in_thread(self._store.claim) if without_index else leads):
-            if without_index:
-                await self._measure()
+            if without_index and self._index.size_bytes > self._bounds.max_bytes:
+                # Another process evicts, which the index can't tell now.
+                await self._see_disk()
             return None
         done = Sweep()
         before, self._directory = self._directory, await self._in_thread(self._store.identity)
@@ -167,7 +179,7 @@ class Cleanup:
             "ordering files for eviction": self._order,
             "counting uses": lambda _: self._before_evicting(),
             "evicting": self._evict,
-            "retiring aliases": self._retire,
+            "retiring aliases": lambda sweep: self._evictor.retire(sweep, self._expired_before),
             "filling the index": self._make_whole,
             "settling doubts": self._settle_doubts,
             # What was found on the disk counts from now on; links that this leaves dangling go below.
@@ -177,7 +189,7 @@ class Cleanup:
         if without_index:
             steps = {
                 "removing unfinished files": self._remove_orphans,
-                "evicting without the index": self._sweep_disk,
+                "evicting without the index": self._evict_by_disk,
             }
         for name, step in steps.items():
             # One step that fails must not keep the others, or the next sweep, from being done.
@@ -202,23 +214,15 @@ class Cleanup:
         self._tell(done)
         return done
 
-    def _check(self) -> str:
-        """
-        Called before each step, in a thread too.
-
-        :returns: the token of this term.
-        :raises LostLease: another process leads, or this one stops.
-        """
-        self._go_on()
-        token = self._leadership.token
-        if token is None:
-            raise LostLease
-        return token
-
     def _go_on(self) -> None:
-        """The same where no leader is needed."""
+        """:raises LostLease: this process stops."""
         if self._stopping:
             raise LostLease
+
+    @property
+    def _expired_before(self) -> float:
+        """Aliases last confirmed before that are past their time."""
+        return self._now() - self._bounds.alias_ttl_s
 
     async def _remove_orphans(self, done: Sweep) -> None:
         """Temporary files of processes that are gone."""
@@ -227,172 +231,77 @@ class Cleanup:
     async def _make_whole(self, done: Sweep) -> None:
         """Fill an index that lost something; what it knows all the same may be of an older time."""
         if not await self._index.whole():
-            self._check()
+            self._evictor.check()
             await self._index.fill()
-            known = await self._index.held_slices()
-            done.learnt += await self._reconciler.learn_all(self._check)
-            await self._compare(known, done)
+            numbers, _ = await self._reconciler.survey()
+            await self._compare(numbers, done)
             await self._index.set_whole()
 
     async def _order(self, _: Sweep) -> None:
         """Make the order of eviction that of the setting."""
-        await self._index.prepare(self._check)
+        await self._index.prepare(self._evictor.check)
 
     async def _settle_doubts(self, done: Sweep) -> None:
         """Look after files that a killed process was storing or removing."""
         while keys := await self._index.doubtful(BATCH):
-            done.learnt += await self._reconciler.settle(keys, self._check)
+            await self._compare(sorted({slice_of(pack_file_key(key)) for key in keys}), done)
+            await self._index.settle(keys)
             if len(keys) < BATCH:
                 return
 
-    async def _retire(self, done: Sweep) -> None:
-        """Take the symlinks of aliases past their time out of nginx's sight."""
-        before = self._now() - self._bounds.alias_ttl_s
-        while due := await self._index.due_aliases(before, RETIRED_AT_ONCE, self._check()):
-            keys = [key for key, _ in due]
-            await self._in_thread(self._retire_links, keys, before)
-            done.retired += len(keys)
-
-    def _retire_links(self, keys: list[AliasKey], before: float) -> None:
-        """In a thread."""
-        for path in (path for key in keys for path in layout.alias_paths(key)):
-            with self._stuck.told(path):
-                self._store.links.retire(path, before)
-
     async def _evict(self, done: Sweep) -> None:
-        """Over the limit: remove what is first in the order of eviction until it is well below."""
-        size_bytes = (await self._index.totals()).size_bytes
-        if size_bytes <= self._bounds.max_bytes:
-            return
-        self.log.info(
-            "cache holds {size_bytes} bytes, over its limit of {max_bytes}",
-            size_bytes=size_bytes,
-            max_bytes=self._bounds.max_bytes,
+        await self._evictor.evict(
+            done, max_bytes=self._bounds.max_bytes, clean_to_bytes=self._bounds.clean_to_bytes
         )
-        # Out of the index until the end, so that the next batch holds others.
-        stuck: list[tuple[FileKey, FileEntry]] = []
-        try:
-            while size_bytes > self._bounds.clean_to_bytes:
-                victims: list[tuple[FileKey, FileEntry]] = []
-                for key, entry in await self._index.oldest(BATCH):
-                    if size_bytes <= self._bounds.clean_to_bytes:
-                        break
-                    victims.append((key, entry))
-                    size_bytes -= entry.size_bytes
-                token = self._check()
-                gone = await self._index.forget_files(victims, token)
-                if not gone:
-                    return
-                stuck += await self._remove(gone, done, token)
-                size_bytes = (await self._index.totals()).size_bytes
-                size_bytes += sum(entry.size_bytes for _, entry in stuck)
-        finally:
-            for start in range(0, len(stuck), LEARN_AT_ONCE):
-                await self._index.learn(stuck[start : start + LEARN_AT_ONCE])
 
-    async def _remove(
-        self, files: list[tuple[FileKey, FileEntry]], done: Sweep, token: str | None
-    ) -> list[tuple[FileKey, FileEntry]]:
-        """
-        Remove files from the disk, and count them.
-
-        :param token: of the term in which they were taken out of it; None where nobody leads.
-        :returns: those that can't be removed.
-        """
-        left: list[tuple[FileKey, FileEntry]] = await self._in_thread(self._unlink, files, token)
-        removed = [file for file in files if file not in left]
-        await self._index.settle([key for key, _ in removed])
-        done.evicted += len(removed)
-        done.evicted_bytes += sum(entry.size_bytes for _, entry in removed)
-        await self._breathe()
-        return left
-
-    def _unlink(
-        self, files: list[tuple[FileKey, FileEntry]], token: str | None
-    ) -> list[tuple[FileKey, FileEntry]]:
-        """In a thread. Asked for each file: the process may have been stopped in between."""
-        left = []
-        for key, entry in files:
-            self._go_on()
-            if token not in (None, self._leadership.token):
-                raise LostLease
-            try:
-                self._store.remove_entry(key, entry)
-            except OSError as error:
-                self._stuck.tell(self._store.path_of(key, entry.media), error)
-                left.append((key, entry))
-        return left
-
-    async def _sweep_disk(self, done: Sweep) -> None:
+    async def _evict_by_disk(self, done: Sweep) -> None:
         """
         Retire and evict by what lies on the disk, the oldest first.
 
-        The index, which can't be asked, is told all the same: it keeps in mind what it missed. It
-        forgets those that can't be removed, too, and learns them when it is compared with the disk.
+        What is over the limit after OLDEST_AT_ONCE files is the next sweep's, in a second. Files
+        that can't be removed are learnt again when the index is compared with the disk.
         """
-        most_bytes = self._bounds.max_bytes
-        stuck: set[bytes] = set()
-        while True:
-            before = self._index.size_bytes
-            look = await self._in_thread(self._look, stuck)
-            done.retired += look.retired
-            # What was stored meanwhile may have been seen or not.
-            self._index.size_bytes += look.size_bytes - before
-            if look.size_bytes <= most_bytes or not look.oldest:
-                return
-            most_bytes = self._bounds.clean_to_bytes
-            over_bytes = look.size_bytes - most_bytes
-            self.log.info(
-                "{dir} holds {over_bytes} bytes too many and the index can't be asked: the oldest go",
-                dir=str(self._store.root),
-                over_bytes=over_bytes,
-            )
-            while over_bytes > 0 and look.oldest:
-                files: list[tuple[FileKey, FileEntry]] = []
-                while over_bytes > 0 and look.oldest and len(files) < BATCH:
-                    _, packed, value = look.oldest.popleft()
-                    files.append((unpack_file_key(packed), unpack_entry(value)))
-                    over_bytes -= size_of(value)
-                # Before they go: it can't be told any more by a process that ends in between.
-                for key, entry in files:
-                    await self._index.forget_file(key, entry)
-                left = await self._remove(files, done, None)
-                stuck.update(pack_file_key(key) for key, _ in left)
+        look = await self._see_disk()
+        found = Difference(overdue=look.overdue)
+        await self._reconciler.tidy(found, self._expired_before, self._go_on)
+        done.retired += len(look.overdue)
+        oldest = _OldestOnDisk(self._index)
+        for start in range(0, len(look.oldest), LEARN_AT_ONCE):
+            await oldest.learn_packed(look.oldest[start : start + LEARN_AT_ONCE])
+            await deferLater(self._clock, 0)
+        evictor = self._evictor_by(oldest, Alone())
+        await evictor.evict(
+            done,
+            max_bytes=self._bounds.max_bytes,
+            clean_to_bytes=self._bounds.clean_to_bytes,
+            beside_bytes=look.size_bytes - oldest.size_bytes,
+        )
+        self._index.size_bytes -= done.evicted_bytes
 
-    async def _measure(self) -> None:
-        """Learn from the disk what another process evicted, which the index can't tell now."""
+    async def _see_disk(self) -> _Look:
+        """Look at the whole disk: the index learns how much it holds."""
         before = self._index.size_bytes
-        # Of no interest below that, and a look at everything takes a while.
-        if before > self._bounds.max_bytes:
-            held = await self._in_thread(self._held_bytes)
-            # What was stored meanwhile may have been seen or not.
-            self._index.size_bytes = held + max(0, self._index.size_bytes - before)
+        look: _Look = await self._in_thread(self._look)
+        # What was stored meanwhile may have been seen or not.
+        self._index.size_bytes += look.size_bytes - before
+        return look
 
-    def _held_bytes(self) -> int:
+    def _look(self) -> _Look:
         """In a thread."""
-        return sum(leaf.size_bytes for leaf in leaves(str(self._store.root), self._go_on))
-
-    def _look(self, but: set[bytes]) -> _Look:
-        """In a thread: one look at everything on the disk; aliases past their time are retired."""
         look = _Look()
-        now = self._now()
-        before = now - self._bounds.alias_ttl_s
+        root, now, before = os.fspath(self._store.root), self._now(), self._expired_before
 
-        def files() -> Iterator[tuple[float, bytes, bytes]]:
-            for leaf in leaves(str(self._store.root), self._go_on):
-                look.size_bytes += leaf.size_bytes
-                for (key, value, _, _), name in zip(leaf.links, leaf.link_names, strict=True):
-                    serves = ages(key) and not name.endswith(layout.RETIRED)
-                    if serves and counted(checked_at_of(value), now) < before:
-                        path = f"{leaf.folder}/{name}"
-                        with self._stuck.told(path):
-                            self._store.links.retire(path, before)
-                            look.retired += 1
-                for key, value in leaf.files:
-                    if key not in but:
-                        yield stored_at_of(value), key, value
+        def files() -> Iterator[Packed]:
+            for number in survey(root)[0]:
+                self._go_on()
+                for folder in read_slice(root, number).folders:
+                    look.size_bytes += folder.size_bytes
+                    look.overdue += folder.overdue(before, now)
+                    yield from folder.files
 
-        look.oldest.extend(heapq.nsmallest(OLDEST_AT_ONCE, files()))
+        look.oldest = heapq.nsmallest(
+            OLDEST_AT_ONCE, files(), key=lambda file: stored_at_of(file[1])
+        )
         return look
 
     async def _reconcile(self, done: Sweep, slices: int) -> None:
@@ -402,24 +311,22 @@ class Cleanup:
             slices = SLICES
         await self._compare(list(dict.fromkeys([*odd, *self._next(slices)])), done)
 
-    async def _compare(self, numbers: list[int], done: Sweep) -> None:
-        for number in numbers:
-            before = self._now() - self._bounds.alias_ttl_s
-            mended = await self._reconciler.compare(number, before, self._check)
-            done.learnt += mended.learnt
-            done.forgotten += mended.forgotten
-            done.dangling += mended.dangling
-            done.slices += 1
-            await self._breathe()
+    async def _compare(self, numbers: Sequence[int], done: Sweep) -> None:
+        for start in range(0, len(numbers), SLICES_AT_ONCE):
+            before = self._expired_before
+            group = numbers[start : start + SLICES_AT_ONCE]
+            for _, found in await self._reconciler.look(group, before, self._evictor.check):
+                mended = await self._reconciler.mend(found, self._evictor.check)
+                done.learnt += mended.learnt
+                done.forgotten += mended.forgotten
+                done.dangling += await self._reconciler.tidy(found, before, self._evictor.check)
+                done.slices += 1
+                await deferLater(self._clock, 0)
 
     def _next(self, count: int) -> list[int]:
         numbers = [(self._cursor + i) % SLICES for i in range(min(count, SLICES))]
         self._cursor = (self._cursor + count) % SLICES
         return numbers
-
-    async def _breathe(self) -> None:
-        """Let requests have their turn."""
-        await deferLater(self._clock, 0)
 
     def _tell(self, done: Sweep) -> None:
         for what, counter in self._metrics.swept.items():

@@ -1,6 +1,6 @@
 """
-A look at the whole cache directory by hand, while the service runs or not: what lies there, and
-whether the index knows it.
+`coverart scan`: a look at the whole cache directory by hand, while the service runs or not: what
+lies there, and whether the index knows it.
 
 A difference counts when it is still there at a second look: what a running service stores or
 removes is for a moment on the disk and not in the index.
@@ -8,36 +8,26 @@ removes is for a moment on the disk and not in the index.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from coverart.cache.download import InThread
 from coverart.content import ENOUGH, sniff
-from coverart.index.base import LEARN_AT_ONCE, SLICES, Index, IndexAway
-from coverart.index.codec import (
-    checked_at_of,
-    is_alias,
-    media_of,
-    size_of,
-    unpack_entry,
-    unpack_file_key,
-)
-from coverart.maintenance.reconcile import Reconciler, Stuck
+from coverart.index.base import Index, IndexAway
+from coverart.index.codec import media_of
+from coverart.index.memory import MemoryIndex
+from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck
 from coverart.model import Entity
-from coverart.store.disk_walk import Leaf, read_leaf, survey
+from coverart.store.disk_walk import DiskSlice, Folder
 from coverart.store.image_store import ImageStore
 
-SLICES_AT_ONCE = 16
-UP = len("../../../..")
-"""What a symlink holds begins with the way up to the cache directory."""
 SECOND_LOOK_S = 1.0
 MOST_NAMES = 20
 """So many names of damaged and foreign files are told; all are counted."""
@@ -70,49 +60,30 @@ class Scan:
     learnt: int = 0
     """Files and aliases that the index did not know."""
     forgotten: int = 0
-    """Entries without their file."""
+    """Entries without their file, or with a damaged one."""
     elapsed_s: float = 0.0
 
     @property
     def differences(self) -> int:
         return self.learnt + self.forgotten + (self.damaged if self.verified else 0)
 
-    def foreigners(self, names: Sequence[str]) -> None:
-        self.foreign += len(names)
-        self.foreign_names += names[: max(0, MOST_NAMES - len(self.foreign_names))]
+    def count(self, disk: DiskSlice) -> None:
+        """Add what lies in one slice."""
+        for folder in disk.folders:
+            self.files += len(folder.files)
+            self.by_entity[folder.entity] += len(folder.files)
+            self.size_bytes += folder.size_bytes
+            self.links += len(folder.links)
+            self.aliases += len({link[0] for link in folder.links})
+            self.count_foreign([f"{folder.path}/{name}" for name in folder.strangers])
+            damaged = [f"{folder.path}/{name}" for name in folder.damaged]
+            self.damaged += len(damaged)
+            self.damaged_names += damaged[: max(0, MOST_NAMES - len(self.damaged_names))]
+        self.dangling += len(disk.dangling)
 
-
-@attrs.define
-class _Look:
-    """One slice on the disk."""
-
-    number: int
-    leaves: list[Leaf]
-    dangling: int = 0
-    damaged: list[tuple[str, bytes | None]] = attrs.field(factory=list)
-    """Path, and the key where the file has one."""
-
-    def things(self) -> dict[bytes, bytes]:
-        """Keys and values as an index has them: the links of all sizes make one alias."""
-        found: dict[bytes, bytes] = {}
-        bad = {key for _, key in self.damaged}
-        for leaf in self.leaves:
-            for key, value in leaf.files:
-                if key not in bad:
-                    found.setdefault(key, value)
-            for key, value, _, _ in leaf.links:
-                known = found.get(key)
-                if known is None or checked_at_of(known) < checked_at_of(value):
-                    found[key] = value
-        return found
-
-
-@attrs.define
-class _Odd:
-    """Keys of one slice in which disk and index differ."""
-
-    news: dict[bytes, bytes]
-    lost: dict[bytes, bytes]
+    def count_foreign(self, paths: Sequence[str]) -> None:
+        self.foreign += len(paths)
+        self.foreign_names += paths[: max(0, MOST_NAMES - len(self.foreign_names))]
 
 
 class Scanner:
@@ -127,119 +98,106 @@ class Scanner:
         clock: IReactorTime,
         dry_run: bool = False,
         verify: bool = False,
+        told: Callable[[int, int, Scan], object] = lambda _done, _of, _scan: None,
     ) -> None:
-        """:param index: None where there is none to compare with."""
-        self.told: Callable[[int, int, Scan], object] = lambda _done, _of, _scan: None
-        """Called now and then: folders done, folders in all, and what was seen so far."""
-        self._index = index
+        """
+        :param index: None where there is none to compare with.
+        :param told: called now and then: slices done, slices in all, and what was seen so far.
+        """
+        self._compares = index is not None
+        self._index = index or MemoryIndex()
         self._store = store
-        self._root = os.fspath(store.root)
         self._in_thread = in_thread
         self._clock = clock
         self._dry_run = dry_run
-        self._verify = verify
+        self._told = told
         self._stuck = Stuck()
-        self._ground: dict[int, list[Entity]] = {}
+        self._reconciler = Reconciler(
+            index=self._index,
+            store=store,
+            in_thread=in_thread,
+            stuck=self._stuck,
+            inspect=self._verify if verify else lambda _: None,
+        )
+        self._scan = Scan(
+            cache_dir=str(store.root),
+            index=self._index.kind if self._compares else "none",
+            dry_run=dry_run,
+            verified=verify,
+        )
 
     async def run(self) -> Scan:
         """
-        Look at everything.
+        Look at everything, once.
 
         :raises IndexAway: the index can't be asked; what was done until then stays done.
         """
         began = time.monotonic()
-        scan = Scan(
-            cache_dir=self._root,
-            index="none" if self._index is None else self._index.kind,
-            dry_run=self._dry_run,
-            verified=self._verify,
-        )
-        ground = await self._in_thread(survey, self._root)
-        scan.foreigners(ground.strangers)
+        scan = self._scan
+        slices, foreign = await self._reconciler.survey()
+        scan.count_foreign(foreign)
         scan.unfinished = await self._in_thread(self._store.unfinished)
-        for entity, digits in ground.leaves:
-            self._ground.setdefault(int(digits, 16), []).append(entity)
-        whole = True if self._index is None else await self._index.whole()
-        if self._index is not None and not whole and not self._dry_run:
+        fills = self._compares and not await self._index.whole()
+        if fills and not self._dry_run:
             await self._index.fill()
-        numbers = sorted(self._ground) if self._index is None else list(range(SLICES))
-        waiting: deque[tuple[float, int, _Odd]] = deque()
-        done = 0
-        for start in range(0, len(numbers), SLICES_AT_ONCE):
-            group = numbers[start : start + SLICES_AT_ONCE]
-            for look, known in await self._both(group):
-                self._count(look, scan)
-                await self._remove_damaged(look)
-                done += len(look.leaves)
-                if known is not None:
-                    odd = _compare(look, known)
-                    if not whole and not self._dry_run:
-                        # It lost what it knew: no use in waiting with what will be learnt.
-                        scan.learnt += await self._learn(odd.news)
-                        odd.news = {}
-                    if odd.news or odd.lost:
-                        waiting.append((self._clock.seconds(), look.number, odd))
-            while waiting and self._clock.seconds() - waiting[0][0] >= SECOND_LOOK_S:
-                await self._settle(*waiting.popleft()[1:], scan)
-            self.told(done, len(ground.leaves), scan)
-        while waiting:
-            seen_at, number, odd = waiting.popleft()
-            left_s = seen_at + SECOND_LOOK_S - self._clock.seconds()
-            if left_s > 0:
-                await deferLater(self._clock, left_s)
-            await self._settle(number, odd, scan)
-        if self._index is not None and not whole and not self._dry_run:
+        waiting: deque[tuple[float, int, Difference]] = deque()
+        for start in range(0, len(slices), SLICES_AT_ONCE):
+            numbers = slices[start : start + SLICES_AT_ONCE]
+            for disk, found in await self._reconciler.look(numbers, -math.inf, self._still_there):
+                scan.count(disk)
+                await self._remove_damaged(disk)
+                if fills:
+                    # It lost what it knew: no use in a second look.
+                    await self._settle(found)
+                elif self._compares and (found.news or found.lost):
+                    waiting.append((self._clock.seconds() + SECOND_LOOK_S, disk.number, found))
+            while waiting and waiting[0][0] <= self._clock.seconds():
+                await self._look_again(*waiting.popleft()[1:])
+            self._told(start + len(numbers), len(slices), scan)
+        for due, number, found in waiting:
+            await deferLater(self._clock, max(0.0, due - self._clock.seconds()))
+            await self._look_again(number, found)
+        if fills and not self._dry_run:
             await self._index.set_whole()
         scan.elapsed_s = time.monotonic() - began
         return scan
 
-    async def _both(self, numbers: list[int]) -> list[tuple[_Look, dict[bytes, bytes] | None]]:
-        """These slices on the disk and in the index, looked up at the same time."""
-        looks: Deferred[list[_Look]] = self._in_thread(self._look_at, numbers)
-        index = self._index
-        if index is None:
-            return [(look, None) for look in await looks]
-        asked = [Deferred.fromCoroutine(index.slice_packed(number)) for number in numbers]
-        asked_all: Deferred[Any] = gatherResults(asked, consumeErrors=True)
-        found: list[Any] = [None, None]
-        # Both are awaited whatever happens: none may go on behind our back.
-        try:
-            found[0] = await looks
-        finally:
-            try:
-                found[1] = await asked_all
-            except Exception as error:
-                raise _cause(error) from error
-        return list(zip(found[0], found[1], strict=True))
+    async def _look_again(self, number: int, before: Difference) -> None:
+        """Mend what still differs."""
+        ((_, found),) = await self._reconciler.look([number], -math.inf, self._still_there)
+        still = Difference(
+            {key: value for key, value in found.news.items() if key in before.news},
+            {key: value for key, value in found.lost.items() if before.lost.get(key) == value},
+        )
+        await self._settle(still)
 
-    def _look_at(self, numbers: list[int]) -> list[_Look]:
-        """In a thread."""
-        return [self._look(number) for number in numbers]
+    async def _settle(self, found: Difference) -> None:
+        if self._dry_run:
+            self._scan.learnt += len(found.news)
+            self._scan.forgotten += len(found.lost)
+        else:
+            mended = await self._reconciler.mend(found, self._still_there)
+            self._scan.learnt += mended.learnt
+            self._scan.forgotten += mended.forgotten
 
-    def _look(self, number: int) -> _Look:
-        digits = f"{number:03x}"
-        leaves = [read_leaf(self._root, entity, digits) for entity in self._ground.get(number, ())]
-        look = _Look(number, leaves)
-        held = {key: value[0] for leaf in leaves for key, value in leaf.files}
-        for leaf in leaves:
-            look.damaged += [(f"{leaf.folder}/{name}", None) for name in leaf.empty]
-            for (_, _, key, media), text in zip(leaf.links, leaf.targets, strict=True):
-                # Asked of the disk only where the file lies in another slice.
-                if held.get(key) != media and not os.access(self._root + text[UP:], os.F_OK):
-                    look.dangling += 1
-            if self._verify:
-                for (key, value), name in zip(leaf.files, leaf.file_names, strict=True):
-                    path = f"{leaf.folder}/{name}"
-                    if not self._begins_right(path, value):
-                        look.damaged.append((path, key))
-        return look
+    def _still_there(self) -> None:
+        """:raises IndexAway: what is told to the index now would be lost."""
+        if not self._index.available:
+            raise IndexAway("the index went away during the scan")
 
-    def _begins_right(self, path: str, value: bytes) -> bool:
-        media = media_of(value)
+    def _verify(self, disk: DiskSlice) -> None:
+        """In a thread: take images that do not begin as their name says for damaged."""
+        for folder in disk.folders:
+            for i in range(len(folder.files) - 1, -1, -1):
+                if not self._begins_right(folder, i):
+                    folder.take_for_damaged(i)
+
+    def _begins_right(self, folder: Folder, i: int) -> bool:
+        media = media_of(folder.files[i][1])
         if media is None:
             return True
         try:
-            fd = self._store.open(path)
+            fd = self._store.open(f"{folder.path}/{folder.file_names[i]}")
         except FileNotFoundError:
             return True  # It went meanwhile.
         except OSError:
@@ -251,96 +209,11 @@ class Scanner:
         finally:
             os.close(fd)
 
-    def _count(self, look: _Look, scan: Scan) -> None:
-        for leaf in look.leaves:
-            scan.files += len(leaf.files)
-            scan.by_entity[leaf.entity.value] += len(leaf.files)
-            scan.size_bytes += leaf.size_bytes
-            scan.links += len(leaf.links)
-            scan.aliases += len({link[0] for link in leaf.links})
-            if leaf.strangers:
-                scan.foreigners([f"{leaf.folder}/{name}" for name in leaf.strangers])
-        scan.dangling += look.dangling
-        scan.damaged += len(look.damaged)
-        room = max(0, MOST_NAMES - len(scan.damaged_names))
-        scan.damaged_names += [path for path, _ in look.damaged[:room]]
-
-    async def _remove_damaged(self, look: _Look) -> None:
-        if self._dry_run or not self._verify:
+    async def _remove_damaged(self, disk: DiskSlice) -> None:
+        if self._dry_run or not self._scan.verified:
             return
-        for path, packed in look.damaged:
-            known = None
-            if packed is not None and self._index is not None:
-                # Before the file is looked at again: what is stored since is another entry.
-                known = (await self._index.slice_packed(look.number)).get(packed)
-            gone = False
-            with self._stuck.told(path):
-                gone = await self._in_thread(self._store.remove_damaged, path)
-            if gone and packed is not None and known is not None and self._index is not None:
-                key = unpack_file_key(packed)
-                if await self._index.forget_file(key, unpack_entry(known)):
-                    await self._index.settle([key])
-
-    async def _settle(self, number: int, odd: _Odd, scan: Scan) -> None:
-        """Look a second time at what differed, and mend what still does."""
-        ((look, known),) = await self._both([number])
-        if known is None or self._index is None:
-            return
-        again = _compare(look, known)
-        news = {key: value for key, value in again.news.items() if key in odd.news}
-        lost = [
-            (unpack_file_key(key), unpack_entry(value))
-            for key, value in again.lost.items()
-            if odd.lost.get(key) == value
-        ]
-        reconciler = Reconciler(
-            index=self._index, store=self._store, in_thread=self._in_thread, stuck=self._stuck
-        )
-        if self._dry_run:
-            scan.learnt += len(news)
-            scan.forgotten += len(await self._in_thread(reconciler.still_lost, lost))
-            return
-        scan.learnt += await self._learn(news)
-        mended = await reconciler.mend_lost(lost, self._still_there)
-        scan.learnt += mended.learnt
-        scan.forgotten += mended.forgotten
-
-    async def _learn(self, news: dict[bytes, bytes]) -> int:
-        if self._index is not None:
-            things = list(news.items())
-            for start in range(0, len(things), LEARN_AT_ONCE):
-                await self._index.learn_packed(things[start : start + LEARN_AT_ONCE])
-                self._still_there()
-        return len(news)
-
-    def _still_there(self) -> None:
-        """:raises IndexAway: what is told to the index now would be lost."""
-        if self._index is not None and not self._index.available:
-            raise IndexAway("the index went away during the scan")
-
-
-def _compare(look: _Look, known: dict[bytes, bytes]) -> _Odd:
-    """
-    What the index lacks, and the files that it has and the disk has not, or not in that size.
-
-    An alias that only the index knows is no difference: its symlink comes with the first size of
-    its image that is held.
-    """
-    things = look.things()
-    bad = {key for _, key in look.damaged}
-    news = {key: things[key] for key in things.keys() - known.keys()}
-    lost = {
-        key: value
-        for key, value in known.items()
-        if not is_alias(key)
-        and things.get(key) != value
-        and (key not in things or size_of(things[key]) != size_of(value))
-        and key not in bad
-    }
-    return _Odd(news, lost)
-
-
-def _cause(error: Exception) -> BaseException:
-    """What went wrong inside of gatherResults."""
-    failure = getattr(error, "subFailure", None)
-    return error if failure is None else failure.value
+        for folder in disk.folders:
+            for name in folder.damaged:
+                path = f"{folder.path}/{name}"
+                with self._stuck.told(path):
+                    await self._in_thread(self._store.remove_damaged, path)

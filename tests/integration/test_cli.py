@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,10 @@ async def test_verify(sim, run, redis: RedisServer, coverart) -> None:
     await proxy.settled()
     (name,) = proxy.files()
     file = proxy.root / name
+    stored = file.stat()
     file.write_bytes(b"x" * len(body))
+    # Else it is seen to have been written over since it was stored.
+    os.utime(file, (stored.st_mtime, stored.st_mtime))
     assert (await coverart("scan", "--dry-run", COVER_ART_REDIS_URL=redis.url)).code == 0
     dry = await coverart("scan", "--verify", "--dry-run", "--json", COVER_ART_REDIS_URL=redis.url)
     assert (dry.code, dry.json["damaged_names"]) == (1, [name])

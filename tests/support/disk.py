@@ -1,8 +1,10 @@
-"""What lies on the disk, for tests."""
+"""What lies on the disk, for tests, in the words of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import attrs
 
 from coverart.index.base import Seen
 from coverart.index.codec import (
@@ -12,14 +14,58 @@ from coverart.index.codec import (
     unpack_entry,
     unpack_file_key,
 )
-from coverart.store.disk_walk import walk_packed
+from coverart.model import Alias, AliasKey, FileEntry, FileKey
+from coverart.store import layout
+from coverart.store.disk_walk import read_slice, survey
+
+LATE = float("inf")
+"""No stamp is ahead of that."""
+
+
+@attrs.frozen(kw_only=True)
+class Link:
+    """A symlink: where it lies, what it says, and where the file lies that it points at."""
+
+    path: str
+    key: AliasKey
+    alias: Alias
+    target_path: str
+
+    @property
+    def retired(self) -> bool:
+        return self.path.endswith(layout.RETIRED)
+
+
+def unpacked(
+    things: Mapping[bytes, bytes],
+) -> tuple[dict[FileKey, FileEntry], dict[AliasKey, Alias]]:
+    """Files and aliases of a slice, of the disk or of an index."""
+    files = {unpack_file_key(k): unpack_entry(v) for k, v in things.items() if not is_alias(k)}
+    aliases = {unpack_alias_key(k): unpack_alias(v) for k, v in things.items() if is_alias(k)}
+    return files, aliases
+
+
+def packed(root: str, number: int) -> dict[bytes, bytes]:
+    """Every file and alias of one slice, as an index learns them."""
+    return read_slice(root, number).things(LATE)
 
 
 def walk(root: str) -> Iterator[Seen]:
-    """Every file and alias under a cache directory, as an index learns them at a start."""
-    for batch in walk_packed(root):
-        for key, value in batch:
-            if is_alias(key):
-                yield unpack_alias_key(key), unpack_alias(value)
-            else:
-                yield unpack_file_key(key), unpack_entry(value)
+    """Every file and alias under a cache directory."""
+    for number in survey(root)[0]:
+        files, aliases = unpacked(packed(root, number))
+        yield from files.items()
+        yield from aliases.items()
+
+
+def links(root: str, number: int) -> Iterator[Link]:
+    """Every symlink of one slice."""
+    for folder in read_slice(root, number).folders:
+        rows = zip(folder.link_names, folder.links, folder.targets, strict=True)
+        for name, (key, value, _, _), text in rows:
+            yield Link(
+                path=f"{folder.path}/{name}",
+                key=unpack_alias_key(key),
+                alias=unpack_alias(value),
+                target_path=text.removeprefix("../../../../"),
+            )

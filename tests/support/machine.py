@@ -38,8 +38,8 @@ from coverart.errors import BadUpstream, CoverError
 from coverart.index.base import Index
 from coverart.index.eviction_order import Eviction
 from coverart.index.memory import MemoryIndex
-from coverart.maintenance.reconcile import Reconciler
 from coverart.maintenance.sweep import Bounds, Cleanup
+from coverart.maintenance.verify import Scanner
 from coverart.metrics import Metrics
 from coverart.model import (
     AliasKey,
@@ -546,9 +546,8 @@ class CacheMachine(Promises):
 
         async def work() -> None:
             if not await self.index.whole():
-                reconciler = Reconciler(index=self.index, store=self.store, in_thread=self.threads)
-                await self.index.fill()
-                await reconciler.learn_all(lambda: None)
-                await self.index.set_whole()
+                await Scanner(
+                    index=self.index, store=self.store, in_thread=self.threads, clock=self.clock
+                ).run()
 
         self.run(work())

@@ -31,7 +31,7 @@ from coverart.model import (
     ListingKey,
 )
 from coverart.store import layout
-from coverart.store.disk_walk import DiskSlice, read_slice
+from tests.support.disk import links, packed, unpacked
 from tests.support.played import TICK_S, MortalStore, PlayedArchive, Thing, body_of
 
 SLICES = (0, 1)
@@ -296,11 +296,11 @@ class Promises(RuleBasedStateMachine):
 
     # What is promised after a sweep
 
-    def _slices(self) -> list[DiskSlice]:
-        return [read_slice(str(self.root), number) for number in SLICES]
-
     def entries(self) -> dict[FileKey, FileEntry]:
-        return {key: entry for part in self._slices() for key, entry in part.files.items()}
+        held: dict[FileKey, FileEntry] = {}
+        for number in SLICES:
+            held |= unpacked(packed(str(self.root), number))[0]
+        return held
 
     def _held_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.entries().values())
@@ -324,10 +324,9 @@ class Promises(RuleBasedStateMachine):
         known: dict[FileKey, FileEntry] = {}
         aliases: dict[AliasKey, Alias] = {}
         for number in SLICES:
-            part = await self.index.slice(number)
-            known |= part.files
-            aliases |= part.aliases
-        disk = self._slices()
+            files, names = unpacked(await self.index.slice_packed(number))
+            known |= files
+            aliases |= names
         held = self.entries()
         sizes = {key: each.size_bytes for key, each in held.items()}
         assert {key: entry.size_bytes for key, entry in known.items()} == sizes
@@ -348,7 +347,7 @@ class Promises(RuleBasedStateMachine):
             assert totals.oldest == oldest
         assert totals.size_bytes <= room
         assert self.store.unfinished() == 0
-        for link in (link for part in disk for link in part.links):
+        for link in (link for number in SLICES for link in links(str(self.root), number)):
             assert (self.root / link.target_path).exists(), link
             alias = aliases.get(link.key)
             assert alias is not None, link

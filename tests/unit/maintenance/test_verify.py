@@ -1,6 +1,5 @@
 """Reading a whole directory: names straight to packed keys, and what a scan makes of it."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,9 +11,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.index.base import LEARN_AT_ONCE, Index, Seen
-from coverart.index.codec import pack_alias, pack_alias_key, pack_file_key, pack_seen
+from coverart.freshness import CLOCK_SLACK_S
+from coverart.index.base import Index
+from coverart.index.codec import (
+    pack_alias,
+    pack_alias_key,
+    pack_entry,
+    pack_file_key,
+    pack_seen,
+    unpack_alias,
+)
 from coverart.index.memory import MemoryIndex
+from coverart.maintenance.reconcile import Difference, compare
 from coverart.maintenance.verify import SECOND_LOOK_S, Scan, Scanner
 from coverart.model import (
     ORIGINAL,
@@ -22,17 +30,19 @@ from coverart.model import (
     AliasKey,
     Entity,
     FileEntry,
+    FileKey,
     ImageKey,
     ImageRef,
     ImageRequest,
     ListingKey,
     MediaType,
+    Target,
 )
 from coverart.store import layout
-from coverart.store.disk_walk import read_leaf, read_slice, survey, walk_packed
+from coverart.store.disk_walk import read_slice, survey
 from coverart.store.image_store import ImageStore, link_target
 from coverart.store.packed_names import Names
-from tests.support.disk import walk
+from tests.support.disk import LATE, packed, unpacked, walk
 from tests.support.doubles import at_once
 from tests.support.strategies import MBID, OTHER_MBID, examples, image_refs, image_requests
 
@@ -219,86 +229,150 @@ class Disk(SynchronousTestCase):
         (self.root / ".incoming/left").write_bytes(JPEG)
 
 
+SLICES = (int(DIGITS, 16), int(OTHER_MBID[:3], 16))
+
+
 class ReadingTests(Disk):
-    """rebuild, packed."""
+    """The reader of the disk."""
 
-    def seen(self) -> list[tuple[bytes, bytes]]:
-        return [thing for batch in walk_packed(str(self.root)) for thing in batch]
-
-    def test_as_slices(self) -> None:
-        """All that lies on the disk is what its slices show, one by one."""
+    def test_as_examined(self) -> None:
+        """What a slice shows is what a look at each path by itself shows."""
         self.fill()
         self.scattered()
         for path in layout.alias_paths(FRONT):
             self.store.links.retire(path, NOW + 30)
-        shown: list[Seen] = []
-        for number in (int(DIGITS, 16), int(OTHER_MBID[:3], 16)):
-            part = read_slice(str(self.root), number)
-            shown += [*part.files.items(), *((link.key, link.alias) for link in part.links)]
-        self.assertEqual(len(shown), 7)
-        self.assertEqual(sorted(self.seen()), sorted(map(pack_seen, shown)))
-
-    def test_batches(self) -> None:
-        """An index is given so much at once as it learns at once, however folders are filled."""
-        folder = self.root / layout.folder(Entity.RELEASE, MBID)
-        folder.mkdir(parents=True)
-        source = folder / f"{MBID}_1.jpg"
-        source.write_bytes(JPEG)
-        for number in range(2, LEARN_AT_ONCE * 2 + 11):
-            os.link(source, folder / f"{MBID}_{number}.jpg")
-        sizes = [len(batch) for batch in walk_packed(str(self.root))]
-        self.assertEqual(sizes, [LEARN_AT_ONCE, LEARN_AT_ONCE, 10])
+        files: dict[FileKey, FileEntry] = {}
+        aliases: dict[AliasKey, Alias] = {}
+        for found in self.root.rglob("*.*"):
+            path = str(found.relative_to(self.root))
+            on_disk = self.store.examine(path)
+            place = layout.identify(layout.unretired(path))
+            if on_disk is None or place is None:
+                continue
+            files[on_disk.key] = on_disk.entry
+            if on_disk.alias is not None and isinstance(place.thing, ImageRequest):
+                known = aliases.get(place.thing.alias)
+                if known is None or known.checked_at < on_disk.alias.checked_at:
+                    aliases[place.thing.alias] = on_disk.alias
+        # Empty as well: listings are checked by who serves them.
+        shown: dict[bytes, bytes] = {}
+        for number in SLICES:
+            shown |= packed(str(self.root), number)
+        self.assertEqual(unpacked(shown), (files, aliases))
+        self.assertEqual((len(files), len(aliases)), (4, 2))
 
     def test_nothing(self) -> None:
         """A directory that is not there is empty."""
-        self.assertEqual(list(walk_packed(str(self.root / "nowhere"))), [])
-        leaf = read_leaf(str(self.root / "nowhere"), Entity.RELEASE, DIGITS)
-        self.assertEqual((leaf.seen, leaf.strangers), ([], []))
+        nowhere = str(self.root / "nowhere")
+        self.assertEqual(survey(nowhere), ([], []))
+        self.assertEqual(packed(nowhere, 0x353), {})
 
-    def test_strangers(self) -> None:
-        """What is not ours is named, wherever it lies."""
+    def test_survey(self) -> None:
+        """The slices that have folders are found; what is not ours is named, wherever it lies."""
         self.fill()
         self.scattered()
+        numbers, strangers = survey(str(self.root))
+        self.assertEqual(numbers, sorted(SLICES))
+        self.assertEqual(sorted(strangers), ["notes.txt", "release/3/35/999", "release/x"])
+        (folder, *_) = read_slice(str(self.root), SLICES[0]).folders
         self.assertEqual(
-            sorted(survey(str(self.root)).strangers), ["notes.txt", "release/3/35/999", "release/x"]
-        )
-        leaf = read_leaf(str(self.root), Entity.RELEASE, DIGITS)
-        self.assertEqual(
-            sorted(leaf.strangers),
+            sorted(folder.strangers),
             [f"{MBID}_9.jpg.stale", f"{MBID}_front.gif", "folder", "thumbs.db"],
         )
 
-    def test_learn(self) -> None:
-        """An index that learns what is packed knows what one knows that learns values."""
+    def test_another_disk(self) -> None:
+        """A folder may be a symlink, to spread a cache over disks; a loop of them ends."""
         self.fill()
-        other = MemoryIndex()
-        self.result(self.index.learn_packed(self.seen()))
-        self.result(other.learn(list(walk(str(self.root)))))
-        self.assertEqual(self.result(self.index.totals()), self.result(other.totals()))
-        for number in (int(DIGITS, 16), int(OTHER_MBID[:3], 16)):
-            self.assertEqual(
-                self.result(self.index.slice(number)), self.result(other.slice(number))
-            )
-        self.assertEqual(
-            self.result(self.index.oldest(9)),
-            self.result(other.oldest(9)),
+        (self.root / "release/3").rename(self.root / "elsewhere")
+        (self.root / "release/3").symlink_to(self.root / "elsewhere")
+        (self.root / "event/8").symlink_to("..")
+        self.assertIn(SLICES[0], survey(str(self.root))[0])
+        self.assertEqual(len(list(walk(str(self.root)))), 6)
+
+    def test_ahead_of_the_clock(self) -> None:
+        """Of two symlinks of a name, one that is stamped ahead of the clock is not the latest."""
+        self.fill()
+        links = read_slice(str(self.root), SLICES[0])
+        key = pack_alias_key(FRONT)
+        self.assertEqual(unpack_alias(links.things(LATE)[key]).checked_at, NOW + 60)
+        self.assertEqual(unpack_alias(links.things(NOW + 30 - CLOCK_SLACK_S)[key]).checked_at, NOW)
+
+
+def entry(size_bytes: int, stored_at: float = NOW) -> bytes:
+    return pack_entry(FileEntry(size_bytes=size_bytes, stored_at=stored_at, media=MediaType.JPEG))
+
+
+class CompareTests(Disk):
+    """What disk and index say of one slice."""
+
+    def compared(self, known: dict[bytes, bytes], before: float = 0.0) -> Difference:
+        return compare(read_slice(str(self.root), SLICES[0]), known, NOW + 100, before)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.fill()
+        self.known = packed(str(self.root), SLICES[0])
+
+    def test_the_same(self) -> None:
+        """No difference; a file system may keep times less precisely."""
+        self.assertEqual(self.compared(self.known), Difference())
+        key = pack_file_key(REF.at(250))
+        self.known[key] = entry(len(JPEG), NOW - 0.5)
+        self.assertEqual(self.compared(self.known), Difference())
+
+    def test_news(self) -> None:
+        """What the index lacks, and names that were confirmed since."""
+        image, name = pack_file_key(REF.at(250)), pack_alias_key(FRONT)
+        del self.known[image]
+        older = Alias(target=Target(ref=REF), checked_at=NOW)
+        self.known[name] = pack_alias(older)
+        self.assertEqual(set(self.compared(self.known).news), {image, name})
+
+    def test_lost(self) -> None:
+        """Files that are gone, of another size, or stored anew; not names."""
+        other = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=9)
+        was = {
+            pack_file_key(REF.at(250)): entry(len(JPEG) + 1),
+            pack_file_key(REF.at(500)): entry(len(JPEG), NOW - 60),
+            pack_file_key(other.at(250)): entry(5),
+        }
+        back = AliasKey(entity=Entity.RELEASE, mbid=MBID, name="back")
+        alias = pack_alias(Alias(target=Target(ref=other), checked_at=NOW))
+        found = self.compared(self.known | was | {pack_alias_key(back): alias})
+        self.assertEqual((found.lost, found.news, found.nameless), (was, {}, {}))
+        self.assertEqual(len(found.dangling), 2)
+        found = self.compared(self.known | {pack_alias_key(back): alias}, before=NOW + 1)
+        self.assertEqual(found.nameless, {pack_alias_key(back): alias})
+
+    def test_links(self) -> None:
+        """Symlinks whose file is gone, that lead elsewhere, and that are past their time."""
+        self.store.remove(layout.image_path(REF.at(500), MediaType.JPEG))
+        small, large = (
+            layout.alias_path(ImageRequest(alias=FRONT, size=size), MediaType.JPEG)
+            for size in (250, 500)
         )
-        self.assertEqual(
-            self.result(self.index.due_aliases(NOW + 90, 9, "")),
-            self.result(other.due_aliases(NOW + 90, 9, "")),
-        )
+        moved = Target(ref=ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=9))
+        alias = pack_alias(Alias(target=moved, checked_at=NOW + 90))
+        found = self.compared(self.known | {pack_alias_key(FRONT): alias}, before=NOW + 30)
+        self.assertEqual((set(found.dangling), found.overdue), ({large}, [small]))
+        self.assertEqual(sorted(found.outdated), [(small, alias), (large, alias)])
 
 
 class ScannerTests(Disk):
     """Scanner."""
 
-    def scan(self, index: Index | None, **options: bool) -> Scan:
+    def scan(self, index: Index | None, *, dry_run: bool = False, verify: bool = False) -> Scan:
         """Scan, with as much time for second looks as they need."""
-        scanner = Scanner(
-            index=index, store=self.store, in_thread=at_once, clock=self.clock, **options
-        )
         self.told: list[tuple[int, int]] = []
-        scanner.told = lambda done, of, _: self.told.append((done, of))
+        scanner = Scanner(
+            index=index,
+            store=self.store,
+            in_thread=at_once,
+            clock=self.clock,
+            dry_run=dry_run,
+            verify=verify,
+            told=lambda done, of, _: self.told.append((done, of)),
+        )
         scanning = Deferred.fromCoroutine(scanner.run())
         while not scanning.called:
             self.before_second_look()
@@ -312,8 +386,8 @@ class ScannerTests(Disk):
     def learnt(self) -> MemoryIndex:
         """An index that knows the directory."""
         index = MemoryIndex()
-        for batch in walk_packed(str(self.root)):
-            self.result(index.learn_packed(batch))
+        for number in survey(str(self.root))[0]:
+            self.result(index.learn_packed(list(packed(str(self.root), number).items())))
         self.result(index.set_whole())
         return index
 
@@ -331,7 +405,7 @@ class ScannerTests(Disk):
         self.assertIn("notes.txt", seen.foreign_names)
         self.assertEqual(seen.differences, 0)
         self.assertEqual(sorted(self.root.rglob("*")), before)
-        self.assertEqual(self.told[-1], (3, 3))
+        self.assertEqual(self.told[-1], (2, 2))
 
     def test_nothing_to_mend(self) -> None:
         """An index that agrees is left alone, and takes no second look."""
@@ -385,15 +459,15 @@ class ScannerTests(Disk):
         self.fill()
         index = self.learnt()
         wrong = self.put(REF.at(1200), b"<html>")
-        self.result(index.learn_packed(read_leaf(str(self.root), Entity.RELEASE, DIGITS).seen))
+        self.result(index.learn_packed(list(packed(str(self.root), SLICES[0]).items())))
         empty = self.root / layout.image_path(REF.at(ORIGINAL), MediaType.GIF)
         empty.touch()
         self.assertEqual(self.scan(index).differences, 0)
         dry = self.scan(index, dry_run=True, verify=True)
-        self.assertEqual((dry.damaged, dry.differences), (2, 2))
+        self.assertEqual((dry.damaged, dry.learnt, dry.forgotten), (2, 0, 1))
         self.assertTrue((self.root / wrong).exists())
         seen = self.scan(index, verify=True)
-        self.assertEqual((seen.damaged, seen.learnt, seen.forgotten), (2, 0, 0))
+        self.assertEqual((seen.damaged, seen.learnt, seen.forgotten), (2, 0, 1))
         self.assertEqual(
             sorted(seen.damaged_names), sorted([wrong, str(empty.relative_to(self.root))])
         )
@@ -408,19 +482,14 @@ class ScannerTests(Disk):
         path = self.put(REF.at(250), b"<html>")
         entry = FileEntry(size_bytes=len(JPEG), stored_at=NOW + 60, media=MediaType.JPEG)
 
-        asked: list[int] = []
-        slice_packed = index.slice_packed
+        remove_damaged = self.store.remove_damaged
 
-        async def fetched_meanwhile(number: int) -> dict[bytes, bytes]:
-            known = dict(await slice_packed(number))
-            asked.append(number)
-            if asked.count(int(DIGITS, 16)) == 2 and number == int(DIGITS, 16):
-                # Asked again: the file was looked at, and is about to be removed.
-                self.store.write(path, JPEG, NOW + 60)
-                await index.put_file(REF.at(250), entry)
-            return known
+        def fetched_meanwhile(damaged: str) -> bool:
+            self.store.write(path, JPEG, NOW + 60)
+            self.result(index.put_file(REF.at(250), entry))
+            return remove_damaged(damaged)
 
-        index.slice_packed = fetched_meanwhile  # type: ignore[method-assign]
+        self.patch(self.store, "remove_damaged", fetched_meanwhile)
         self.assertEqual(self.scan(index, verify=True).damaged_names, [path])
         self.assertEqual((self.root / path).read_bytes(), JPEG)
         self.assertEqual(self.result(index.totals()).files, 4)

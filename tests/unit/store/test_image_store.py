@@ -42,9 +42,8 @@ from coverart.model import (
 )
 from coverart.store import layout
 from coverart.store.atomic_files import Temporary
-from coverart.store.disk_walk import read_slice
 from coverart.store.image_store import ImageStore, OnDisk
-from tests.support.disk import walk
+from tests.support.disk import packed, unpacked, walk
 from tests.support.doubles import folder
 from tests.support.strategies import MBID, OTHER_MBID, examples
 
@@ -589,11 +588,13 @@ class RebuildTests(StoreTests):
         self.store.links.make(
             ImageRequest(alias=FRONT, size=250), REF.at(250), MediaType.JPEG, 1000
         )
-        mine = read_slice(str(self.root), 0x353)
-        self.assertEqual((set(mine.files), set(mine.aliases)), ({REF.at(250)}, {FRONT}))
-        others = read_slice(str(self.root), 0x76D)
-        self.assertEqual((set(others.files), set(others.aliases)), ({other.at(ORIGINAL)}, set()))
-        self.assertEqual(read_slice(str(self.root), 0).files, {})
+        for number, files, aliases in (
+            (0x353, {REF.at(250)}, {FRONT}),
+            (0x76D, {other.at(ORIGINAL)}, set()),
+            (0, set(), set()),
+        ):
+            shown = unpacked(packed(str(self.root), number))
+            self.assertEqual((set(shown[0]), set(shown[1])), (files, aliases))
 
     def test_nothing(self) -> None:
         """A directory that is not there holds nothing."""

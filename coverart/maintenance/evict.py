@@ -1,0 +1,163 @@
+"""
+What leaves the cache for want of room, and the names that leave nginx's sight past their time.
+
+By the order of an index, in batches that leave the reactor free. Whether this process still leads
+is asked before each file.
+"""
+
+from __future__ import annotations
+
+import attrs
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from coverart.cache.download import InThread
+from coverart.coordination.leases import Leadership
+from coverart.index.base import LEARN_AT_ONCE, Index, LostLease
+from coverart.index.codec import pack_seen
+from coverart.maintenance.reconcile import Check, Stuck
+from coverart.model import AliasKey, FileEntry, FileKey
+from coverart.store import layout
+from coverart.store.image_store import ImageStore
+
+BATCH = 200
+"""Files handled at once: a few milliseconds of the reactor's time."""
+RETIRED_AT_ONCE = 20
+"""Aliases are handed out once, so a stop waits for a batch of them: a second on a slow disk."""
+
+
+@attrs.define(kw_only=True)
+class Evicted:
+    """What went."""
+
+    evicted: int = 0
+    evicted_bytes: int = 0
+    retired: int = 0
+    """Aliases whose time was over: nginx does not serve them directly any more."""
+
+
+class Evictor:
+    """Evicts and retires while this process leads."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        store: ImageStore,
+        in_thread: InThread,
+        leadership: Leadership,
+        clock: IReactorTime,
+        stuck: Stuck,
+        go_on: Check,
+    ) -> None:
+        """
+        :param index: what tells the order.
+        :param go_on: raises LostLease once the service stops.
+        """
+        self._index = index
+        self._store = store
+        self._in_thread = in_thread
+        self._leadership = leadership
+        self._clock = clock
+        self._stuck = stuck
+        self._go_on = go_on
+
+    def check(self) -> str:
+        """
+        Called before each step, in a thread too.
+
+        :returns: the token of this term.
+        :raises LostLease: another process leads, or this one stops.
+        """
+        self._go_on()
+        token = self._leadership.token
+        if token is None:
+            raise LostLease
+        return token
+
+    async def evict(
+        self, done: Evicted, *, max_bytes: int, clean_to_bytes: int, beside_bytes: int = 0
+    ) -> None:
+        """
+        Over the maximum: remove what is first in the order of eviction until it is well below.
+
+        :param done: is added to.
+        :param beside_bytes: on the disk, of files that the index does not know.
+        """
+        size_bytes = (await self._index.totals()).size_bytes + beside_bytes
+        if size_bytes <= max_bytes:
+            return
+        self.log.info(
+            "{dir} holds {size_bytes} bytes, over its limit of {max_bytes}: evicting",
+            dir=str(self._store.root),
+            size_bytes=size_bytes,
+            max_bytes=max_bytes,
+        )
+        # Out of the index until the end, so that the next batch holds others.
+        stuck: list[tuple[FileKey, FileEntry]] = []
+        try:
+            while size_bytes > clean_to_bytes:
+                victims: list[tuple[FileKey, FileEntry]] = []
+                for key, entry in await self._index.oldest(BATCH):
+                    if size_bytes <= clean_to_bytes:
+                        break
+                    victims.append((key, entry))
+                    size_bytes -= entry.size_bytes
+                token = self.check()
+                gone = await self._index.forget_files(victims, token)
+                if not gone:
+                    return
+                left: list[tuple[FileKey, FileEntry]]
+                left = await self._in_thread(self._unlink, gone, token)
+                removed = [file for file in gone if file not in left]
+                await self._index.settle([key for key, _ in removed])
+                done.evicted += len(removed)
+                done.evicted_bytes += sum(entry.size_bytes for _, entry in removed)
+                await deferLater(self._clock, 0)
+                stuck += left
+                size_bytes = (await self._index.totals()).size_bytes + beside_bytes
+                size_bytes += sum(entry.size_bytes for _, entry in stuck)
+        finally:
+            known = [pack_seen(file) for file in stuck]
+            for start in range(0, len(known), LEARN_AT_ONCE):
+                await self._index.learn_packed(known[start : start + LEARN_AT_ONCE])
+
+    def _unlink(
+        self, files: list[tuple[FileKey, FileEntry]], token: str
+    ) -> list[tuple[FileKey, FileEntry]]:
+        """
+        In a thread. :param token: of the term in which they were taken out of the index.
+
+        :returns: those that can't be removed.
+        :raises LostLease: the process may have been stopped in between for longer than its term.
+        """
+        left = []
+        for key, entry in files:
+            if self.check() != token:
+                raise LostLease
+            try:
+                self._store.remove_entry(key, entry)
+            except OSError as error:
+                self._stuck.tell(self._store.path_of(key, entry.media), error)
+                left.append((key, entry))
+        return left
+
+    async def retire(self, done: Evicted, before: float) -> None:
+        """
+        Take the symlinks of aliases past their time out of nginx's sight.
+
+        :param before: those last confirmed before that time.
+        """
+        while due := await self._index.due_aliases(before, RETIRED_AT_ONCE, self.check()):
+            keys = [key for key, _ in due]
+            await self._in_thread(self._retire_links, keys, before)
+            done.retired += len(keys)
+
+    def _retire_links(self, keys: list[AliasKey], before: float) -> None:
+        """In a thread."""
+        for path in (path for key in keys for path in layout.alias_paths(key)):
+            with self._stuck.told(path):
+                self._store.links.retire(path, before)
