@@ -182,8 +182,10 @@ async def test_there_and_back(sim, either: Upgrade) -> None:
     sim.faults.gates.release("hold")
     await within(cut_off)
     retired = ""
-    for version, ages in ((NEW, "event"), (OLD, "group"), (NEW, "")):
+    for version, aged in ((NEW, "event"), (OLD, "group"), (NEW, "")):
         sim.counts.clear()
+        # Redis knows better than the symlink's stamp, and sweeps come to each of 4,096 parts in turn.
+        ages = aged if either.redis is None else ""
         links = [name for name in child.links() if ages and name.startswith(FOLDER[ages])]
         for link in links:
             age(child.root, link)
@@ -192,8 +194,7 @@ async def test_there_and_back(sim, either: Upgrade) -> None:
             await until((child.root / f"{link}.stale").is_symlink, "a sweep retires the name")
         for path in paths:
             if path != examples.get(ages):
-                # Redis knows it for fresh: the name comes back as it was.
-                stale = path == examples.get(retired) and either.redis is None
+                stale = path == examples.get(retired)
                 await either.get(child, path, "STALE" if stale else "HIT")
         if either.redis is not None:
             await either.get(child, examples[ABSENT], "ABSENT")
