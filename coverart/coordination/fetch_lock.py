@@ -9,21 +9,32 @@ at growing intervals. An owner that fails leaves its error in the key for those 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from coverart import errors
+from coverart.coordination.lua_scripts import Script
 from coverart.coordination.redis_client import RedisAway, RedisLink
-from coverart.coordination.redis_scripts import RENEW_LOCKS
 from coverart.errors import CoverError
 
 LOCK_LIFE_S = 10.0
 """So long others wait for a process that was killed."""
 ERROR_LIFE_S = 2.0
 """So long an error is left for those who wait; they ask more often."""
+_LOCKS_LAYOUT = 1
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
+
+
+def locks_prefix(cache_name: str) -> bytes:
+    """
+    The beginning of the keys of the leader's lock and those of fetches.
+
+    Apart from the layout of the index, so that old and new versions have one leader and one fetch.
+    """
+    return f"coverart:{_LOCKS_LAYOUT}:{cache_name}:".encode()
 
 
 def pause_s(waited_s: float) -> float:
@@ -36,10 +47,11 @@ class HeldLocks:
 
     log = Logger()
 
-    def __init__(self, link: RedisLink, prefix: bytes) -> None:
-        """:param prefix: of all keys."""
+    def __init__(self, link: RedisLink, renew: Script, keys: Sequence[bytes]) -> None:
+        """:param renew: given a life in ms, and names and tokens."""
         self._link = link
-        self._prefix = prefix
+        self._script = renew
+        self._keys = keys
         self._names: dict[str, bytes] = {}
         self._renewal = LoopingCall(self._renew)
         self._renewal.clock = link.clock
@@ -61,16 +73,12 @@ class HeldLocks:
             self._renewal.stop()
             return
         words = [word for token, name in self._names.items() for word in (name, token)]
-        try:
-            await self._link.run(RENEW_LOCKS, self._prefix, int(LOCK_LIFE_S * 1000), *words)
-        except RedisAway:
-            return
+        with suppress(RedisAway):
+            await self._link.run(self._script, self._keys, int(LOCK_LIFE_S * 1000), *words)
 
 
-def pack_error(error: CoverError | None) -> str:
-    """An error as it is left in a lock; empty for none."""
-    if error is None:
-        return ""
+def pack_error(error: CoverError) -> str:
+    """An error as it is left in a lock."""
     told = [type(error).__name__, error.detail, error.retry_after_s]
     return "-" + json.dumps(told)
 

@@ -14,6 +14,8 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol
 
 import attrs
@@ -24,8 +26,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from coverart import errors
+from coverart.coordination.lua_scripts import Script, load_scripts
 from coverart.coordination.redis_client import RedisAway, RedisLink
-from coverart.coordination.redis_scripts import ACQUIRE, RELEASE, RENEW
 from coverart.coordination.untold_mark import Mark
 from coverart.errors import CoverError, FileNotInArchive, NotInArchive
 
@@ -34,6 +36,7 @@ FETCH_LIFE_S = 10.0
 FALLBACK_S = 2.0
 """A waiter that heard nothing looks again after at most so long."""
 
+_SCRIPTS = load_scripts(Path(__file__).with_name("lua"))
 Work = Callable[[], Coroutine[Deferred[Any], Any, bytes]]
 
 
@@ -115,32 +118,28 @@ class RedisLeadership:
     async def stand(self) -> str | None:
         # Counted from before the request left: the term in Redis can only begin later.
         asked = self.monotonic()
-        life_ms = int(self._life_s * 1000)
+        token = self.token or f"{self._name}:{secrets.token_hex(8)}"
         try:
-            if self._token is not None and await self._link.run(
-                RENEW, self._key, self._token, life_ms
-            ):
-                self._sure_until = asked + self._life_s
-                return self.token
-            if self._token is not None:
-                self.log.warn("the lead of the cleanup was lost; standing for it again")
-            self._token = None
-            token = f"{self._name}:{secrets.token_hex(8)}"
-            if await self._link.run(ACQUIRE, self._key, token, life_ms, b"", b"") == -1:
-                self._token = token
-                self._sure_until = asked + self._life_s
-                self.log.info("leading the cleanup as {token}", token=token)
+            leads = await self._link.run(
+                _SCRIPTS["lead"], (self._key,), token, int(self._life_s * 1000), writes=True
+            )
         except RedisAway:
             return None
+        if leads:
+            if token != self._token:
+                self.log.info("leading the cleanup as {token}", token=token)
+            self._token = token
+            self._sure_until = asked + self._life_s
+        elif self.token is not None:
+            self.log.warn("another process leads the cleanup now; standing for it again")
+            self._token = None
         return self.token
 
     async def resign(self) -> None:
         token, self._token = self._token, None
         if token is not None:
-            try:
-                await self._link.run(RELEASE, self._key, token, b"", b"", b"", b"")
-            except RedisAway:
-                return
+            with suppress(RedisAway):
+                await self._link.run(_SCRIPTS["resign"], (self._key,), token)
 
 
 @attrs.define(eq=False)
@@ -186,7 +185,8 @@ class RedisFetches:
             told = self._wait(name)
             try:
                 left_ms = await self._link.run(
-                    ACQUIRE,
+                    _ACQUIRE,
+                    (key,),
                     key,
                     owner,
                     int(self._life_s * 1000),
@@ -229,7 +229,7 @@ class RedisFetches:
 
     async def _renew(self, key: bytes, owner: str) -> None:
         try:
-            await self._link.run(RENEW, key, owner, int(self._life_s * 1000))
+            await self._link.run(_RENEW, (key,), key, owner, int(self._life_s * 1000))
         except RedisAway:
             return
 
@@ -238,7 +238,9 @@ class RedisFetches:
     ) -> None:
         message = len(name).to_bytes(1, "big") + name + end
         try:
-            await self._link.run(RELEASE, key, owner, self._channel, message, self._doubt, settled)
+            await self._link.run(
+                _RELEASE, (key,), key, owner, self._channel, message, self._doubt, settled
+            )
         except RedisAway:
             return
 
@@ -292,3 +294,39 @@ def _understand(end: bytes) -> bytes:
         kind = FileNotInArchive if told["derived"] else NotInArchive
         raise kind(told["detail"])
     raise kind(told["detail"], retry_after_s=told["retry_after_s"])
+
+
+_ACQUIRE = Script(
+    """
+-- key, owner, life in ms, set for what may be left half done, member of it (none where empty):
+-- -1 if it is the caller's now, else how long it still is another's
+if redis.call('SET', ARGV[1], ARGV[2], 'NX', 'PX', ARGV[3]) then
+  if ARGV[5] ~= '' then redis.call('SADD', ARGV[4], ARGV[5]) end
+  return -1
+end
+local left = redis.call('PTTL', ARGV[1])
+if left < 0 or left > tonumber(ARGV[3]) then
+  -- Another program wrote it, or the server's clock was set back: no lease of ours is so long.
+  redis.call('PEXPIRE', ARGV[1], ARGV[3])
+  return tonumber(ARGV[3])
+end
+return left
+"""
+)
+
+_RENEW = Script(
+    """
+if redis.call('GET', ARGV[1]) ~= ARGV[2] then return 0 end
+return redis.call('PEXPIRE', ARGV[1], ARGV[3])
+"""
+)
+
+_RELEASE = Script(
+    """
+-- key, owner, channel, what to tell those who wait (none where the channel is empty), set of what
+-- may be left half done, member of it that is not (none where empty)
+if ARGV[6] ~= '' then redis.call('SREM', ARGV[5], ARGV[6]) end
+if redis.call('GET', ARGV[1]) == ARGV[2] then redis.call('DEL', ARGV[1]) end
+if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+"""
+)

@@ -8,19 +8,18 @@ that answers and refuses writes is not down: it is read, and what frees memory g
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
 import txredisapi
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, succeed  # noqa: A004
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from coverart.coordination.lua_scripts import Script
 from coverart.coordination.redis_url import Address
 
 REPLY_S = 1.0
@@ -50,7 +49,7 @@ _BAD_DATA = re.compile("WRONGTYPE|not an integer|not a valid float|not a float|u
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 _FORBIDDEN = re.compile("NOPERM|ERR unknown command")
 """How Redis says that this user may not send a command, or nobody may."""
-_PAST_MAXMEMORY = "redis.call('DEL', ARGV[1] .. 'room')\n"
+_PAST_MAXMEMORY = "redis.call('DEL', KEYS[1] .. 'room')\n"
 """
 Before a script, this lets a full Redis run it: a write that takes no memory came first, and no
 script is ended half done. For what is bounded by something else than Redis' memory only.
@@ -70,23 +69,12 @@ class RedisRefuses(RedisAway):
         self.code = code
 
 
+class _UnknownScript(RedisAway):
+    """Redis was not sent the text of this script since it was started."""
+
+
 class RedisGarbled(RedisAway):
     """Redis answers, and holds something else than what this program writes there."""
-
-
-@attrs.frozen
-class Script:
-    """A Lua script, sent by its hash once the server knows it (EVALSHA)."""
-
-    text: str
-    grows: bool = False
-    """Its first write takes memory: a Redis that is full refuses it."""
-    writes: bool = False
-    """It wrote, if its reply is not 0."""
-
-    @property
-    def sha(self) -> str:
-        return hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - Redis' own name for it
 
 
 class _Listener(txredisapi.SubscriberProtocol):  # type: ignore[misc]
@@ -118,6 +106,9 @@ class RedisLink:
     def __init__(self, address: Address, clock: IReactorTime, reactor: Any) -> None:
         self.address = address
         self.clock = clock
+        self._awaited: dict[Deferred[Any], float] = {}
+        """What is not answered yet, and when it was asked, in this order."""
+        self._watch: IDelayedCall | None = None
         self.run_id = b""
         """
         What tells the run of Redis that answered last from all others.
@@ -125,8 +116,6 @@ class RedisLink:
         Empty where this user may not ask.
         """
         self._introduced: Any = None
-        self.came_back: Callable[[], object] = lambda: None
-        """Called when Redis answers, or takes writes, again."""
         self._reactor = reactor
         self._sentinel: Any = None
         self._commands: Any = None
@@ -167,32 +156,36 @@ class RedisLink:
         if self._sentinel is not None:
             await self._sentinel.disconnect()
 
-    async def run(self, script: Script, *args: bytes | str | float) -> Any:
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        *args: bytes | str | float,
+        writes: bool = False,
+    ) -> Any:
         """
-        Run a script with these arguments; if Redis is full, all the same.
+        Run a script with these keys and arguments; if Redis is full, all the same.
 
+        :param writes: it begins with a write that a Redis which takes no writes refuses.
         :returns: the reply: bytes, ints, None, or lists of them.
         :raises RedisRefuses: Redis takes no writes, for another reason than its memory.
         :raises RedisGarbled: a key of the script's holds something else than it should.
         :raises RedisAway: it can't be run now, by whatever cause.
         """
+        words = (len(keys), *keys, *args)
         try:
-            reply = await self._call(lambda connection: connection.eval(script.text, [], args))
+            try:
+                reply = await self.command("EVALSHA", script.sha, *words)
+            except _UnknownScript:
+                reply = await self.command("EVAL", script.text, *words)
         except RedisRefuses as refusal:
             if refusal.code != "OOM":
                 raise
-            text = _PAST_MAXMEMORY + script.text
-            return await self._call(lambda connection: connection.eval(text, [], args))
-        proven = script.grows or (script.writes and self._refusal != "OOM")
-        if self._refusal and proven and reply:
+            return await self.command("EVAL", _PAST_MAXMEMORY + script.text, *words)
+        if writes and self._refusal:
             self._refusal = ""
             self.log.info("Redis at {address} takes writes again", address=str(self.address))
-            self.came_back()
         return reply
-
-    async def command(self, *words: bytes | str | float) -> Any:
-        """Send a plain command. :raises RedisAway: it can't be sent now."""
-        return await self._call(lambda connection: connection.execute_command(*words))
 
     async def info(self, section: str) -> bytes:
         """
@@ -200,38 +193,76 @@ class RedisLink:
 
         :raises RedisAway: it can't be asked now.
         """
-        reply: bytes = await self._call(
-            lambda connection: connection.execute_command("INFO", section).addErrback(
-                _empty_if_forbidden
-            )
-        )
+        reply: bytes = await self.command("INFO", section)
         return reply
 
-    async def _call(self, send: Callable[[Any], Deferred[Any]]) -> Any:
+    async def command(self, *words: bytes | str | float) -> Any:
+        """Send a plain command. :raises RedisAway: it can't be sent now."""
         if self.clock.seconds() < self._away_until:
             raise RedisAway(f"{self.address} is away")
-        factory = self._commands
-        if factory is None:
-            raise RedisAway("not connected")
-        if self._away and not factory.size:
-            # Known to be gone, and the factory is at it: no use in waiting.
-            raise RedisAway(f"{self.address} is away")
         try:
-            connection = await self._patiently(factory.getConnection(peek=True))
+            connection = await self._connection()
             if connection is not self._introduced:
                 self._introduced = connection
                 # Its answer comes before all others.
-                connection.execute_command("INFO", "server").addBoth(self._learn_run_id)
-            reply = await self._patiently(send(connection), connection)
+                self._send(connection, "INFO", "server").addBoth(self._learn_run_id)
+            reply = await self._send(connection, *words)
         except txredisapi.ResponseError as error:
+            if words[0] == "INFO" and _FORBIDDEN.match(str(error)):
+                # That says nothing about the other commands.
+                return b""
             raise self._refused(error) from error
-        except (txredisapi.RedisError, TimeoutError, OSError) as error:
+        except (txredisapi.RedisError, OSError) as error:
             self._lost(f"{type(error).__name__} {error}")
             raise RedisAway(str(error)) from error
-        if isinstance(reply, txredisapi.ResponseError):
-            raise self._refused(reply)
+        except CancelledError as error:
+            if self._away:
+                raise RedisAway(f"{self.address} is away") from error
+            raise
         self._answers()
         return reply
+
+    async def _connection(self) -> Any:
+        factory = self._commands
+        if factory is None:
+            raise RedisAway("not connected")
+        if factory.size:
+            return factory.pool[0]
+        if self._away:
+            # Known to be gone, and the factory is at it: no use in waiting.
+            raise RedisAway(f"{self.address} is away")
+        return await self._timed(factory.getConnection(peek=True))
+
+    def _send(self, connection: Any, *words: bytes | str | float) -> Deferred[Any]:
+        return self._timed(connection.execute_command(*words))
+
+    def _timed(self, awaited: Deferred[Any]) -> Deferred[Any]:
+        """Give what is awaited a second, then give up the connection; one timer watches them all."""
+        self._awaited[awaited] = self.clock.seconds()
+        if self._watch is None:
+            self._watch = self.clock.callLater(REPLY_S, self._look)
+        return awaited.addBoth(self._answered, awaited)
+
+    def _answered(self, reply: Any, awaited: Deferred[Any]) -> Any:
+        del self._awaited[awaited]
+        return reply
+
+    def _look(self, turns: int = GRACE_TURNS) -> None:
+        self._watch = None
+        if not self._awaited:
+            return
+        left_s = next(iter(self._awaited.values())) + REPLY_S - self.clock.seconds()
+        if left_s > 0:
+            self._watch = self.clock.callLater(left_s, self._look)
+        elif turns:
+            self._watch = self.clock.callLater(GRACE_S, self._look, turns - 1)
+        else:
+            self._lost(f"no reply within {REPLY_S:g} s")
+            # Its replies would be taken for those of later commands.
+            for connection in list(self._commands.pool):
+                connection.transport.abortConnection()
+            for awaited in list(self._awaited):
+                awaited.cancel()
 
     def _learn_run_id(self, reply: bytes | Failure) -> None:
         found = _RUN_ID.search(reply) if isinstance(reply, bytes) else None
@@ -241,40 +272,12 @@ class RedisLink:
         if self._away:
             self._away = False
             self.log.info("Redis at {address} answers again", address=str(self.address))
-            self.came_back()
-
-    async def _patiently(self, awaited: Deferred[Any], connection: Any = None) -> Any:
-        """What is awaited, or TimeoutError; a connection that is silent is given up."""
-        late = False
-        timers: list[IDelayedCall] = []
-
-        def wait_on(turns: int) -> None:
-            nonlocal late
-            if turns:
-                timers[:] = [self.clock.callLater(GRACE_S, wait_on, turns - 1)]
-                return
-            late = True
-            if connection is not None:
-                # Its replies would be taken for those of later commands.
-                connection.transport.abortConnection()
-            else:
-                awaited.cancel()
-
-        timers.append(self.clock.callLater(REPLY_S, wait_on, GRACE_TURNS))
-        try:
-            return await awaited
-        except (CancelledError, txredisapi.ConnectionError):
-            if late:
-                raise TimeoutError(f"no reply within {REPLY_S:g} s") from None
-            raise
-        finally:
-            for timer in timers:
-                if timer.active():
-                    timer.cancel()
 
     def _refused(self, error: Exception) -> RedisAway:
         """What is to be thought of an error that Redis answered with."""
         text = str(error)
+        if text.startswith("NOSCRIPT"):
+            return _UnknownScript(text)
         match = _CODE.search(text)
         code = "" if match is None else match[1]
         if code in _REFUSALS:
@@ -322,12 +325,6 @@ class RedisLink:
             endpoint = HostnameEndpoint(self._reactor, host, port, timeout=5)
         factory.startConnecting(endpoint)
         return factory
-
-
-def _empty_if_forbidden(failure: Failure) -> bytes | Failure:
-    """A command that Redis does not let this user send says nothing about the others."""
-    failure.trap(txredisapi.ResponseError)
-    return b"" if _FORBIDDEN.match(str(failure.value)) else failure
 
 
 class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]

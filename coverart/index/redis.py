@@ -1,4 +1,28 @@
-"""The index that several processes share, in Redis; budgets and keys: see redis_scripts.py."""
+"""
+The index that several processes share, in Redis: its scripts lie in `lua/`, each atomic.
+
+Keys, all under `coverart:1:{name}:` (1 is LAYOUT, name is COVER_ART_CACHE_NAME; keys and values of
+things are packed, see codec.py):
+
+    b:{hhhh}   hash    files, listings and aliases of the MBIDs that begin with these four digits: a
+                       65,536th of the cache, so that it is kept compact
+    age        zset    files by their rank in the order of eviction
+    sum        hash    bytes, files, f0-f2 files by entity, a0-a2 aliases by entity; level and
+                       policy of the order of eviction (eviction_order.py)
+    tally      hash    what all processes did: hits, misses and a few more, direct_hits
+    due:{n}    list    aliases that were checked in minute n
+    due        zset    the minutes that have such a list
+    no:{hhh}   hash    absences of the MBIDs that share their first ten bits: since and until; 100 at
+                       most, gone by itself when the last is past its time
+    doubt      set     files that are being stored or removed: should the process be killed at it, the
+                       leader looks which of the two came to pass
+    odd        set     slices in which a file was not as the index said
+    whole      string  run_id of the Redis that was told all that is on the disk; "garbled" once
+                       something was found that this program did not write
+    fill       string  who fills the index from the disk, or began to
+
+Beside them are the locks, `coverart:1:{name}:lead` and `…:get:{thing}`, whatever LAYOUT is.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +30,9 @@ import secrets
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -18,43 +43,13 @@ from coverart.coordination.fetch_lock import (
     ERROR_LIFE_S,
     LOCK_LIFE_S,
     HeldLocks,
+    locks_prefix,
     pack_error,
     pause_s,
     unpack_error,
 )
-from coverart.coordination.redis_client import RedisAway, RedisGarbled, RedisLink, Script
-from coverart.coordination.redis_scripts import (
-    CLAIM,
-    DOUBTFUL,
-    DROP,
-    DUE_ALIASES,
-    END_CLAIMS,
-    FILL,
-    FIND_IMAGES,
-    FIND_LISTING,
-    FORGET_ABSENCE,
-    FORGET_ALIAS,
-    FORGET_FILES,
-    GARBLED,
-    HELD_SLICES,
-    LEARN,
-    ODD_SLICES,
-    OLDEST,
-    PUT_ABSENCE,
-    PUT_ALIAS,
-    PUT_FILE,
-    RANKED,
-    RERANK,
-    SET_WHOLE,
-    SETTLE,
-    SLICE,
-    STORE,
-    SUSPECT,
-    TALLY,
-    TOTALS,
-    USE,
-    WHOLE,
-)
+from coverart.coordination.lua_scripts import load_scripts
+from coverart.coordination.redis_client import RedisAway, RedisGarbled, RedisLink
 from coverart.coordination.untold_mark import Mark
 from coverart.errors import CoverError
 from coverart.freshness import CLOCK_SLACK_S
@@ -72,11 +67,8 @@ from coverart.index.base import (
 )
 from coverart.index.batched_lookups import Gathered
 from coverart.index.codec import (
-    ages,
-    checked_at_of,
     is_alias,
     is_packed,
-    pack_alias,
     pack_alias_key,
     pack_entry,
     pack_file_key,
@@ -84,7 +76,6 @@ from coverart.index.codec import (
     pack_size,
     pack_subject,
     slice_of,
-    stored_at_of,
     unpack_alias,
     unpack_alias_key,
     unpack_entry,
@@ -99,7 +90,6 @@ from coverart.model import (
     FileEntry,
     FileKey,
     Found,
-    ImageKey,
     ImageRequest,
     ListingKey,
     Subject,
@@ -108,21 +98,20 @@ from coverart.model import (
 
 LAYOUT = 1
 """The version in every key; a new one starts with an empty index, filled from the disk."""
+MOST_UNTOLD = 1000
+"""Changes kept for a Redis that is away; the mark makes good what is over that."""
 
+_SCRIPTS = load_scripts(Path(__file__).with_name("lua"))
 _ABSENCE = struct.Struct(">dd")
-_UNKNOWN_REPLY = 5
 _NOT_OURS = (struct.error, LookupError, ValueError)
 """What unpacking something raises that another program, or another version, wrote."""
 _LIFE_MS, _ERROR_MS = int(LOCK_LIFE_S * 1000), int(ERROR_LIFE_S * 1000)
 _BATCH = 500
 _FINDS = 100
 """Looked up by one script: a millisecond of Redis' time at most."""
-MOST_UNTOLD = 1000
-"""Changes kept for a Redis that is away; the mark makes good what is over that."""
-_KEPT = (b"lead", b"get:", b"doubt")
-"""What an index that is emptied keeps: what processes are at."""
+_NO, _YES = b"0", b"1"
 
-_Change: TypeAlias = tuple[Script, Sequence[bytes], tuple[bytes | str, ...]]
+_Change: TypeAlias = tuple[str, Sequence[bytes], tuple[bytes | str, ...]]
 """A script, what it is about, and its arguments."""
 
 P = TypeVar("P")
@@ -164,6 +153,7 @@ class RedisIndex:
         self._now = now
         self.eviction = eviction
         self.prefix = f"coverart:{LAYOUT}:{name}:".encode()
+        self._keys = (self.prefix, locks_prefix(name))
         self.size_bytes = 0
         self._mark = mark
         self._untold: OrderedDict[bytes, _Change] = OrderedDict()
@@ -171,14 +161,15 @@ class RedisIndex:
         self._run_id = self._filling = b""
         self._whole: bytes | None = None
         """What Redis said last of whether the index is whole; None where it could not be asked."""
-        self._locks = HeldLocks(link, self.prefix)
+        self._locks = HeldLocks(link, _SCRIPTS["renew"], self._keys)
         # Asked for with each request: a round trip of its own costs more than all the rest of a hit.
         self._finds: Gathered[tuple[bytes, bytes, bytes], Any] = Gathered(self._find_all, _FINDS)
-        link.came_back = self._tell_untold
 
     @property
     def available(self) -> bool:
         return self.link.available
+
+    # Looking up
 
     def find_now(self, request: ImageRequest) -> None:
         """Redis is never asked without waiting."""
@@ -190,20 +181,19 @@ class RedisIndex:
 
     async def find_image(self, request: ImageRequest) -> Found:
         key = request.alias
-        own = key.own_ref
-        reply = await self._finds.ask(
-            (pack_alias_key(key), pack_size(request.size), b"0" if own is None else b"1")
-        )
-        return self._understood(_image, request, None if self._is_untold(key) else reply)
+        own = _NO if key.own_ref is None else _YES
+        reply = await self._finds.ask((pack_alias_key(key), pack_size(request.size), own))
+        return self._understood(_found_image, request, None if self._is_untold(key) else reply)
+
+    async def find_listing(self, key: ListingKey) -> Found:
+        reply = await self._finds.ask((pack_file_key(key), b"", b""))
+        return self._understood(_found_file, key, None if self._is_untold(key) else reply)
 
     async def _find_all(self, asked: Sequence[tuple[bytes, bytes, bytes]]) -> Sequence[Any]:
         words = [word for words in asked for word in words]
-        *replies, self._whole = await self._ask(FIND_IMAGES, [None] * (len(asked) + 1), *words)
+        replies: list[Any]
+        *replies, self._whole = await self._ask("find", [None] * (len(asked) + 1), *words)
         return replies
-
-    async def find_listing(self, key: ListingKey) -> Found:
-        *known, self._whole = await self._ask(FIND_LISTING, [None] * 3, pack_file_key(key))
-        return self._understood(_found_file, key, None if self._is_untold(key) else known)
 
     def _is_untold(self, subject: Subject) -> bool:
         return bool(self._untold) and pack_subject(subject) in self._untold
@@ -220,35 +210,31 @@ class RedisIndex:
             self._garbled(error)
             return Found()
 
+    # Claims
+
     async def claim_name(self, request: ImageRequest) -> Claim:
         name = pack_alias_key(request.alias) + pack_size(request.size)
-        _, claim = await self._claim(name, b"0", b"1")
-        if claim is None:
-            raise AssertionError("a name is never held")
-        return claim
+        _, claim = await self._claim(name, _YES)
+        return claim or Claim(name=name)
 
     async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
         untold = self._is_untold(key)
-        anew = b"1" if again or untold else b"0"
-        known, claim = await self._claim(pack_file_key(key), b"1", anew)
-        found = self._understood(_found_file, key, None if untold else known)
+        reply, claim = await self._claim(pack_file_key(key), _YES if again or untold else _NO)
+        found = self._understood(_found_file, key, None if untold else reply)
         if claim is None and found.entry is None:
             # What is there is no entry.
             return await self.claim(key, again=True)
         return found, claim
 
-    async def _claim(
-        self, name: bytes, is_file: bytes, anew: bytes
-    ) -> tuple[list[Any] | None, Claim | None]:
+    async def _claim(self, name: bytes, again: bytes) -> tuple[list[Any] | None, Claim | None]:
         token, waited_s = secrets.token_hex(12), 0.0
         while True:
             waited = waited_s > 0
-            words = (name, token, _LIFE_MS, is_file, anew, b"1" if waited else b"0")
+            words = (name, token, _LIFE_MS, again, _YES if waited else _NO)
             try:
-                became, *known = await self.link.run(CLAIM, self.prefix, *words)
-            except RedisAway as error:
-                self._report(error)
-                if is_file == b"1":
+                became, *known = await self._run("claim", *words)
+            except RedisAway:
+                if not is_alias(name):
                     self._mark.leave()
                 return None, Claim(name=name, waited=waited)
             if became == 1:
@@ -267,6 +253,14 @@ class RedisIndex:
         self._locks.remove(claim.token for claim in claims)
         return [word for claim in claims if claim.token for word in (claim.name, claim.token)]
 
+    async def release(self, claims: Sequence[Claim], error: CoverError | None = None) -> None:
+        words = self._ended(claims)
+        if words:
+            left = ("",) if error is None else (pack_error(error),)
+            await self._ask("release", None, *self._rules, *left, str(_ERROR_MS), *words)
+
+    # Changes
+
     async def store(
         self,
         key: FileKey,
@@ -276,39 +270,56 @@ class RedisIndex:
         claims: Sequence[Claim] = (),
     ) -> Stored:
         self.size_bytes += entry.size_bytes
-        packed = pack_file_key(key)
-        is_listing = b"0" if isinstance(key, ImageKey) else b"1"
-        file_words = (packed, pack_entry(entry), self._rank(entry), is_listing)
-        subjects, name_words = [packed], (b"", b"", "")
+        things: list[Seen] = [(key, entry)]
         if alias is not None:
-            name_words = (pack_alias_key(alias[0]), pack_alias(alias[1]), _minute(*alias))
-            subjects.append(name_words[0])
-        words = (*file_words, repr(self._horizon), *name_words, *self._ended(claims))
-        reply = await self._tell(STORE, subjects, *words)
-        file, named = (1, 1) if reply is None else reply
-        return Stored(file=bool(file), alias=bool(named))
-
-    async def release(self, claims: Sequence[Claim], error: CoverError | None = None) -> None:
-        words = self._ended(claims)
-        if words:
-            await self._ask(END_CLAIMS, None, pack_error(error), _ERROR_MS, *words)
+            things.append(alias)
+        file, *named = await self._put(things, claims)
+        return Stored(file=file, alias=all(named))
 
     async def put_file(self, key: FileKey, entry: FileEntry) -> bool:
-        self.size_bytes += entry.size_bytes
-        packed = pack_file_key(key)
-        horizon = b"" if isinstance(key, ImageKey) else repr(self._horizon)
-        told = (packed, pack_entry(entry), self._rank(entry), horizon)
-        return bool(await self._tell(PUT_FILE, (packed,), *told) != 0)
+        return (await self.store(key, entry)).file
+
+    async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
+        return (await self._put([(key, alias)]))[0]
+
+    async def _put(self, things: Sequence[Seen], claims: Sequence[Claim] = ()) -> list[bool]:
+        packed = [pack_seen(thing) for thing in things]
+        words = [word for pair in packed for word in pair]
+        told = (str(4 + len(words)), *words, *self._ended(claims))
+        reply = await self._tell("store", [key for key, _ in packed], *told)
+        return [True] * len(things) if reply is None else [taken == 1 for taken in reply]
+
+    async def put_absence(
+        self, subject: Subject, absence: Absence, claims: Sequence[Claim] = ()
+    ) -> bool:
+        life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
+        packed = pack_subject(subject)
+        times = _ABSENCE.pack(absence.since, absence.until)
+        told = (packed, times, str(life_ms), *self._ended(claims))
+        return bool(await self._tell("put_absence", [packed], *told) != 0)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
         packed = pack_file_key(key)
-        reply = await self._tell(FORGET_FILES, (packed,), b"", b"", packed, pack_entry(entry))
+        reply = await self._tell("forget_files", [packed], b"", _NO, packed, pack_entry(entry))
         return reply is None or reply == [1]
+
+    async def forget_alias(self, key: AliasKey) -> bool:
+        packed = pack_alias_key(key)
+        return bool(await self._tell("forget_name", [packed], b"alias", packed))
+
+    async def forget_absence(self, subject: Subject) -> bool:
+        packed = pack_subject(subject)
+        return bool(await self._tell("forget_name", [packed], b"absence", packed))
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
         if keys:
             # One that is not heard stays in doubt, and is looked after.
-            await self._ask(SETTLE, None, *(pack_file_key(key) for key in keys))
+            packed = [pack_file_key(key) for key in keys]
+            await self._ask("call", None, "SREM", self.prefix + b"doubt", *packed)
+
+    async def suspect(self, key: FileKey) -> None:
+        number = str(slice_of(pack_file_key(key)))
+        await self._ask("call", None, "SADD", self.prefix + b"odd", number)
 
     async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
         if self.eviction == "oldest":
@@ -316,10 +327,72 @@ class RedisIndex:
         for start in range(0, len(uses), _BATCH):
             batch = uses[start : start + _BATCH]
             words = [word for key, times in batch for word in (pack_file_key(key), str(times))]
-            await self._ask(USE, None, *words)
+            await self._ask("use", None, *self._rules, *words)
+
+    async def tally(self, counts: Mapping[str, int]) -> None:
+        await self._lead("tally", None, *(word for count in counts.items() for word in count))
+
+    async def totals(self) -> Totals:
+        return self._totals(await self._ask("totals", None)) or Totals()
+
+    def _totals(self, reply: list[Any] | None) -> Totals | None:
+        """None where there is no reply, or one that is not understood."""
+        if reply is None:
+            return None
+        _, counts, first, leader, tallies = reply
+        try:
+            self.size_bytes, files, *rest = (int(count or 0) for count in counts)
+            return Totals(
+                size_bytes=self.size_bytes,
+                files=files,
+                by_entity=dict(zip(Entity, rest[:3], strict=True)),
+                aliases=dict(zip(Entity, rest[3:], strict=True)),
+                oldest=float(first[1]) if first and self.eviction == "oldest" else None,
+                leader=None if leader is None else leader.decode(),
+                tallies={name.decode(): int(times) for name, times in _pairs(tallies)},
+            )
+        except _NOT_OURS as error:
+            self._garbled(error)
+            return None
+
+    # For the leader
+
+    async def learn(self, seen: Sequence[Seen]) -> None:
+        await self.learn_packed([pack_seen(thing) for thing in seen])
+
+    async def learn_packed(self, seen: Sequence[Packed]) -> None:
+        for start in range(0, len(seen), _BATCH):
+            words = [word for pair in seen[start : start + _BATCH] for word in pair]
+            await self._lead("learn", None, *self._rules, *words)
+
+    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
+        reply = await self._lead("oldest", [], count) if count > 0 else []
+        return self._readable(_file, _pairs(reply))
+
+    async def forget_files(
+        self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
+    ) -> list[tuple[FileKey, FileEntry]]:
+        gone: list[tuple[FileKey, FileEntry]] = []
+        for start in range(0, len(files), _BATCH):
+            batch = files[start : start + _BATCH]
+            words = [word for file in batch for word in pack_seen(file)]
+            none = [0] * len(batch)
+            reply = await self._lead("forget_files", none, *self._rules, fence, _YES, *words)
+            if reply is None:
+                raise LostLease
+            gone += [file for file, was in zip(batch, reply, strict=True) if was]
+        return gone
+
+    async def due_aliases(
+        self, before: float, count: int, fence: str
+    ) -> list[tuple[AliasKey, Alias]]:
+        minute = int(before // 60) - 1
+        reply = await self._lead("due_aliases", [], *self._rules, minute, count, fence)
+        return self._readable(_named, _pairs(reply))
 
     async def prepare(self, check: Callable[[], object]) -> None:
-        ranked = await self._command("HGET", self.prefix + b"sum", b"policy")
+        policy = (self.prefix + b"sum", "policy")
+        ranked = await self._lead("call", None, "HGET", *policy)
         if (ranked or b"oldest") == self.eviction.encode():
             return
         self.log.info(
@@ -328,220 +401,111 @@ class RedisIndex:
         )
         for number in range(SLICES):
             check()
-            by_age = b"1" if self.eviction == "oldest" else b"0"
-            await self._lead(RERANK, None, f"{number:03x}", by_age)
-        await self._lead(RANKED, None, self.eviction)
-
-    async def suspect(self, key: FileKey) -> None:
-        await self._ask(SUSPECT, None, str(slice_of(pack_file_key(key))))
+            await self._lead("rank_slice", None, *self._rules, f"{number:03x}")
+        await self._lead("call", None, "HSET", *policy, self.eviction)
 
     async def doubtful(self, count: int) -> list[FileKey]:
-        keys, bad = _readable(unpack_file_key, await self._lead(DOUBTFUL, [], count))
-        if bad:
-            await self._lead(SETTLE, None, *bad)
-        return keys
+        return self._readable(unpack_file_key, await self._lead("doubtful", [], count))
 
     async def odd_slices(self) -> list[int]:
-        numbers = [_count(number) for number in await self._lead(ODD_SLICES, [])]
-        return sorted({number for number in numbers if 0 <= number < SLICES})
+        odd = await self._lead("call", [], "SPOP", self.prefix + b"odd", SLICES)
+        return sorted(number for number in self._readable(int, odd) if 0 <= number < SLICES)
 
-    async def forget_files(
-        self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
-    ) -> list[tuple[FileKey, FileEntry]]:
-        gone: list[tuple[FileKey, FileEntry]] = []
-        for start in range(0, len(files), _BATCH):
-            batch = files[start : start + _BATCH]
-            words = [
-                word for key, entry in batch for word in (pack_file_key(key), pack_entry(entry))
-            ]
-            none = [0] * len(batch)
-            reply = await self._lead(FORGET_FILES, none, fence, self.eviction, *words)
-            if reply is None:
-                raise LostLease
-            gone += [file for file, was in zip(batch, reply, strict=True) if was]
-        return gone
-
-    async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
-        packed = pack_alias_key(key)
-        told = (packed, pack_alias(alias), _minute(key, alias), repr(self._horizon))
-        return bool(await self._tell(PUT_ALIAS, (packed,), *told) != 0)
-
-    async def forget_alias(self, key: AliasKey) -> bool:
-        packed = pack_alias_key(key)
-        return bool(await self._tell(FORGET_ALIAS, (packed,), packed))
-
-    async def put_absence(
-        self, subject: Subject, absence: Absence, claims: Sequence[Claim] = ()
-    ) -> bool:
-        life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
-        packed = pack_subject(subject)
-        reply = await self._tell(
-            PUT_ABSENCE,
-            (packed,),
-            packed,
-            _ABSENCE.pack(absence.since, absence.until),
-            str(life_ms),
-            b"1" if isinstance(subject, AliasKey) else b"0",
-            b"" if isinstance(subject, ImageKey) else repr(self._horizon),
-            *self._ended(claims),
-        )
-        return bool(reply != 0)
-
-    async def forget_absence(self, subject: Subject) -> bool:
-        packed = pack_subject(subject)
-        return bool(await self._tell(FORGET_ABSENCE, (packed,), packed))
-
-    async def learn(self, seen: Sequence[Seen]) -> None:
-        await self.learn_packed([pack_seen(thing) for thing in seen])
-
-    async def learn_packed(self, seen: Sequence[Packed]) -> None:
-        by_age = self.eviction == "oldest"
-        for start in range(0, len(seen), _BATCH):
-            words: list[bytes | str] = [repr(self._horizon)]
-            for key, value in seen[start : start + _BATCH]:
-                extra = ""
-                if not is_alias(key):
-                    extra = repr(stored_at_of(value)) if by_age else ""
-                elif ages(key):
-                    extra = str(int(checked_at_of(value) // 60))
-                words += (key, value, extra)
-            await self._lead(LEARN, None, *words)
-
-    async def tally(self, counts: Mapping[str, int]) -> None:
-        words = [str(word) for count in counts.items() for word in count]
-        try:
-            await self.link.run(TALLY, self.prefix, *words)
-        except RedisAway as error:
-            self._report(error)
-            raise IndexAway(str(error)) from error
-
-    async def totals(self) -> Totals:
-        reply = await self._ask(TOTALS, None)
-        if reply is None:
-            return Totals()
-        try:
-            return self._totals(reply)
-        except _NOT_OURS as error:
-            self._garbled(error)
-            return Totals()
-
-    def _totals(self, reply: list[Any]) -> Totals:
-        counts, first, leader, tallies = reply
-        self.size_bytes, files, *rest = (int(count or 0) for count in counts)
-        return Totals(
-            size_bytes=self.size_bytes,
-            files=files,
-            by_entity=dict(zip(Entity, rest[:3], strict=True)),
-            aliases=dict(zip(Entity, rest[3:], strict=True)),
-            oldest=float(first[1]) if first and self.eviction == "oldest" else None,
-            leader=None if leader is None else leader.decode(),
-            tallies={name.decode(): int(times) for name, times in _pairs(tallies)},
-        )
-
-    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
-        if count <= 0:
-            return []
-        while True:
-            pairs = list(_pairs(await self._lead(OLDEST, [], count)))
-            found, bad = _readable(_file, pairs)
-            if not bad:
-                return found
-            self._garbled(f"{len(bad)} files")
-            await self._lead(DROP, None, *(key for key, _ in bad))
-
-    async def due_aliases(
-        self, before: float, count: int, fence: str
-    ) -> list[tuple[AliasKey, Alias]]:
-        last_minute = int(before // 60) - 1
-        horizon = int(self._horizon // 60)
-        reply: list[bytes] = await self._lead(DUE_ALIASES, [], last_minute, count, fence, horizon)
-        return _readable(_named, list(_pairs(reply)))[0]
+    async def held_slices(self) -> list[int]:
+        held: list[int] = []
+        for first in range(0, SLICES, _BATCH):
+            count = min(_BATCH, SLICES - first)
+            held += await self._lead("held_slices", [], first, count)
+        return held
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
-        held = dict(_pairs(await self._lead(SLICE, [], f"{number:03x}")))
+        held = dict(_pairs(await self._lead("read_slice", [], f"{number:03x}")))
         ours = {key: value for key, value in held.items() if is_packed(key, value)}
         if len(ours) < len(held):
             self._garbled(f"{len(held) - len(ours)} files or aliases")
         return ours
 
     async def slice(self, number: int) -> Slice:
-        files: dict[FileKey, FileEntry] = {}
-        aliases: dict[AliasKey, Alias] = {}
-        for thing in (await self.slice_packed(number)).items():
-            try:
-                if is_alias(thing[0]):
-                    name, alias = _named(thing)
-                    aliases[name] = alias
-                else:
-                    key, entry = _file(thing)
-                    files[key] = entry
-            except _NOT_OURS as error:
-                self._garbled(error)
-        return Slice(files=files, aliases=aliases)
-
-    async def held_slices(self) -> list[int]:
-        held: list[int] = []
-        for first in range(0, SLICES, _BATCH):
-            count = min(_BATCH, SLICES - first)
-            held += await self._lead(HELD_SLICES, [], first, count)
-        return held
+        held = (await self.slice_packed(number)).items()
+        return Slice(
+            files=dict(self._readable(_file, (pair for pair in held if not is_alias(pair[0])))),
+            aliases=dict(self._readable(_named, (pair for pair in held if is_alias(pair[0])))),
+        )
 
     async def whole(self) -> bool:
-        held = await self._lead(WHOLE, None)
-        if held is not None:
-            try:
-                self._totals(held[1:])
-            except _NOT_OURS as error:
-                self._garbled(error)
-                return False
-        return held is not None and held[0] == self.link.run_id and not self._mark.left()
+        reply = await self._lead("totals", None)
+        if reply is None or self._totals(reply) is None:
+            return False
+        return reply[0] == self.link.run_id and not self._mark.left()
 
     async def fill(self) -> None:
         # What is told behind it leaves the mark anew.
         await self._tell_all()
-        held = await self._lead(WHOLE, None)
+        reply = await self._lead("totals", None)
         self._run_id = self.link.run_id
-        if held is None or held[0] == b"garbled":
+        if reply is None or reply[0] == b"garbled":
             self.log.warn("emptying the index in Redis, to fill it again from the disk")
             await self._empty()
         self._filling = secrets.token_bytes(8)
-        await self._lead(FILL, None, self._filling)
+        await self._lead("call", None, "SET", self.prefix + b"fill", self._filling)
+        await self._lead("call", None, "DEL", self.prefix + b"whole")
         self._mark.clear()
 
     async def set_whole(self) -> None:
-        await self._lead(SET_WHOLE, None, self._filling, self._run_id)
+        await self._lead("set_whole", None, self._filling, self._run_id)
 
     async def _empty(self) -> None:
-        cursor = b"0"
+        """Remove all keys but the locks."""
+        kept = tuple(self._keys[1] + name for name in (b"lead", b"get:"))
+        cursor, search = b"0", ("MATCH", self.prefix + b"*", "COUNT", "1000")
         while True:
-            cursor, keys = await self._command(
-                "SCAN", cursor, "MATCH", self.prefix + b"*", "COUNT", "1000"
-            )
-            kept = tuple(self.prefix + name for name in _KEPT)
+            cursor, keys = await self._lead("call", (b"0", []), "SCAN", cursor, *search)
             gone = [key for key in keys if not key.startswith(kept)]
             if gone:
-                await self._command("UNLINK", *gone)
+                await self._lead("call", None, "UNLINK", *gone)
             if cursor == b"0":
                 return
 
     # Redis and its absence
 
-    async def _ask(self, script: Script, otherwise: T, *args: bytes | str | float) -> Any | T:
+    @property
+    def _rules(self) -> tuple[str, str]:
+        """What every change needs: up to when times count, and the order of eviction."""
+        return repr(self._now() + CLOCK_SLACK_S), self.eviction
+
+    async def _run(self, name: str, *args: bytes | str | float) -> Any:
+        """:raises RedisAway: it can't be asked; where what it holds is garbled, that is reported."""
         try:
-            return await self.link.run(script, self.prefix, *args)
-        except RedisAway as error:
-            self._report(error)
+            reply = await self.link.run(_SCRIPTS[name], self._keys, *args)
+        except RedisGarbled as error:
+            self._garbled(error)
+            raise
+        if self._untold and self.link.available:
+            self._tell_untold()
+        return reply
+
+    async def _ask(self, name: str, otherwise: object, *args: bytes | str | float) -> Any:
+        try:
+            return await self._run(name, *args)
+        except RedisAway:
             return otherwise
 
-    async def _tell(self, script: Script, subjects: Sequence[bytes], *args: bytes | str) -> Any:
+    async def _lead(self, name: str, otherwise: object, *args: bytes | str | float) -> Any:
+        """:raises IndexAway: Redis is away."""
+        try:
+            return await self._run(name, *args)
+        except RedisGarbled:
+            return otherwise
+        except RedisAway as error:
+            raise IndexAway(str(error)) from error
+
+    async def _tell(self, name: str, subjects: Sequence[bytes], *args: bytes | str) -> Any:
         """Change what is known of things, now or when Redis is back. :returns: None if later."""
         if not self._untold:
-            try:
-                return await self.link.run(script, self.prefix, *args)
-            except RedisAway as error:
-                self._report(error)
+            with suppress(RedisAway):
+                return await self._run(name, *self._rules, *args)
         self._mark.leave()
-        change = (script, subjects, args)
+        change = (name, subjects, args)
         for subject in subjects:
             self._untold.pop(subject, None)
             self._untold[subject] = change
@@ -561,11 +525,11 @@ class RedisIndex:
         try:
             while self._untold:
                 change = next(iter(self._untold.values()))
-                script, subjects, args = change
+                name, subjects, args = change
                 # It may cross what other processes tell, or come after one of them compared all.
                 self._mark.leave()
                 with suppress(RedisGarbled):
-                    await self.link.run(script, self.prefix, *args)
+                    await self._run(name, *self._rules, *args)
                 for subject in subjects:
                     # Unless there is a later change of it by now.
                     if self._untold.get(subject) is change:
@@ -575,78 +539,52 @@ class RedisIndex:
         finally:
             self._telling = False
 
-    async def _lead(self, script: Script, otherwise: T, *args: bytes | str | float) -> Any | T:
-        """:raises IndexAway: Redis is away; what it holds being garbled is reported."""
-        try:
-            return await self.link.run(script, self.prefix, *args)
-        except RedisGarbled as error:
-            self._report(error)
-            return otherwise
-        except RedisAway as error:
-            raise IndexAway(str(error)) from error
-
-    def _report(self, error: RedisAway) -> None:
-        if isinstance(error, RedisGarbled):
-            self._garbled(error)
+    def _readable(self, read: Callable[[P], T], packed: Iterable[P]) -> list[T]:
+        """What could be read; the rest is reported."""
+        good, bad = [], None
+        for each in packed:
+            try:
+                good.append(read(each))
+            except _NOT_OURS as error:
+                bad = error
+        if bad is not None:
+            self._garbled(bad)
+        return good
 
     def _garbled(self, what: object) -> None:
         """Something in Redis is not of this program: the leader has to hear of it."""
+        self._whole = None
         Deferred.fromCoroutine(self._tell_garbled(what)).addErrback(
             lambda failure: failure.trap(RedisAway)
         )
 
     async def _tell_garbled(self, what: object) -> None:
-        if await self.link.run(GARBLED, self.prefix):
+        words = ("SET", self.prefix + b"whole", "garbled", "GET")
+        if await self.link.run(_SCRIPTS["call"], self._keys, *words) != b"garbled":
             self.log.warn(
                 "not understood in Redis ({what}): the next cleanup empties the index there and "
                 "fills it again from the disk",
                 what=str(what),
             )
 
-    async def _command(self, *words: bytes | str) -> Any:
-        try:
-            return await self.link.command(*words)
-        except RedisAway as error:
-            raise IndexAway(str(error)) from error
 
-    @property
-    def _horizon(self) -> float:
-        """Up to when times count."""
-        return self._now() + CLOCK_SLACK_S
-
-    def _rank(self, entry: FileEntry) -> str:
-        """The place in the order of eviction; empty where Redis works it out."""
-        return repr(entry.stored_at) if self.eviction == "oldest" else ""
-
-
-def _image(request: ImageRequest, reply: list[Any]) -> Found:
-    """What FIND_IMAGES says of one. Raises one of _NOT_OURS if it holds what is not of this index."""
-    own = request.alias.own_ref
-    packed_alias, packed_entry, packed_original, absent = reply[:4]
-    absence = _absence(absent)
-    if len(reply) == _UNKNOWN_REPLY:
-        return Found(absence=absence)
+def _found_image(request: ImageRequest, reply: list[Any]) -> Found:
+    """What "find" says of an image. Raises one of _NOT_OURS if it holds what is not of this index."""
+    entry, absent, packed_alias, original, is_own = reply
     alias = None if packed_alias is None else unpack_alias(packed_alias)
-    if alias is not None:
-        target = alias.target
-    elif own is not None:
-        target = Target(ref=own, extension=_extension(packed_original))
-    else:
-        return Found(absence=absence)
-    if packed_entry is None:
-        return Found(alias=alias, target=target, absence=absence)
-    return Found(
-        key=target.ref.at(request.size),
-        entry=unpack_entry(packed_entry),
-        alias=alias,
-        target=target,
-    )
+    target = None if alias is None else alias.target
+    if is_own and (own := request.alias.own_ref) is not None:
+        target = Target(ref=own, extension=_extension(original))
+    if target is None or entry is None:
+        return Found(alias=alias, target=target, absence=_absence(absent))
+    key = target.ref.at(request.size)
+    return Found(key=key, entry=unpack_entry(entry), alias=alias, target=target)
 
 
 def _found_file(key: FileKey, reply: list[Any]) -> Found:
-    """The same for FIND_LISTING and CLAIM."""
-    packed, absent = reply
-    return found_file(key, None if packed is None else unpack_entry(packed), _absence(absent))
+    """The same of what "find" says of a listing, and "claim" of a file."""
+    entry, absent = reply[:2]
+    return found_file(key, None if entry is None else unpack_entry(entry), _absence(absent))
 
 
 def _absence(packed: bytes | None) -> Absence | None:
@@ -661,33 +599,13 @@ def _extension(packed: bytes | None) -> str | None:
     return None if media is None else media.extension
 
 
-def _minute(key: AliasKey, alias: Alias) -> str:
-    return str(int(alias.checked_at // 60)) if key.ages else ""
-
-
-def _count(text: bytes) -> int:
-    """A number as Redis holds it; -1 if it is none."""
-    return int(text) if text.isdigit() else -1
-
-
-def _file(packed: tuple[bytes, bytes]) -> tuple[FileKey, FileEntry]:
+def _file(packed: Packed) -> tuple[FileKey, FileEntry]:
     return unpack_file_key(packed[0]), unpack_entry(packed[1])
 
 
-def _named(packed: tuple[bytes, bytes]) -> tuple[AliasKey, Alias]:
+def _named(packed: Packed) -> tuple[AliasKey, Alias]:
     return unpack_alias_key(packed[0]), unpack_alias(packed[1])
 
 
-def _readable(read: Callable[[P], T], packed: Sequence[P]) -> tuple[list[T], list[P]]:
-    """What could be read, and what could not."""
-    good, bad = [], []
-    for each in packed:
-        try:
-            good.append(read(each))
-        except _NOT_OURS:
-            bad.append(each)
-    return good, bad
-
-
-def _pairs(flat: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def _pairs(flat: Sequence[bytes]) -> Iterator[Packed]:
     return zip(flat[::2], flat[1::2], strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, ClassVar, cast
 
 import pytest_twisted
@@ -15,7 +15,8 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from coverart.coordination.leases import RedisFetches, RedisLeadership
-from coverart.coordination.redis_client import RedisLink, Script
+from coverart.coordination.lua_scripts import Script
+from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import parse_address
 from coverart.coordination.untold_mark import Mark
 from coverart.index.base import Index
@@ -32,8 +33,14 @@ class MortalLink(RedisLink):
     asked = 0
     dead = False
 
-    async def run(self, script: Script, *args: bytes | str | float) -> Any:
-        return await self._alive(super().run(script, *args))
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        *args: bytes | str | float,
+        writes: bool = False,
+    ) -> Any:
+        return await self._alive(super().run(script, keys, *args, writes=writes))
 
     async def command(self, *words: bytes | str | float) -> Any:
         return await self._alive(super().command(*words))

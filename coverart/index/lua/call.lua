@@ -1,0 +1,2 @@
+-- A command and its arguments: what Redis replies.
+return redis.call(unpack(ARGV))

@@ -1,0 +1,23 @@
+-- include changes
+-- Key; since and until; life in ms; names and tokens of claims. Whether it was taken.
+local k, v, life = ARGV[3], ARGV[4], ARGV[5]
+settle(6)
+end_claims(6)
+local now = struct.unpack('>d', v)
+if knows_later(k, now) then return 0 end
+local b = absences(k)
+if is_alias(k) then forget_alias(k) end
+-- Put anew, it stands behind all others: a small hash keeps the order in which it was filled.
+redis.call('HDEL', b, k)
+redis.call('HSET', b, k, v)
+if redis.call('HLEN', b) > 100 then
+  local all = redis.call('HGETALL', b)
+  redis.call('HDEL', b, all[1])
+  for i = 3, #all, 2 do
+    local since, till = now, now
+    if #all[i + 1] == 16 then since, till = struct.unpack('>dd', all[i + 1]) end
+    if till + till - since <= now then redis.call('HDEL', b, all[i]) end
+  end
+end
+if redis.call('PTTL', b) < tonumber(life) then redis.call('PEXPIRE', b, life) end
+return 1

@@ -1,0 +1,2 @@
+-- include slice
+return slice(ARGV[1])
