@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.metrics import Metrics
-from coverart.service.settings import variables
+from coverart.service.settings import load, variables
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -144,6 +144,17 @@ class DefinitionTests(SynchronousTestCase):
     def test_settings(self) -> None:
         """Every variable, in the tables of settings.md."""
         self.assertEqual(defined("variable"), sorted(settings()))
+
+    def test_defaults(self) -> None:
+        """A default that settings.md writes as code is the one that an unset variable has."""
+        page = prose(ROOT / "docs" / "settings.md")
+        told = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)`", page, re.MULTILINE))
+        # Where that folder is not there, another is the default.
+        del told["COVER_ART_CACHE_DIR"]
+        ours = {name: default for name, default in told.items() if name in variables()}
+        self.assertGreater(len(ours), 15)
+        for name, default in ours.items():
+            self.assertEqual(load({name: default}), load({}), name)
 
     def test_routes(self) -> None:
         """Every route, in the tables of api.md."""
