@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
@@ -35,6 +36,18 @@ def sources() -> str:
         for path in sorted(package.rglob("*.py"))
         if not path.is_relative_to(package / "simulator")
     )
+
+
+def texts() -> list[str]:
+    """Every text that stands in the package, with those that Python joins as one; … for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(sources())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(re.sub(r"\{[^}]*\}", "…", node.value))
+        elif isinstance(node, ast.JoinedStr):
+            parts = (each.value if isinstance(each, ast.Constant) else "…" for each in node.values)
+            found.append("".join(map(str, parts)))
+    return found
 
 
 def prose(page: Path) -> str:
@@ -187,6 +200,25 @@ class DefinitionTests(SynchronousTestCase):
             self.assertEqual(set(_SETTING.findall(whole)) - settings(), set(), page.name)
             told = {re.sub("_(bucket|sum|count)$", "", name) for name in _METRIC.findall(whole)}
             self.assertEqual(told - metrics(), set(), page.name)
+
+
+class LogTests(SynchronousTestCase):
+    """What operations.md says that the log says."""
+
+    def test_lines_exist(self) -> None:
+        """Each line that is told of a fault is one that the package can write; … stands for what differs."""
+        page = prose(ROOT / "docs" / "operations.md")
+        tables = page[page.index("## When something fails") : page.index("## Limits")]
+        cells = [line.split("|")[-2] for line in tables.splitlines() if line.startswith("|")]
+        told = {line for cell in cells for line in _CODE.findall(cell)}
+        self.assertGreater(len(told), 15)
+        written = texts()
+        missing = []
+        for line in sorted(told):
+            pattern = ".*".join(re.escape(part) for part in line.strip("… ").split("…"))
+            if not any(re.search(pattern, each, re.DOTALL) for each in written):
+                missing.append(line)
+        self.assertEqual(missing, [])
 
 
 class ReadmeTests(SynchronousTestCase):
