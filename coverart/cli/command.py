@@ -69,10 +69,8 @@ def run(work: Work) -> NoReturn:
         textFileLogObserver(sys.stderr), [LogLevelFilterPredicate(LogLevel.warn)]
     )
     globalLogBeginner.beginLoggingTo([warnings], redirectStandardIO=False)
-    code = INTERRUPTED
 
     async def to_the_end(reactor: Any) -> None:
-        nonlocal code
         try:
             # Once the reactor runs, an interrupt ends it in good order.
             await deferLater(reactor, 0)
@@ -88,6 +86,7 @@ def run(work: Work) -> NoReturn:
         except Exception:
             traceback.print_exc()
             code = BROKEN
+        raise SystemExit(code)
 
     def start(reactor: Any) -> Deferred[None]:
         go_by_monotonic_time(reactor)
@@ -101,11 +100,7 @@ def run(work: Work) -> NoReturn:
         reactor.addSystemEventTrigger("before", "shutdown", interrupt)
         return working
 
-    try:
-        react(start)
-    except (SystemExit, KeyboardInterrupt):
-        sys.exit(code)
-    raise AssertionError("react() ends with SystemExit")
+    react(start)
 
 
 def fail(code: int, why: str) -> NoReturn:

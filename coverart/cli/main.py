@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -242,21 +243,19 @@ async def _would_evict(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
         ).run()
     totals = await index.totals()
     over = totals.size_bytes - bounds.clean_to_bytes
-    if totals.size_bytes <= bounds.max_bytes or over <= 0:
+    if totals.size_bytes <= bounds.max_bytes or over < 0:
         over = 0
+    # Redis has others to answer too.
+    most = totals.files if cache.link is None else MOST_COUNTED
     files = freed = 0
-    exact = True
-    if over:
-        # Redis has others to answer too.
-        count = totals.files if cache.link is None else MOST_COUNTED
-        for _, entry in await index.oldest(count):
-            if freed >= over:
-                break
-            files += 1
-            freed += entry.size_bytes
-        if files and freed < over and files < totals.files:
-            exact = False
-            files, freed = min(totals.files, math.ceil(files * over / freed)), over
+    for _, entry in await index.oldest(most if over else 0):
+        if freed >= over:
+            break
+        files += 1
+        freed += entry.size_bytes
+    exact = freed >= over or files in (0, totals.files)
+    if not exact:
+        files, freed = min(totals.files, math.ceil(files * over / freed)), over
     return {
         "dry_run": True,
         "evicted": files,
@@ -308,16 +307,12 @@ async def _status_of_service(base: str, reactor: Any) -> dict[str, Any]:
 def _own_url(settings: Settings) -> str:
     """Where the service listens, as the first TCP endpoint says."""
     for endpoint in settings.listen:
-        kind, _, rest = endpoint.partition(":")
-        if kind == "tcp":
-            port, host = "8080", "localhost"
-            for number, piece in enumerate(rest.replace("\\:", "\0").split(":")):
-                name, has_name, value = piece.replace("\0", ":").partition("=")
-                if name == "port" and has_name:
-                    port = value
-                elif name == "interface" and value not in ("", "0.0.0.0", "::"):  # noqa: S104
-                    host = f"[{value}]" if ":" in value else value
-                elif number == 0 and not has_name:
-                    port = name
-            return f"http://{host}:{port}"
-    raise NotNow("COVER_ART_LISTEN names no TCP port: say --url")
+        place = re.fullmatch(
+            r"tcp:(?:port=)?([0-9]+)(?::backlog=[0-9]+)?(?::interface=((?:[^:\\]|\\.)*))?", endpoint
+        )
+        if place is not None:
+            host = (place[2] or "").replace("\\", "")
+            if host in ("", "0.0.0.0", "::"):  # noqa: S104
+                host = "localhost"
+            return f"http://[{host}]:{place[1]}" if ":" in host else f"http://{host}:{place[1]}"
+    raise NotNow(f"{PREFIX}LISTEN names no TCP port that is understood here: say --url")

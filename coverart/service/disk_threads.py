@@ -12,20 +12,13 @@ from twisted.python.threadpool import ThreadPool
 MOST_THREADS = 8
 
 
-class DiskThreads:
-    """Runs blocking calls off the reactor thread."""
+class DiskThreads(ThreadPool):
+    """Runs blocking calls off the reactor thread, from start() to stop(), which waits for them."""
 
     def __init__(self, reactor: Any) -> None:
+        super().__init__(minthreads=0, maxthreads=MOST_THREADS, name="coverart-disk")
         self._reactor = reactor
-        self._pool = ThreadPool(minthreads=0, maxthreads=MOST_THREADS, name="coverart-disk")
 
     def __call__(self, call: Callable[..., Any], /, *args: Any) -> Deferred[Any]:
         """Run a call in one of the threads. Fires with what it returns."""
-        return deferToThreadPool(self._reactor, self._pool, call, *args)
-
-    def start(self) -> None:
-        self._pool.start()
-
-    def stop(self) -> None:
-        """Returns when the calls under way have ended."""
-        self._pool.stop()
+        return deferToThreadPool(self._reactor, self, call, *args)

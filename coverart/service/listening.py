@@ -53,8 +53,7 @@ def listening_at(settings: Settings, reactor: Any) -> list[IStreamServerEndpoint
 
 def _has_ipv6() -> bool:
     try:
-        with socket.socket(socket.AF_INET6) as probe:
-            probe.bind(("::", 0))
+        socket.create_server(("::", 0), family=socket.AF_INET6).close()
     except OSError:
         return False
     return True
@@ -76,19 +75,17 @@ class _EveryIPv6Address:
         return execute(self._listen, protocolFactory)
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
-        with socket.socket(socket.AF_INET6) as bound:
+        place = ("::", self.port)
+        try:
+            bound = socket.create_server(place, family=socket.AF_INET6, backlog=BACKLOG)
+        except OSError as error:
+            raise CannotListenError(*place, error) from error
+        with bound:
             bound.setblocking(False)
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                bound.bind(("::", self.port))
-                bound.listen(BACKLOG)
-            except OSError as error:
-                raise CannotListenError("::", self.port, error) from error
             port: IListeningPort = self.reactor.adoptStreamPort(
                 bound.fileno(), socket.AF_INET6, factory
             )
-            return port
+        return port
 
 
 class Listening(StreamServerEndpointService):
@@ -112,7 +109,8 @@ def one_line() -> Iterator[None]:
         of_tcp = isinstance(error.port, int)
         place = error.interface or "any address"
         where = f"port {error.port} of {place}" if of_tcp else os.fsdecode(error.port)
-        why = getattr(error.socketError, "strerror", None) or error.socketError
+        code = getattr(error.socketError, "errno", None)
+        why = error.socketError if code is None else os.strerror(code)
     except OSError as error:
         # Of the lock that Twisted makes beside a Unix socket, a symlink.
         where = os.fsdecode(error.filename2 or error.filename or "").removesuffix(".lock")

@@ -1,7 +1,7 @@
 """
-What the text of a setting means; docs/settings.md tells each to operators.
+What the text of a setting means; the table in docs/settings.md tells each to operators.
 
-Every function here raises ValueError for what it does not take; config.py says which setting it
+Every function here raises ValueError for what it does not take; settings.py says which setting it
 was and what is allowed.
 """
 
@@ -10,44 +10,40 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
+N = TypeVar("N", int, float)
 
-def number(least: float, most: float) -> Callable[[str], float]:
-    """A decimal number within these bounds."""
-
-    def parse(text: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text, re.ASCII):
-            raise ValueError(text)
-        value = float(text)
-        if not least <= value <= most:
-            raise ValueError(text)
-        return value
-
-    return parse
+DECIMAL = r"[0-9]{1,15}(\.[0-9]{1,9})?"
+WHOLE = r"[0-9]{1,15}"
 
 
-def whole(least: int, most: int) -> Callable[[str], int]:
-    """A whole number within these bounds."""
-    bounded = number(least, most)
-
-    def parse(text: str) -> int:
-        if "." in text:
-            raise ValueError(text)
-        return int(bounded(text))
-
-    return parse
-
-
-def one_of(*allowed: str) -> Callable[[str], str]:
-    """One of these words."""
+def matching(pattern: str) -> Callable[[str], str]:
+    """Text that a regular expression describes in full."""
 
     def parse(text: str) -> str:
-        if text not in allowed:
+        if not re.fullmatch(pattern, text):
             raise ValueError(text)
         return text
 
     return parse
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """A decimal number within these bounds."""
+    return lambda text: _within(float(matching(DECIMAL)(text)), least, most)
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """A whole number within these bounds."""
+    return lambda text: _within(int(matching(WHOLE)(text)), least, most)
+
+
+def _within(value: N, least: float, most: float) -> N:
+    if not least <= value <= most:
+        raise ValueError(value)
+    return value
 
 
 def base_url(text: str) -> str:
@@ -90,27 +86,6 @@ def endpoints(text: str) -> tuple[str, ...]:
     return strings
 
 
-def prefix(text: str) -> str:
-    """The path of a location, with a slash at both ends."""
-    if not re.fullmatch(r"/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*/", text):
-        raise ValueError(text)
-    return text
-
-
-def contact(text: str) -> str:
-    """What may stand in the comment of a User-Agent (RFC 9110 section 5.6.5)."""
-    if not text.isprintable() or not text.isascii() or "(" in text or ")" in text:
-        raise ValueError(text)
-    return text
-
-
-def name(text: str) -> str:
-    """A part of a Redis key."""
-    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", text):
-        raise ValueError(text)
-    return text
-
-
 def processes(text: str) -> int:
     """How many; `auto` is one for each core this process may use."""
     if text == "auto":
@@ -118,8 +93,3 @@ def processes(text: str) -> int:
         usable = getattr(os, "sched_getaffinity", None)
         return (len(usable(0)) if usable else os.cpu_count()) or 1
     return whole(1, 256)(text)
-
-
-def secret(text: str) -> str:
-    """Any text."""
-    return text

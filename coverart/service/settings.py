@@ -108,7 +108,7 @@ class Settings:
     )
     cache_eviction: Eviction = _setting(
         "CACHE_EVICTION",
-        values.one_of("oldest", "least-useful"),
+        values.matching("oldest|least-useful"),
         "oldest or least-useful",
         default="oldest",
         means="what a cleanup removes first: by download time, or by uses and size",
@@ -130,7 +130,7 @@ class Settings:
     )
     cache_name: str = _setting(
         "CACHE_NAME",
-        values.name,
+        values.matching("[A-Za-z0-9._-]{1,64}"),
         "up to 64 letters, digits, dots, dashes and underscores",
         default="default",
         means="part of every Redis key, so that machines with disks of their own can share one "
@@ -166,7 +166,7 @@ class Settings:
     )
     accel: str | None = _setting(
         "ACCEL",
-        values.prefix,
+        values.matching("/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*/"),
         "a path that starts and ends with /",
         means="internal prefix for X-Accel-Redirect; unset, the app sends files itself",
     )
@@ -184,7 +184,7 @@ class Settings:
     )
     image_mode: Literal["serve", "redirect"] = _setting(
         "IMAGE_MODE",
-        values.one_of("serve", "redirect"),
+        values.matching("serve|redirect"),
         "serve or redirect",
         default="serve",
         means="redirect answers a front or back with 307 to its image's own URL here",
@@ -255,14 +255,15 @@ class Settings:
     )
     contact: str = _setting(
         "CONTACT",
-        values.contact,
+        # What may stand in a comment (RFC 9110 section 5.6.5).
+        values.matching(r"[ -'*-~]+"),
         "one line of ASCII without parentheses",
         default=PROJECT_PAGE,
         means="put in the User-Agent, so that the archive's people can reach you",
     )
     admin_token: str | None = _setting(
         "ADMIN_TOKEN",
-        values.secret,
+        str,
         "any text",
         means="bearer token for purge and refresh; unset, those answer 403",
     )

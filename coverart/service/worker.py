@@ -16,13 +16,12 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-import attrs
 from prometheus_client import values
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBeginner
-from zope.interface import implementer
 
 from coverart.metrics import FOLDER_VARIABLE
 from coverart.service.processes import FIRST_SOCKET
@@ -32,28 +31,28 @@ from coverart.service.timers import Repeated, go_by_monotonic_time
 PARENT_EVERY_S = 1.0
 
 
-@implementer(IStreamServerEndpoint)
-@attrs.frozen
-class InheritedSocket:
+class InheritedSocket(AdoptedStreamServerEndpoint):
     """A listening socket that this process was given."""
 
-    reactor: Any
-    fd: int
+    def __init__(self, reactor: Any, fd: int) -> None:
+        with socket.socket(fileno=os.dup(fd)) as looked_at:
+            super().__init__(reactor, fd, looked_at.family)
 
-    def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
-        with socket.socket(fileno=os.dup(self.fd)) as looked_at:
-            family = looked_at.family
-        port = self.reactor.adoptStreamPort(self.fd, family, protocolFactory)
-        os.close(self.fd)
+    def listen(self, factory: IProtocolFactory) -> Deferred[Any]:
+        listening: Deferred[Any] = super().listen(factory)
+        return listening.addCallback(_keep_path)
 
-        def stop() -> None:
-            port.disconnecting = True
-            port.stopReading()
 
-        if family is socket.AF_UNIX:
-            # Twisted's own stop removes the path, which other processes still need.
-            port.stopListening = stop
-        return succeed(port)
+def _keep_path(port: Any) -> Any:
+    """Twisted's own stop removes the path of a Unix socket, which other processes still need."""
+
+    def stop() -> None:
+        port.disconnecting = True
+        port.stopReading()
+
+    if port.addressFamily is socket.AF_UNIX:
+        port.stopListening = stop
+    return port
 
 
 def _text(event: LogEvent) -> str:
