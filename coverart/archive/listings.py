@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from coverart.archive.paths import parse, spell
 from coverart.errors import BadUpstream, CoverError
@@ -23,7 +22,10 @@ MOST_DEEP = 50
 """Levels of objects in lists in objects; the archive's own has five."""
 
 _ONE_AT_A_TIME = Lock()
-"""Each more would keep the event loop waiting for the interpreter by a turn of 5 ms."""
+"""
+The parser keeps the interpreter's lock, 3 ms for the largest listing there may be, and what it makes of
+one takes up to twenty times its size.
+"""
 
 
 def check(body: bytes) -> None:
@@ -35,8 +37,7 @@ def check(body: bytes) -> None:
         write it out again, however deep in the stack it is called.
     """
     with _ONE_AT_A_TIME:
-        for _ in _rewritten(body, None):
-            pass
+        _parsed(body)
 
 
 def rewrite(body: bytes, public_url: str) -> bytes:
@@ -51,109 +52,29 @@ def rewrite(body: bytes, public_url: str) -> bytes:
     Everything else (ids as numbers or strings, comments, unknown fields) stays as it is.
     """
     with _ONE_AT_A_TIME:
+        listing = _parsed(body)
+        for image in listing["images"]:
+            _turn_image(image, public_url)
         # ASCII, as the archive writes it: half a surrogate pair has no UTF-8 form.
-        return "".join(_rewritten(body, public_url)).encode("ascii")
+        return json.dumps(listing, separators=(",", ":")).encode("ascii")
 
 
-def _rewritten(body: bytes, public_url: str | None) -> Iterator[str]:
-    """
-    The listing in pieces, an image each: no more of it than one image is ever parsed at once.
-
-    So memory is bounded by the text, and the interpreter's lock is never held for long: a parser
-    written in C keeps it from the beginning of a document to the end.
-    """
+def _parsed(body: bytes) -> dict[str, Any]:
     if len(body) > LARGEST_BYTES:
         raise BadUpstream(f"the archive sent a listing larger than {LARGEST_BYTES} bytes")
     try:
         # JSON between systems is UTF-8 (RFC 8259 section 8.1); Python would take UTF-16 too.
-        text = _Text(body.decode("utf-8", "surrogatepass"))
-        yield from _document(text, public_url)
-        text.end()
+        text = body.decode("utf-8", "surrogatepass")
+        listing = json.loads(text, parse_constant=_no_number, parse_float=_number)
+        _check_depth(listing)
     except RecursionError as error:
         raise BadUpstream("the archive sent a listing that nests without end") from error
-    except ValueError as error:
-        raise BadUpstream(
-            "the archive sent a listing that is no JSON object with a list of images"
-        ) from error
-
-
-class _Text:
-    """JSON text, from which values are taken in turn; ValueError where there is none."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._at = 0
-
-    def value(self, kind: type = object) -> Any:
-        """The next value, whole, which is to be of this kind."""
-        self._skip()
-        value, self._at = _DECODER.raw_decode(self._text, self._at)
-        if not isinstance(value, kind):
-            raise ValueError(self._at)  # noqa: TRY004 - of the text, not of the caller
-        _check_depth(value)
-        return value
-
-    def sign(self, signs: str) -> str:
-        """The next character, which is to be one of these."""
-        self._skip()
-        found = self._text[self._at : self._at + 1]
-        if found == "" or found not in signs:
-            raise ValueError(self._at)
-        self._at += 1
-        return found
-
-    def follows(self, sign: str) -> bool:
-        """Say whether this character is next, and take it if so."""
-        self._skip()
-        if not self._text.startswith(sign, self._at):
-            return False
-        self._at += len(sign)
-        return True
-
-    def end(self) -> None:
-        """Nothing is left."""
-        self._skip()
-        if self._at != len(self._text):
-            raise ValueError(self._at)
-
-    def _skip(self) -> None:
-        space = _SPACE.match(self._text, self._at)
-        self._at = self._at if space is None else space.end()
-
-
-def _document(text: _Text, public_url: str | None) -> Iterator[str]:
-    listed = False
-    before = text.sign("{")
-    while before != "}":
-        key = text.value(str)
-        text.sign(":")
-        yield f"{before}{_written(key)}:"
-        if key != "images":
-            yield _written(text.value())
-        elif listed:
-            # Readers differ in which of two they take.
-            raise ValueError(key)
-        else:
-            listed = True
-            yield from _images(text, public_url)
-        before = text.sign(",}")
-    yield before
-    if not listed:
-        raise ValueError("images")
-
-
-def _images(text: _Text, public_url: str | None) -> Iterator[str]:
-    before = text.sign("[")
-    if text.follows("]"):
-        yield "[]"
-        return
-    while before != "]":
-        image = text.value(dict)
-        if public_url is not None:
-            _turn_image(image, public_url)
-        yield before + _written(image)
-        before = text.sign(",]")
-    yield before
+    except ValueError:
+        listing = None
+    images = listing.get("images") if isinstance(listing, dict) else None
+    if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
+        raise BadUpstream("the archive sent a listing that is no JSON object with a list of images")
+    return cast("dict[str, Any]", listing)
 
 
 def _turn_image(image: dict[str, Any], public_url: str) -> None:
@@ -171,8 +92,7 @@ def _turn_image(image: dict[str, Any], public_url: str) -> None:
 
 def _check_depth(value: object) -> None:
     level = [value] if isinstance(value, (dict, list)) else []
-    # The document is a level by itself.
-    for _ in range(MOST_DEEP - 1):
+    for _ in range(MOST_DEEP):
         level = [
             inner
             for outer in level
@@ -195,11 +115,6 @@ def _number(text: str) -> float:
 def _no_number(name: str) -> None:
     """NaN and Infinity, which Python's parser takes and no client's does."""
     raise ValueError(name)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_number)
-_written = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
-_SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def _turn(url: object, public_url: str) -> str | None:
