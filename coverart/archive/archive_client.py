@@ -23,9 +23,7 @@ from twisted.internet.defer import (
     TimeoutError,  # noqa: A004
 )
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
-from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import RequestTransmissionFailed, ResponseFailed, ResponseNeverReceived
 from twisted.web.http_headers import Headers
@@ -81,8 +79,6 @@ class _Checked(EncodedURL):
 class ArchiveClient:
     """Sends single requests; shared by all fetches of a process."""
 
-    log = Logger()
-
     def __init__(
         self,
         *,
@@ -99,8 +95,8 @@ class ArchiveClient:
         :param now: the time of day, for a Retry-After that is a date without Date beside it.
         :param turn: awaited before each request.
         """
-        self.limits = limits
-        self.breaker = breaker
+        self._limits = limits
+        self._breaker = breaker
         self.metrics = metrics or Metrics()
         self._http = http
         self._clock = clock
@@ -127,12 +123,14 @@ class ArchiveClient:
             place = await self._places.acquire()
         try:
             await self._turn()
-            leave = self.breaker.admit(hop.origin, self._clock.seconds())
+            leave = self._breaker.admit(hop.origin, self._clock.seconds())
             deadline.hops += 1
             try:
                 response = await self._request(hop)
             except Exception as error:
                 raise self._told(error, hop, label, leave) from error
+            finally:
+                self._breaker.returned(leave)
             # Whoever answers chooses the number, and each is a counter of its own for good.
             known = _SMALLEST_STATUS <= response.code <= _LARGEST_STATUS
             self.metrics.asked(label, str(response.code) if known else "no-status")
@@ -148,7 +146,7 @@ class ArchiveClient:
             allow_redirects=False,
             unbuffered=True,
         )
-        return answer.addTimeout(self.limits.silence_s, self._clock, onTimeoutCancel=_too_slow)
+        return answer.addTimeout(self._limits.silence_s, self._clock, onTimeoutCancel=_too_slow)
 
     def _told(self, error: Exception, hop: Hop, label: str, leave: Leave) -> Exception:
         """What a request that brought no answer means, for the breaker and for the caller."""
@@ -156,22 +154,20 @@ class ArchiveClient:
         # The Agent wraps up that it was cancelled.
         cancelled = (CancelledError, ConnectingCancelledError)
         if isinstance(error, cancelled) or any(reason.check(*cancelled) for reason in reasons):
-            self.breaker.released(leave)
             return CancelledError()
         refused_here = isinstance(error, CoverError)
         self.metrics.asked(label, "refused-here" if refused_here else type(error).__name__)
         now = self._clock.seconds()
         match error:
-            case TimeoutError() | ConnectTimeout():
-                self.breaker.timed_out(leave, now)
+            case TimeoutError():
+                self._breaker.timed_out(leave, now)
                 return UpstreamTimeout(f"{hop.origin} did not answer in time")
             case ConnectError() | DNSLookupError():
                 # archive.org refuses connections when it was asked too much.
-                pause_s = self.breaker.overloaded(leave, now)
+                pause_s = self._breaker.overloaded(leave, now)
                 return NotReached(
                     f"{hop.origin}: {error}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
                 )
-        self.breaker.released(leave)
         if (why := _untrusted(reasons)) is not None:
             return BadUpstream(f"{hop.origin} is not trusted: {why}")
         if isinstance(error, _BROKEN_OFF):
@@ -185,14 +181,14 @@ class ArchiveClient:
     ) -> bytes | None:
         code = response.code
         if code == 200 and sink is not None:
-            self.breaker.succeeded(leave)
-            await transfer(response, sink, self.limits.silence_s, self._clock)
+            self._breaker.succeeded(leave)
+            await transfer(response, sink, self._limits.silence_s, self._clock)
             return None
         if code in _SLOW_DOWN:
-            wish_s = _retry_after_s(response, self._now())
-            pause_s = self.breaker.overloaded(leave, self._clock.seconds(), wish_s)
+            wish_s = retry_after_s(response, self._now())
+            pause_s = self._breaker.overloaded(leave, self._clock.seconds(), wish_s)
         else:
-            self.breaker.succeeded(leave)
+            self._breaker.succeeded(leave)
         await leave_unread(response, DRAIN_S, self._clock)
         if code in _REDIRECTS:
             return _location(response)
@@ -250,7 +246,7 @@ def _reason(reason: Failure) -> str:
     return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}…"
 
 
-def _retry_after_s(response: IResponse, now: float) -> float | None:
+def retry_after_s(response: IResponse, now: float) -> float | None:
     """Seconds to wait (RFC 9110 section 10.2.3); None if absent or not understood."""
     value = response.headers.getRawHeaders(b"retry-after", [b""])[0].strip()
     if value.isdigit() and len(value) < 10:

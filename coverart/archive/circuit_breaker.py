@@ -25,13 +25,11 @@ CROWDED_S = 1.0
 
 @attrs.frozen(eq=False)
 class Leave:
-    """Leave to send one request; what came of it is told with it."""
+    """Leave to send one request."""
 
     host: str
     openings: int
     """How often any circuit had opened when it was given."""
-    until: float
-    """A request that never tells its end (its task was lost) holds a place no longer."""
 
 
 @attrs.define(eq=False)
@@ -44,8 +42,7 @@ class _Circuit:
     open_until: float = 0.0
     places: int = 1
     """Requests that may run at once after the pause."""
-    out: set[Leave] = attrs.field(factory=set)
-    """Those that run."""
+    running: int = 0
 
 
 @attrs.define(eq=False)
@@ -61,53 +58,39 @@ class Breaker:
     """
 
     jitter: Callable[[], float] = random.random
-    probe_s: float = 60.0
     _openings: int = attrs.field(default=0, init=False)
     _circuits: dict[str, _Circuit] = attrs.field(factory=dict, init=False)
 
     def admit(self, host: str, now: float) -> Leave:
         """
-        Ask for leave to send one request; tell its end by succeeded(), released() or a failure.
+        Ask for leave to send one request; give it back by returned(), whatever came of it.
 
         :raises Unavailable: not now; `retry_after_s` says when to ask again.
         """
-        leave = Leave(host, self._openings, now + self.probe_s)
         circuit = self._circuits.get(host)
-        if circuit is None or not circuit.opened:
-            return leave
-        wait = circuit.open_until - now
-        if wait <= 0:
-            circuit.out = {each for each in circuit.out if each.until > now}
-            if len(circuit.out) < circuit.places:
-                circuit.out.add(leave)
-                return leave
-            # A lone probe may take its time; where answers come, places do.
-            wait = CROWDED_S
-            if circuit.places == 1:
-                wait = min(each.until for each in circuit.out) - now
-        raise Unavailable(
-            f"{host} is left alone for {wait:.0f} s more", retry_after_s=max(1.0, wait)
-        )
+        if circuit is not None and circuit.opened:
+            wait = circuit.open_until - now
+            if wait > 0 or circuit.running >= circuit.places:
+                wait = max(CROWDED_S, wait)
+                raise Unavailable(f"{host} is left alone for {wait:.0f} s more", retry_after_s=wait)
+            circuit.running += 1
+        return Leave(host, self._openings)
 
-    @property
-    def hosts(self) -> int:
-        """How many hosts had trouble that is not over."""
-        return len(self._circuits)
+    def returned(self, leave: Leave) -> None:
+        """The request ended: another may take its place."""
+        circuit = self._circuits.get(leave.host)
+        if circuit is not None and circuit.opened and not self._is_late(leave, circuit):
+            circuit.running -= 1
 
     def succeeded(self, leave: Leave) -> None:
         """The host answered: let one more at once, until it has recovered."""
         circuit = self._circuits.get(leave.host)
-        if circuit is None:
+        if circuit is None or self._is_late(leave, circuit):
             return
-        if circuit.opened:
-            if self._is_late(leave, circuit):
-                return
-            circuit.out.discard(leave)
-            circuit.places += 1
-            circuit.timeouts = 0
-            if circuit.places < FULL_PLACES:
-                return
-        del self._circuits[leave.host]
+        circuit.timeouts = 0
+        circuit.places += 1
+        if not circuit.opened or circuit.places >= FULL_PLACES:
+            del self._circuits[leave.host]
 
     def overloaded(self, leave: Leave, now: float, retry_after_s: float | None = None) -> float:
         """
@@ -117,12 +100,11 @@ class Breaker:
         :returns: the pause in seconds.
         """
         circuit = self._circuit(leave.host)
-        circuit.out.discard(leave)
         pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**circuit.failures)
         pause *= 1 + self.jitter() / 4
         if retry_after_s is not None:
             pause = max(1.0, min(retry_after_s, LONGEST_RETRY_AFTER_S))
-        if circuit.opened and self._is_late(leave, circuit):
+        if self._is_late(leave, circuit):
             # The same trouble, told by one more request; a wish to be left alone still counts.
             if retry_after_s is not None:
                 circuit.open_until = max(circuit.open_until, now + pause)
@@ -131,8 +113,7 @@ class Breaker:
         circuit.opened = self._openings
         circuit.failures = min(circuit.failures + 1, 10)
         circuit.open_until = now + pause
-        circuit.places = 1
-        circuit.out.clear()
+        circuit.places, circuit.running = 1, 0
         return pause
 
     def timed_out(self, leave: Leave, now: float) -> None:
@@ -141,16 +122,6 @@ class Breaker:
         circuit.timeouts += 1
         if circuit.timeouts >= TIMEOUTS_IN_A_ROW or circuit.opened:
             self.overloaded(leave, now)
-
-    def released(self, leave: Leave) -> None:
-        """The request ended without saying anything about the host (cancelled, say)."""
-        circuit = self._circuits.get(leave.host)
-        if circuit is not None:
-            circuit.out.discard(leave)
-
-    def open_hosts(self, now: float) -> tuple[str, ...]:
-        """The hosts that are being left alone now."""
-        return tuple(sorted(h for h, c in self._circuits.items() if c.open_until > now))
 
     def _circuit(self, host: str) -> _Circuit:
         circuit = self._circuits.get(host)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from coverart.archive.archive_client import _retry_after_s
+from coverart.archive.archive_client import retry_after_s
 from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, Breaker
 from coverart.archive.listings import check, rewrite
 from coverart.archive.paths import parse, spell
@@ -87,7 +87,7 @@ class _Response:
 def retry_after(data: bytes) -> None:
     """Whatever pause an archive asks for, it is one that ends."""
     now = 1000.0
-    asked_s = _retry_after_s(cast("IResponse", _Response(data)), now)
+    asked_s = retry_after_s(cast("IResponse", _Response(data)), now)
     breaker = Breaker()
     pause_s = breaker.overloaded(breaker.admit("host:443", now), now, asked_s)
     assert 1 <= pause_s <= LONGEST_RETRY_AFTER_S
