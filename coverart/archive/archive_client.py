@@ -126,7 +126,15 @@ class ArchiveClient:
             leave = self._breaker.admit(hop.origin, self._clock.seconds())
             deadline.hops += 1
             try:
-                response = await self._request(hop)
+                answer: Deferred[Any] = self._http.get(
+                    _Checked.from_text(hop.url),
+                    headers=self._headers,
+                    allow_redirects=False,
+                    unbuffered=True,
+                )
+                response = await answer.addTimeout(
+                    self._limits.silence_s, self._clock, onTimeoutCancel=_too_slow
+                )
             except Exception as error:
                 raise self._told(error, hop, label, leave) from error
             finally:
@@ -137,16 +145,6 @@ class ArchiveClient:
             return await self._use(response, hop, sink, leave)
         finally:
             place.release()
-
-    def _request(self, hop: Hop) -> Deferred[IResponse]:
-        """Fires with an answer's head."""
-        answer: Deferred[Any] = self._http.get(
-            _Checked.from_text(hop.url),
-            headers=self._headers,
-            allow_redirects=False,
-            unbuffered=True,
-        )
-        return answer.addTimeout(self._limits.silence_s, self._clock, onTimeoutCancel=_too_slow)
 
     def _told(self, error: Exception, hop: Hop, label: str, leave: Leave) -> Exception:
         """What a request that brought no answer means, for the breaker and for the caller."""

@@ -24,12 +24,10 @@ class CoarseClock:
     log = Logger()
 
     def __init__(self, clock: IReactorTime) -> None:
+        self.seconds = clock.seconds
         self._clock = clock
         self._waiting: set[DelayedCall] = set()
         self._looks = False
-
-    def seconds(self) -> float:
-        return self._clock.seconds()
 
     def callLater(
         self,
@@ -38,10 +36,8 @@ class CoarseClock:
         *args: object,
         **kwargs: object,
     ) -> IDelayedCall:
-        seconds = self._clock.seconds
-        call = DelayedCall(
-            seconds() + delay, callable, args, kwargs, self._waiting.remove, _moved, seconds
-        )
+        due = self.seconds() + delay
+        call = DelayedCall(due, callable, args, kwargs, self._waiting.remove, _moved, self.seconds)
         self._waiting.add(call)
         if not self._looks:
             self._look_later()

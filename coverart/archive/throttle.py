@@ -15,9 +15,12 @@ from twisted.internet.interfaces import IReactorTime
 GAP_S = 0.002
 """Between two pieces while there are hits: about twice what a piece takes."""
 HITS_S = 0.1
-"""Without a hit for so long, pieces follow each other without a gap."""
+"""Without a hit for so long, pieces follow each other turn by turn of the reactor."""
 BUSY_S = 0.0005
-"""A turn that is later than that had something else to do; what that led to is done first."""
+"""
+A turn that is later than that had something else to do; what that led to is done first. Two pieces
+that are less apart may be of one turn.
+"""
 MOST_PASSED = 4
 """So many busy turns are let pass; then a piece goes on all the same, or it never might."""
 
@@ -44,7 +47,11 @@ class Turns:
         self._hit_at = self._clock.seconds()
 
     def next(self) -> Deferred[None]:
-        """Fires when it is the caller's turn; not before this one of the reactor's has ended."""
+        """Fires when it is the caller's turn: at once, if the last was long enough ago."""
+        now = self._clock.seconds()
+        if not self._waiting and now - self._last >= (self._gap_s(now) or BUSY_S):
+            self._last = now
+            return succeed(None)
         d: Deferred[None] = Deferred(self._leave)
         self._waiting.append(d)
         if len(self._waiting) == 1:
@@ -57,9 +64,11 @@ class Turns:
 
     def _look_later(self) -> None:
         now = self._clock.seconds()
-        gap_s = GAP_S if now - self._hit_at < HITS_S else 0.0
-        self._due = max(now, self._last + gap_s)
+        self._due = max(now, self._last + self._gap_s(now))
         self._clock.callLater(self._due - now, self._look)
+
+    def _gap_s(self, now: float) -> float:
+        return GAP_S if now - self._hit_at < HITS_S else 0.0
 
     def _look(self) -> None:
         now = self._clock.seconds()
