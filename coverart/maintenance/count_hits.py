@@ -21,11 +21,6 @@ USES_AT_ONCE = 250
 
 MOST_USES_KEPT = 20_000
 """Files whose uses are gathered before they are told."""
-SHORT_TRIES = 20
-"""
-So many short batches end a take-in: under load there are always some new lines, and the log can
-be cut off only at a moment when there are none.
-"""
 
 
 class Intake:
@@ -51,6 +46,8 @@ class Intake:
         self._clock = clock
         self._metrics = metrics
         self._one_by_one = DeferredLock()
+        self._rubbish = 0
+        """Lines that are no hits, of this taking-in."""
         self._complained = ""
 
     def stop(self) -> None:
@@ -65,24 +62,10 @@ class Intake:
         that, and then looks once more.
         """
         await self._one_by_one.acquire()
-        rubbish = 0
-        uses: Counter[FileKey] = Counter()
+        self._rubbish = 0
         try:
             if self._may_go_on() and await self._in_thread(self._hit_log.begin):
-                tries = SHORT_TRIES
-                while tries and self._may_go_on():
-                    batch: Batch | None = await self._in_thread(self._hit_log.read)
-                    if batch is None:
-                        break
-                    await self._tell(batch)
-                    rubbish += batch.counted.rubbish
-                    await self._in_thread(self._hit_log.done, batch)
-                    tries -= not batch.full
-                    for key, times in batch.counted.uses:
-                        uses[key] += times
-                    if len(uses) > MOST_USES_KEPT:
-                        await self._tell_uses(uses)
-                await self._tell_uses(uses)
+                await self._take_in()
                 self._complained = ""
         except IndexAway:
             pass
@@ -91,37 +74,49 @@ class Intake:
         finally:
             await self._in_thread(self._hit_log.end)
             self._one_by_one.release()
-        if rubbish:
+        if self._rubbish:
             self.log.warn(
                 "{count} lines of {path} were skipped: a line must be the path of a file under the "
                 "cache directory, with a slash in front, and nothing else",
-                count=rubbish,
+                count=self._rubbish,
                 path=self._hit_log.path,
             )
 
     def _may_go_on(self) -> bool:
         return not self._stopping and self._leadership.token is not None and self._index.available
 
-    async def _tell(self, batch: Batch) -> None:
-        """:raises IndexAway: it could not be told."""
-        hits = batch.counted.hits
-        if hits:
-            await self._index.tally({DIRECT_HITS: hits})
-            self._metrics.direct_hits.inc(hits)
-
-    async def _tell_uses(self, uses: Counter[FileKey]) -> None:
+    async def _take_in(self) -> None:
         """
-        Tell which files were used, and begin anew.
+        Batch by batch, to the first that is not full: under load there are always some new lines.
 
-        Not with each batch, which would tell most files of a busy cache again and again. Those of
-        a process that is killed are lost: they order what is evicted, nobody adds them up.
+        Uses are not told with each batch, which would tell most files of a busy cache again and
+        again. Those of a process that is killed are lost: they order what is evicted, nobody adds
+        them up.
+
+        :raises IndexAway: a batch could not be told.
         """
-        told = tuple(uses.items())
-        uses.clear()
-        if self._index.eviction != "oldest":
-            for start in range(0, len(told), USES_AT_ONCE):
-                await self._index.use(told[start : start + USES_AT_ONCE])
-                await deferLater(self._clock, 0)
+        uses: Counter[FileKey] = Counter()
+        more = True
+        while more and self._may_go_on():
+            batch: Batch | None = await self._in_thread(self._hit_log.read)
+            if batch is None:
+                break
+            if batch.hits:
+                await self._index.tally({DIRECT_HITS: batch.hits})
+                self._metrics.direct_hits.inc(batch.hits)
+            await self._in_thread(self._hit_log.done, batch)
+            self._rubbish += batch.rubbish
+            uses.update(batch.uses)
+            more = batch.full
+            if len(uses) > MOST_USES_KEPT:
+                await self._tell_uses(list(uses.items()))
+                uses.clear()
+        await self._tell_uses(list(uses.items()))
+
+    async def _tell_uses(self, uses: list[tuple[FileKey, int]]) -> None:
+        for start in range(0, len(uses), USES_AT_ONCE):
+            await self._index.use(uses[start : start + USES_AT_ONCE])
+            await deferLater(self._clock, 0)
 
     def _complain(self, error: OSError) -> None:
         """Once for each trouble: this is tried every few seconds."""

@@ -21,7 +21,6 @@ All of it blocks and belongs in a thread.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -29,13 +28,15 @@ import re
 import stat
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import attrs
 
 from coverart.model import FileKey
-from coverart.store.layout import RETIRED, Place, identify, read_link
+from coverart.store.layout import RETIRED, identify, read_link
 
 BATCH_BYTES = 256 * 1024
 """So much is taken in at once: some 3,000 lines, a few hundredths of a second of a thread."""
@@ -43,6 +44,8 @@ CUT_BYTES = 1 << 20
 """A log that was read to its end is cut off once it has so many bytes."""
 MOST_KNOWN = 20_000
 """Different lines that are remembered from batch to batch: some 10 MB while a log is read."""
+_LONGEST_LINE = 256
+"""No path of a file is as long."""
 _BEFORE_BYTES = 4096
 """So much of what stands before a position tells whether it is still the same log."""
 
@@ -51,64 +54,24 @@ _ITSELF = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LONGEST_POSITION = 100
 _POSITION = re.compile(rb"([0-9]{1,20}) ([0-9]{1,19}) ([0-9]{1,10})\n")
 
-
-@attrs.frozen(kw_only=True)
-class Counted:
-    """What some lines say: how many are hits, how many none, and which files they were of."""
-
-    hits: int
-    rubbish: int
-    uses: tuple[tuple[FileKey, int], ...] = ()
+_Position: TypeAlias = tuple[int, ...]
+"""How far the log was read: inode, offset, and the checksum of what stands before that."""
+_NOWHERE: _Position = (0, 0, 0)
 
 
 @attrs.frozen(kw_only=True)
 class Batch:
-    """A part of the log, counted, where it ends, and whether it was as large as one may be."""
+    """
+    A part of the log: how many lines are hits, how many none, and which files the hits were of.
 
-    counted: Counted
+    `end` is where it ends, `full` whether it was as large as one may be.
+    """
+
+    hits: int
+    rubbish: int
+    uses: Mapping[FileKey, int]
     end: int
     full: bool
-
-
-def count(
-    lines: bytes,
-    key_of: Callable[[str, Place], FileKey | None] | None,
-    known: dict[bytes, FileKey | None] | None = None,
-) -> Counted:
-    """
-    Count whole lines.
-
-    :param key_of: says which file was sent from a path; None where that matters to nobody.
-    :param known: what is known of the lines of earlier batches, added to.
-    """
-    known = {} if known is None else known
-    if len(known) > MOST_KNOWN:
-        known.clear()
-    hits = rubbish = 0
-    uses: Counter[FileKey] = Counter()
-    for line, times in Counter(lines.split(b"\n")[:-1]).items():
-        if line in known:
-            key = known[line]
-        else:
-            path = line[1:].decode("latin-1")
-            place = identify(path) if line[:1] == b"/" else None
-            if place is None:
-                rubbish += times
-                continue
-            key = known[line] = None if key_of is None else key_of(path, place)
-        hits += times
-        if key is not None:
-            uses[key] += times
-    return Counted(hits=hits, rubbish=rubbish, uses=tuple(uses.items()))
-
-
-@attrs.frozen
-class _Position:
-    """How far the log was read: a place in the file of that inode, after what has that checksum."""
-
-    inode: int
-    offset: int
-    checksum: int
 
 
 class HitLog:
@@ -122,10 +85,9 @@ class HitLog:
         self.path = os.fspath(path)
         self._root = os.fspath(root)
         self._follow = follow
-        self._lock: int | None = None
-        self._fd: int | None = None
-        self._position = _Position(0, 0, 0)
-        self._known: dict[bytes, FileKey | None] = {}
+        self._lock = self._fd = -1
+        self._position = _NOWHERE
+        self._known = lru_cache(MOST_KNOWN)(self._sent)
 
     def begin(self) -> bool:
         """
@@ -134,18 +96,15 @@ class HitLog:
         :returns: whether it was opened; end() must follow, here and after an error.
         :raises OSError: it can't be read and cut off.
         """
-        if not os.path.exists(self.path):
-            return False
-        lock = f"{self.path}.lock"
-        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | _ITSELF, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
         try:
             # A pipe would keep us waiting for its other end.
             self._fd = os.open(self.path, os.O_RDWR | _ITSELF)
         except FileNotFoundError:
+            return False
+        self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | _ITSELF, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return False
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", self.path)
@@ -155,11 +114,11 @@ class HitLog:
     def end(self) -> None:
         """Let others read."""
         for fd in (self._fd, self._lock):
-            if fd is not None:
+            if fd >= 0:
                 os.close(fd)
-        self._fd = self._lock = None
+        self._lock = self._fd = -1
         # By the next time a name may lead elsewhere.
-        self._known = {}
+        self._known.cache_clear()
 
     def read(self) -> Batch | None:
         """
@@ -168,51 +127,39 @@ class HitLog:
         Again from the start if this is not the log that was read before. A line that fills a batch
         and does not end is no path: it is skipped piece by piece, and counted as one.
         """
-        fd = self._opened()
-        status = os.fstat(fd)
-        start = self._position.offset
+        status = os.fstat(self._fd)
+        inode, start, checksum = self._position
         before = self._before(start)
-        same = (status.st_ino, zlib.crc32(before)) == (
-            self._position.inode,
-            self._position.checksum,
-        )
-        if start > status.st_size or not same:
+        if start > status.st_size or (inode, checksum) != (status.st_ino, zlib.crc32(before)):
             start, before = 0, b""
-        data = os.pread(fd, BATCH_BYTES, start)
+        data = os.pread(self._fd, BATCH_BYTES, start)
         size = data.rfind(b"\n") + 1
+        full = len(data) == BATCH_BYTES
         inside = before != b"" and not before.endswith(b"\n")
-        if size == 0:
-            if len(data) < BATCH_BYTES:
-                return None
-            skipped = Counted(hits=0, rubbish=0 if inside else 1)
-            return Batch(counted=skipped, end=start + len(data), full=True)
-        first = data.index(b"\n") + 1 if inside else 0
-        key_of = self._key_of if self._follow else None
-        counted = count(data[first:size], key_of, self._known)
-        return Batch(counted=counted, end=start + size, full=len(data) == BATCH_BYTES)
+        if size:
+            lines = data[data.index(b"\n") + 1 if inside else 0 : size]
+            return self._counted(lines, start + size, full=full)
+        if not full:
+            return None
+        return Batch(hits=0, rubbish=int(not inside), uses={}, end=start + len(data), full=True)
 
-    def done(self, batch: Batch) -> None:
-        """What is in a batch was told: go on behind it, and cut the log off if it can be."""
-        fd = self._opened()
-        inode = os.fstat(fd).st_ino
-        self._note(_Position(inode, batch.end, zlib.crc32(self._before(batch.end))))
-        if batch.end < CUT_BYTES or not self._is_still(inode):
-            return
-        # Nothing may come between these two.
-        if os.fstat(fd).st_size == batch.end:
-            os.ftruncate(fd, 0)
-            # Killed before this is written, the checksum shows that it is another log by now.
-            self._note(_Position(inode, 0, 0))
+    def _counted(self, lines: bytes, end: int, *, full: bool) -> Batch:
+        hits = rubbish = 0
+        uses: Counter[FileKey] = Counter()
+        for line, times in Counter(lines.split(b"\n")[:-1]).items():
+            is_hit, key = self._known(line) if len(line) < _LONGEST_LINE else (False, None)
+            hits += times if is_hit else 0
+            rubbish += 0 if is_hit else times
+            if key is not None:
+                uses[key] += times
+        return Batch(hits=hits, rubbish=rubbish, uses=uses, end=end, full=full)
 
-    def _is_still(self, inode: int) -> bool:
-        """Say whether the open file is the log: one that was moved away is somebody's archive."""
-        try:
-            return os.lstat(self.path).st_ino == inode
-        except FileNotFoundError:
-            return False
-
-    def _key_of(self, path: str, place: Place) -> FileKey | None:
-        """The file that was sent from a path: its own, or the one that a symlink leads to."""
+    def _sent(self, line: bytes) -> tuple[bool, FileKey | None]:
+        """Whether a line is a hit, and the file that was sent: of a symlink, what it leads to."""
+        path = line[1:].decode("latin-1")
+        place = identify(path) if line[:1] == b"/" else None
+        if place is None or not self._follow:
+            return place is not None, None
         # An alias may have been retired since.
         for name in (path, path + RETIRED):
             try:
@@ -222,39 +169,46 @@ class HitLog:
             except OSError:
                 break  # A regular file.
             link = read_link(path, text)
-            return None if link is None else link[0]
-        return place.file_key
+            return True, None if link is None else link[0]
+        return True, place.file_key
 
-    def _opened(self) -> int:
-        if self._fd is None:
-            raise ValueError("the log is not open")
-        return self._fd
+    def done(self, batch: Batch) -> None:
+        """What is in a batch was told: go on behind it, and cut the log off if it can be."""
+        inode = os.fstat(self._fd).st_ino
+        self._note((inode, batch.end, zlib.crc32(self._before(batch.end))))
+        if batch.end < CUT_BYTES or not self._is_still(inode):
+            return
+        # Nothing may come between these two.
+        if os.fstat(self._fd).st_size == batch.end:
+            os.ftruncate(self._fd, 0)
+            # Killed before this is written, the checksum shows that it is another log by now.
+            self._note((inode, 0, 0))
+
+    def _is_still(self, inode: int) -> bool:
+        """Say whether the open file is the log: one that was moved away is somebody's archive."""
+        try:
+            return os.lstat(self.path).st_ino == inode
+        except FileNotFoundError:
+            return False
 
     def _before(self, offset: int) -> bytes:
         size = min(offset, _BEFORE_BYTES)
-        return os.pread(self._opened(), size, offset - size)
+        return os.pread(self._fd, size, offset - size)
 
     def _read_position(self) -> _Position:
-        nowhere = _Position(0, 0, 0)
         try:
             fd = os.open(f"{self.path}.position", os.O_RDONLY | _ITSELF)
         except FileNotFoundError:
-            return nowhere
+            return _NOWHERE
         with os.fdopen(fd, "rb") as file:
-            text = file.read(_LONGEST_POSITION)
-        match = _POSITION.fullmatch(text)
-        return nowhere if match is None else _Position(*map(int, match.groups()))
+            match = _POSITION.fullmatch(file.read(_LONGEST_POSITION))
+        return _NOWHERE if match is None else tuple(map(int, match.groups()))
 
     def _note(self, position: _Position) -> None:
         name = f"{self.path}.position"
         fresh = f"{name}.new"
-        try:
-            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _ITSELF, 0o644)
-            with os.fdopen(fd, "w", encoding="ascii") as file:
-                file.write(f"{position.inode} {position.offset} {position.checksum}\n")
-            os.replace(fresh, name)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)
-            raise
+        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _ITSELF, 0o644)
+        with os.fdopen(fd, "w", encoding="ascii") as file:
+            file.write(" ".join(map(str, position)) + "\n")
+        os.replace(fresh, name)
         self._position = position

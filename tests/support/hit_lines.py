@@ -51,4 +51,4 @@ class Log:
 
     def hits(self, reader: HitLog | None = None) -> int:
         """How many hits are new."""
-        return sum(b.counted.hits for b in self.take_in(reader or self.reader()))
+        return sum(b.hits for b in self.take_in(reader or self.reader()))
