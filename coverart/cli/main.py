@@ -168,7 +168,7 @@ def clean(
             if dry_run:
                 told = await _would_evict(cache, bounds)
             else:
-                if cache.link is None and cache.store.served() and not force:
+                if cache.link is None and cache.store.is_served() and not force:
                     raise NotNow(
                         f"a service runs on {cache.store.root} and keeps its index in its own "
                         "memory: it cleans by itself, and its totals would be wrong until it has "

@@ -32,6 +32,7 @@ from coverart.metrics import Metrics
 from coverart.model import FileEntry, FileKey
 from coverart.store.disk_walk import read_slice, survey
 from coverart.store.image_store import ImageStore
+from coverart.store.orphans import remove_orphans
 
 OLDEST_AT_ONCE = 10_000
 """So many files are remembered of one look at the whole disk: a few megabytes."""
@@ -156,8 +157,8 @@ class Cleanup:
         leads = await self._leadership.stand() is not None
         without_index = not self._index.available
         if not without_index:
-            self._store.disclaim()
-        if not (await self._in_thread(self._store.claim) if without_index else leads):
+            self._store.keeping.release()
+        if not (await self._in_thread(self._store.keeping.take) if without_index else leads):
             if without_index and self._index.size_bytes > self._bounds.max_bytes:
                 # Another process evicts, which the index can't tell now.
                 await self._see_disk()
@@ -226,7 +227,9 @@ class Cleanup:
 
     async def _remove_orphans(self, done: Sweep) -> None:
         """Temporary files of processes that are gone."""
-        done.orphans = await self._in_thread(self._store.remove_orphans, self._now(), self._go_on)
+        done.orphans = await self._in_thread(
+            remove_orphans, os.fspath(self._store.root), self._now(), self._go_on
+        )
 
     async def _make_whole(self, done: Sweep) -> None:
         """Fill an index that lost something; what it knows all the same may be of an older time."""

@@ -27,6 +27,7 @@ from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconcile
 from coverart.model import Entity
 from coverart.store.disk_walk import DiskSlice, Folder
 from coverart.store.image_store import ImageStore
+from coverart.store.orphans import count_unfinished
 
 SECOND_LOOK_S = 1.0
 MOST_NAMES = 20
@@ -136,7 +137,7 @@ class Scanner:
         scan = self._scan
         slices, foreign = await self._reconciler.survey()
         scan.count_foreign(foreign)
-        scan.unfinished = await self._in_thread(self._store.unfinished)
+        scan.unfinished = await self._in_thread(count_unfinished, os.fspath(self._store.root))
         fills = self._compares and not await self._index.whole()
         if fills and not self._dry_run:
             await self._index.fill()

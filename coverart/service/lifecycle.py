@@ -54,7 +54,7 @@ class CoverService(Service):
         opened.metrics.start_time.set_to_current_time()
         self._delay.start()
         opened.start()
-        opened.store.hold()
+        opened.store.serving.take()
         opened.before_changes()
         if isinstance(opened.fetches, RedisFetches):
             opened.fetches.start()

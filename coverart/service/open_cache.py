@@ -66,7 +66,8 @@ class OpenCache:
         finally:
             # Threads that were not ended would keep the process alive.
             self.threads.stop()
-            self.store.release()
+            self.store.keeping.release()
+            self.store.serving.release()
 
     def cleanup(
         self, bounds: Bounds, before_evicting: Callable[[], Awaitable[None]] = nothing

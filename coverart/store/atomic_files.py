@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import re
 import secrets
 import stat
 import time
@@ -23,16 +22,11 @@ import attrs
 
 from coverart.errors import StoreFailed
 from coverart.freshness import counted
+from coverart.store.directory_lock import DirectoryLock
 from coverart.store.layout import INCOMING
 
-SYMLINK_AGE_S = 60
-UNLOCKED_AGE_S = 3600.0
-"""Where files can't be locked, one that was not written to for so long has no writer."""
-
-_TEMPORARY = re.compile("[0-9a-f]{24}").fullmatch
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
-
-_TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""No symlink, and no waiting for the other end of a pipe."""
 
 
 @attrs.frozen(kw_only=True)
@@ -56,8 +50,10 @@ class Directory:
         self.root = root
         self.now = now
         self._root = os.fspath(root)
-        self._held: int | None = None
-        self._claimed: int | None = None
+        self.serving = DirectoryLock(f"{self._root}/.", shared=True)
+        """Lets others see that the directory is served."""
+        self.keeping = DirectoryLock(f"{self._root}/{INCOMING}", shared=False)
+        """Had by the one process that keeps the directory in order while nobody is elected."""
         try:
             (root / INCOMING).mkdir(parents=True, exist_ok=True)
             temporary = self.begin()
@@ -68,65 +64,12 @@ class Directory:
     def absolute(self, path: str) -> str:
         return f"{self._root}/{path}"
 
-    def hold(self) -> None:
-        """
-        Let other processes see, for as long as this one lives, that the directory is served.
-
-        A file system without locks shows nothing.
-        """
-        if self._held is None:
-            with contextlib.suppress(OSError):
-                self._held = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                fcntl.flock(self._held, fcntl.LOCK_SH)
-
-    def release(self) -> None:
-        """No longer."""
-        self.disclaim()
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
-
-    def claim(self) -> bool:
-        """
-        Be the one process that keeps the directory in order, until disclaim() or its end.
-
-        A file system without locks lets each of them be the one.
-
-        :returns: whether this process is it.
-        """
-        if self._claimed is None:
-            try:
-                fd = os.open(f"{self._root}/{INCOMING}", _FOLDER)
-            except OSError:
-                return False
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(fd)
-                return False
-            except OSError:
-                pass
-            self._claimed = fd
-        return True
-
-    def disclaim(self) -> None:
-        """Let another process be the one."""
-        if self._claimed is not None:
-            os.close(self._claimed)
-            self._claimed = None
-
-    def served(self) -> bool:
-        """Say whether a process holds the directory."""
-        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-        return False
+    def is_served(self) -> bool:
+        """Say whether a process has `serving`."""
+        alone = DirectoryLock(f"{self._root}/.", shared=False)
+        taken = alone.take()
+        alone.release()
+        return not taken
 
     def usable(self) -> bool:
         """Say whether the directory is there and takes files."""
@@ -167,7 +110,7 @@ class Directory:
         :raises FileNotFoundError: it is gone.
         :raises OSError: it is no regular file, or can't be read.
         """
-        fd = os.open(self.absolute(path), _TO_READ)
+        fd = os.open(self.absolute(path), TO_READ)
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
@@ -313,64 +256,3 @@ class Directory:
         except (FileNotFoundError, IsADirectoryError):
             return False
         return True
-
-    def unfinished(self) -> int:
-        """How many temporary files there are, those that are being written among them."""
-        try:
-            with self._incoming() as fd:
-                return len(os.listdir(fd))
-        except OSError:
-            return 0
-
-    def remove_orphans(self, now: float, check: Callable[[], object] = lambda: None) -> int:
-        """
-        Remove temporary files whose writer is gone. :returns: how many.
-
-        :param check: called before each; what it raises ends the work.
-
-        Only files with names of ours, and only in a folder of ours: who runs this may be allowed to
-        remove more than who made a symlink in its place.
-
-        Symlinks can't be locked; they are temporary for less than a millisecond, so those of the
-        last minute are left alone.
-        """
-        removed = 0
-        with contextlib.suppress(OSError), self._incoming() as fd:
-            for name in os.listdir(fd):
-                check()
-                if _TEMPORARY(name):
-                    with contextlib.suppress(OSError):
-                        removed += _remove_orphan(name, fd, now)
-        return removed
-
-    @contextlib.contextmanager
-    def _incoming(self) -> Iterator[int]:
-        """The folder of temporary files, opened. :raises OSError: it is none, or a symlink."""
-        fd = os.open(f"{self._root}/{INCOMING}", _FOLDER)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-
-def _remove_orphan(name: str, folder: int, now: float) -> bool:
-    status = os.lstat(name, dir_fd=folder)
-    age_s = now - status.st_mtime
-    if stat.S_ISLNK(status.st_mode):
-        if now - counted(status.st_mtime, now) <= SYMLINK_AGE_S:
-            return False
-        os.unlink(name, dir_fd=folder)
-        return True
-    # A pipe or a device that somebody put there must not keep a thread for ever.
-    fd = os.open(name, _TO_READ, dir_fd=folder)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Its writer lives; or there are no locks here, and its age decides.
-            if isinstance(error, BlockingIOError) or age_s <= UNLOCKED_AGE_S:
-                return False
-        os.unlink(name, dir_fd=folder)
-    finally:
-        os.close(fd)
-    return True

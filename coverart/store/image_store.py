@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,20 +55,16 @@ class ImageStore(Directory):
             raise ValueError("an image has a media type")
         return layout.image_path(key, media)
 
-    def remove_entry(self, key: FileKey, entry: FileEntry) -> bool:
-        """
-        Remove the file of an entry, unless another was stored in its place since.
-
-        :returns: whether it is gone.
-        """
+    def remove_entry(self, key: FileKey, entry: FileEntry) -> None:
+        """Remove the file of an entry, unless another was stored in its place since."""
         path = self.path_of(key, entry.media)
         status = self.stat(path)
         # The mtime is what was set, but a file system may keep it less precisely.
-        if status is not None and abs(status.st_mtime - entry.stored_at) > MTIME_SLACK_S:
+        if status is None or abs(status.st_mtime - entry.stored_at) <= MTIME_SLACK_S:
+            self.remove(path)
+        else:
             # Or it was cut short, and would be found on the disk and taken for whole.
             self.remove_spoilt(key, entry)
-            return self.stat(path) is None
-        return self.remove(path) or status is None
 
     def remove_spoilt(self, key: FileKey, entry: FileEntry) -> FileEntry | None:
         """
@@ -80,16 +74,14 @@ class ImageStore(Directory):
         :returns: what was stored anew; None if nothing is left.
         """
         path = self.path_of(key, entry.media)
-        if isinstance(key, ListingKey):
-            found = self.find(key)
-        else:
-            found = self.examine(path)
-            if found is not None and found.entry.size_bytes != entry.size_bytes:
-                found = None
-        if found is not None:
-            return found.entry
-        self.remove(path)
-        return None
+        found = self.examine(path)
+        whole = isinstance(key, ListingKey) or (
+            found is not None and found.entry.size_bytes == entry.size_bytes
+        )
+        if found is None or not whole:
+            self.remove(path)
+            return None
+        return found.entry
 
     def remove_damaged(self, path: str) -> bool:
         """
@@ -111,9 +103,7 @@ class ImageStore(Directory):
     def find(self, thing: ImageRequest | ListingKey) -> OnDisk | None:
         """What the disk holds for a request, whatever the index says."""
         if isinstance(thing, ListingKey):
-            path = layout.listing_path(thing)
-            listed = self.examine(path)
-            return listed if listed is not None and self._is_listing(path) else None
+            return self.examine(layout.listing_path(thing))
         paths = layout.candidates(thing)
         for path in (*paths, *(path + layout.RETIRED for path in paths)):
             found = self.examine(path)
@@ -121,69 +111,43 @@ class ImageStore(Directory):
                 return found
         return None
 
-    def _is_listing(self, path: str) -> bool:
-        try:
-            listings.check(self.read(path, listings.LARGEST_BYTES))
-        except (OSError, BadUpstream):
-            return False
-        return True
-
     def examine(self, path: str) -> OnDisk | None:
         """
         What lies at one path; None if nothing, or nothing that may be served.
 
-        A symlink must point at an image's own place, and an image must begin as its name says.
+        A symlink must point at an image's own place, an image begin as its name says, a listing
+        parse.
         """
         place = layout.identify(layout.unretired(path))
         if place is None:
             return None
         try:
-            text = os.readlink(self.absolute(path))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno != errno.EINVAL:
+            if os.path.islink(self.absolute(path)):
+                return self._examine_link(path)
+            # Only symlinks are ever retired.
+            if place.file_key is None or path.endswith(layout.RETIRED):
                 return None
-        else:
-            return self._examine_link(path, text)
-        # EINVAL: not a symlink, and only symlinks are ever retired.
-        if path.endswith(layout.RETIRED):
+            return OnDisk(key=place.file_key, entry=self._examine_file(path, place.media))
+        except (OSError, BadUpstream):
             return None
-        entry = None if place.file_key is None else self._examine_file(path, place.media)
-        if place.file_key is None or entry is None:
-            return None
-        return OnDisk(key=place.file_key, entry=entry)
 
-    def _examine_link(self, path: str, text: str) -> OnDisk | None:
-        link = layout.read_link(layout.unretired(path), text)
+    def _examine_link(self, path: str) -> OnDisk | None:
+        link = layout.read_link(layout.unretired(path), os.readlink(self.absolute(path)))
         if link is None:
             return None
         key, media, target_path = link
-        try:
-            checked_at = os.lstat(self.absolute(path)).st_mtime
-        except OSError:
-            return None
-        entry = self._examine_file(target_path, media)
-        if entry is None:
-            return None
+        checked_at = os.lstat(self.absolute(path)).st_mtime
         alias = Alias(target=link_target(key, media), checked_at=checked_at)
-        return OnDisk(key=key, entry=entry, alias=alias)
+        return OnDisk(key=key, entry=self._examine_file(target_path, media), alias=alias)
 
-    def _examine_file(self, path: str, media: MediaType | None) -> FileEntry | None:
-        try:
-            fd = self.open(path)
-        except OSError:
-            return None
-        try:
-            status = os.fstat(fd)
-            if media is not None and sniff(os.pread(fd, ENOUGH, 0)) is not media:
-                return None
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
-        if status.st_size == 0 or not stat.S_ISREG(status.st_mode):
-            return None
+    def _examine_file(self, path: str, media: MediaType | None) -> FileEntry:
+        """:raises OSError, BadUpstream: it is gone, empty, or not what its name says."""
+        with os.fdopen(self.open(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            if media is None:
+                listings.check(file.read(listings.LARGEST_BYTES + 1))
+            elif sniff(file.read(ENOUGH)) is not media:
+                raise BadUpstream(f"{path} does not begin as its name says")
         return FileEntry(size_bytes=status.st_size, stored_at=status.st_mtime, media=media)
 
 

@@ -49,6 +49,7 @@ from tests.support.strategies import MBID, OTHER_MBID, examples, image_refs, ima
 NOW = 1_700_000_000.0
 DIGITS = MBID[:3]
 JPEG = b"\xff\xd8\xff\xe0" + bytes(20)
+LISTING = b'{"images":[]}'
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 REF = ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=7)
 FRONT = AliasKey(entity=Entity.RELEASE, mbid=MBID, name="front")
@@ -208,7 +209,7 @@ class Disk(SynchronousTestCase):
         self.put(REF.at(500))
         self.put(other.at(ORIGINAL), PNG, MediaType.PNG)
         self.store.write(
-            layout.listing_path(ListingKey(entity=Entity.RELEASE, mbid=MBID)), b"{}", NOW
+            layout.listing_path(ListingKey(entity=Entity.RELEASE, mbid=MBID)), LISTING, NOW
         )
         for size, at in ((250, NOW), (500, NOW + 60)):
             request = ImageRequest(alias=FRONT, size=size)
@@ -254,7 +255,6 @@ class ReadingTests(Disk):
                 known = aliases.get(place.thing.alias)
                 if known is None or known.checked_at < on_disk.alias.checked_at:
                     aliases[place.thing.alias] = on_disk.alias
-        # Empty as well: listings are checked by who serves them.
         shown: dict[bytes, bytes] = {}
         for number in SLICES:
             shown |= packed(str(self.root), number)
@@ -398,7 +398,7 @@ class ScannerTests(Disk):
         (self.root / layout.image_path(REF.at(500), MediaType.JPEG)).unlink()
         before = sorted(self.root.rglob("*"))
         seen = self.scan(None)
-        self.assertEqual((seen.files, seen.size_bytes), (3, len(JPEG) + len(PNG) + 2))
+        self.assertEqual((seen.files, seen.size_bytes), (3, len(JPEG) + len(PNG) + len(LISTING)))
         self.assertEqual(seen.by_entity, {"release": 2, "release-group": 0, "event": 1})
         self.assertEqual((seen.links, seen.aliases, seen.dangling), (3, 2, 1))
         self.assertEqual((seen.unfinished, seen.foreign, seen.damaged), (1, 7, 0))
@@ -428,7 +428,9 @@ class ScannerTests(Disk):
         self.assertEqual((seen.learnt, seen.forgotten), (1, 2))
         self.assertFalse(cut.exists())
         totals = self.result(index.totals())
-        self.assertEqual((totals.files, totals.size_bytes), (3, len(JPEG) + len(PNG) + 2))
+        self.assertEqual(
+            (totals.files, totals.size_bytes), (3, len(JPEG) + len(PNG) + len(LISTING))
+        )
         self.assertEqual(self.scan(index).differences, 0)
 
     def test_of_a_moment(self) -> None:
@@ -514,12 +516,12 @@ class HeldTests(Disk):
     def test_held(self) -> None:
         """While any process holds it, it is; holding twice is once."""
         other = ImageStore(self.root)
-        self.assertFalse(self.store.served())
-        self.store.hold()
-        self.store.hold()
-        other.hold()
-        self.assertTrue(self.store.served())
-        self.store.release()
-        self.assertTrue(self.store.served())
-        other.release()
-        self.assertFalse(self.store.served())
+        self.assertFalse(self.store.is_served())
+        self.store.serving.take()
+        self.store.serving.take()
+        other.serving.take()
+        self.assertTrue(self.store.is_served())
+        self.store.serving.release()
+        self.assertTrue(self.store.is_served())
+        other.serving.release()
+        self.assertFalse(self.store.is_served())

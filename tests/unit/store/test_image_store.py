@@ -43,6 +43,7 @@ from coverart.model import (
 from coverart.store import layout
 from coverart.store.atomic_files import Temporary
 from coverart.store.image_store import ImageStore, OnDisk
+from coverart.store.orphans import count_unfinished, remove_orphans
 from tests.support.disk import packed, unpacked, walk
 from tests.support.doubles import folder
 from tests.support.strategies import MBID, OTHER_MBID, examples
@@ -56,6 +57,10 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"png" * 10
 THUMB = layout.image_path(REF.at(250), MediaType.JPEG)
 LINK = layout.alias_path(ImageRequest(alias=FRONT, size=250), MediaType.JPEG)
 ORPHAN = "0123456789abcdef" + "0" * 8
+
+
+def nothing() -> None:
+    """Ends no sweep."""
 
 
 @contextlib.contextmanager
@@ -156,7 +161,7 @@ class WriteTests(StoreTests):
         shutil.rmtree(self.root)
         self.assertIsNone(self.store.stat(THUMB))
         self.assertIsNone(self.store.find(LISTING))
-        self.assertEqual(self.store.remove_orphans(0), 0)
+        self.assertEqual(remove_orphans(str(self.store.root), 0, nothing), 0)
         self.assertFalse(self.store.remove(THUMB))
         self.put()
         self.assertEqual(self.store.read(THUMB), JPEG)
@@ -241,34 +246,34 @@ class OrphanTests(StoreTests):
         self.addCleanup(os.close, mine.fd)
         orphan = self.root / layout.INCOMING / ORPHAN
         orphan.write_bytes(b"half")
-        self.assertEqual(self.store.remove_orphans(0), 1)
+        self.assertEqual(remove_orphans(str(self.store.root), 0, nothing), 1)
         self.assertEqual(self.incoming(), [os.path.basename(mine.path)])
 
     def test_finished_since(self) -> None:
         """A file whose writer closed it without a name is an orphan."""
         temporary = self.store.begin()
         os.close(temporary.fd)
-        self.assertEqual(self.store.remove_orphans(0), 1)
+        self.assertEqual(remove_orphans(str(self.store.root), 0, nothing), 1)
 
     def test_links(self) -> None:
         """Symlinks can't be locked, so those of the last minute stay."""
         link = self.root / layout.INCOMING / ORPHAN
         link.symlink_to("nowhere")
         made = link.lstat().st_mtime
-        self.assertEqual(self.store.remove_orphans(made + 59), 0)
-        self.assertEqual(self.store.remove_orphans(made + 61), 1)
+        self.assertEqual(remove_orphans(str(self.store.root), made + 59, nothing), 0)
+        self.assertEqual(remove_orphans(str(self.store.root), made + 61, nothing), 1)
         link.symlink_to("made while the clock was ahead")
-        self.assertEqual(self.store.remove_orphans(made - 3600), 1)
+        self.assertEqual(remove_orphans(str(self.store.root), made - 3600, nothing), 1)
         self.assertEqual(self.incoming(), [])
 
     def test_odd_things(self) -> None:
         """What else lies there is passed over."""
         (self.root / layout.INCOMING / ORPHAN).mkdir()
         (self.root / layout.INCOMING / "notes.txt").write_bytes(b"precious")
-        self.assertEqual(self.store.remove_orphans(10**10), 0)
+        self.assertEqual(remove_orphans(str(self.store.root), 10**10, nothing), 0)
         # A pipe has no writer that holds a lock; above all it is not waited for.
         os.mkfifo(self.root / layout.INCOMING / ORPHAN[::-1])
-        self.assertEqual(self.store.remove_orphans(0), 1)
+        self.assertEqual(remove_orphans(str(self.store.root), 0, nothing), 1)
         self.assertEqual(self.incoming(), [ORPHAN, "notes.txt"])
 
     def test_not_through_a_symlink(self) -> None:
@@ -277,8 +282,8 @@ class OrphanTests(StoreTests):
         (self.root / layout.INCOMING).rename(elsewhere)
         (self.root / layout.INCOMING).symlink_to(elsewhere)
         (elsewhere / ORPHAN).write_bytes(b"precious")
-        self.assertEqual(self.store.remove_orphans(10**10), 0)
-        self.assertEqual(self.store.unfinished(), 0)
+        self.assertEqual(remove_orphans(str(self.store.root), 10**10, nothing), 0)
+        self.assertEqual(count_unfinished(str(self.root)), 0)
         self.assertEqual((elsewhere / ORPHAN).read_bytes(), b"precious")
 
     def test_no_locks(self) -> None:
@@ -299,8 +304,8 @@ class OrphanTests(StoreTests):
         left = self.store.begin()
         os.close(left.fd)
         now = os.stat(left.path).st_mtime
-        self.assertEqual(self.store.remove_orphans(now + 3500), 0)
-        self.assertEqual(self.store.remove_orphans(now + 3700), 1)
+        self.assertEqual(remove_orphans(str(self.store.root), now + 3500, nothing), 0)
+        self.assertEqual(remove_orphans(str(self.store.root), now + 3700, nothing), 1)
         self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
     def test_taken_before_it_was_locked(self) -> None:
@@ -699,7 +704,7 @@ class StoreMachine(RuleBasedStateMachine):
         os.makedirs(os.path.dirname(orphan), exist_ok=True)
         with open(orphan, "wb"):
             pass
-        assert self.store.remove_orphans(0) == 1
+        assert remove_orphans(str(self.store.root), 0, nothing) == 1
         assert len(self.open_fds) == before
 
     @rule()
