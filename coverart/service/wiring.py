@@ -37,8 +37,8 @@ from coverart.service.upkeep import Upkeep
 from coverart.web.admin import AdminRoutes
 from coverart.web.connection_limits import Connections, GatedEndpoint, raise_file_limit
 from coverart.web.covers import Covers, DeliveryMode
+from coverart.web.operator_hosts import OwnNames
 from coverart.web.operators import OperatorRoutes, Standing
-from coverart.web.own_names import OwnNames
 from coverart.web.site import CoverSite, Front
 
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"

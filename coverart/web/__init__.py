@@ -6,7 +6,7 @@ Only here are statuses, headers and bodies known. Klein's routes take all that i
     access_log          one line for each request, and what is counted of it
     conditional         conditions and ranges (pure)
     connection_limits   how many connections, and for how long
-    own_names           by which Host operators may ask
+    operator_hosts      by which Host operators may ask
     status              the fields of /cache-status
     accel               lets nginx send a file: X-Accel-Redirect
     delivery            sends bodies: of a file, of an image while it arrives

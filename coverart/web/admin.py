@@ -12,7 +12,7 @@ from coverart.cache.lookup import CoverCache
 from coverart.errors import CoverError
 from coverart.web.access_log import LoggedRequest
 from coverart.web.headers import explain, json_body, operators_only
-from coverart.web.own_names import OwnNames
+from coverart.web.operator_hosts import OwnNames
 
 
 class Forbidden(CoverError):

@@ -16,7 +16,7 @@ from coverart.freshness import Lifetimes
 from coverart.model import ImageRequest, ListingKey, MediaType
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span, Validators, asked_span, condition
-from coverart.web.own_names import OwnNames
+from coverart.web.operator_hosts import OwnNames
 
 log = Logger()
 

@@ -23,7 +23,7 @@ from coverart.metrics import Metrics
 from coverart.model import MEGABYTE
 from coverart.web.access_log import LoggedRequest
 from coverart.web.headers import explain, hidden_from_pages, json_body, operators_only, sized
-from coverart.web.own_names import OwnNames
+from coverart.web.operator_hosts import OwnNames
 from coverart.web.status import describe
 
 
