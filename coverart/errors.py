@@ -7,7 +7,7 @@ the message quotes nothing from the request. `detail`, for the operator's log, m
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 from coverart.model import ImageKey
 
@@ -15,7 +15,7 @@ from coverart.model import ImageKey
 class CoverError(Exception):
     """A request can't be answered with a cover. `detail` is for the log, never for the client."""
 
-    status: ClassVar[int] = 500
+    status: int = 500
     said: str = "internal error"
 
     def __init__(self, detail: str = "", *, retry_after_s: float | None = None) -> None:
@@ -34,6 +34,19 @@ class Malformed(CoverError):
     def __init__(self, why: str) -> None:
         """:param why: what is wrong with it, in words that quote nothing of it."""
         self.said = f"no such path: {why}"
+        super().__init__()
+
+
+class Refused(CoverError):
+    """What a client asks for is refused, whatever the cache holds."""
+
+    def __init__(
+        self, status: int, said: str, headers: Mapping[bytes, bytes] | None = None
+    ) -> None:
+        """:param headers: that go with the status."""
+        self.status = status
+        self.said = said
+        self.headers = headers or {}
         super().__init__()
 
 

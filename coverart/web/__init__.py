@@ -1,16 +1,18 @@
 """
 HTTP: reads a request, sends the cache's answer.
 
-Only here are statuses, headers and bodies known. Klein's routes take all that is no plain hit of an image (covers).
+Only here are statuses, headers and bodies known. A plain hit of an image is answered at once,
+everything else by Klein's routes (covers).
 
     access_log          one line for each request, and what is counted of it
     conditional         conditions and ranges (pure)
     connection_limits   how many connections, and for how long
-    operator_hosts      by which Host operators may ask
     status              the fields of /cache-status
     accel               lets nginx send a file: X-Accel-Redirect
     delivery            sends bodies: of a file, of an image while it arrives
-    headers             the headers of each answer
+    headers             the headers of answers
+    error_answers       an error as status, headers and JSON
+    operator_hosts      by which Host operators may ask
     public_listings     listings with their addresses rewritten
     admin               purge and refresh
     covers              the routes of the archive

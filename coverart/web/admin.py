@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import hmac
-from typing import Any, ClassVar
+from typing import Any
 
 from klein import Klein
 from twisted.python.failure import Failure
 
 from coverart.cache.lookup import CoverCache
-from coverart.errors import CoverError
+from coverart.errors import Refused
 from coverart.web.access_log import LoggedRequest
-from coverart.web.headers import explain, json_body, operators_only
+from coverart.web.error_answers import explain
+from coverart.web.headers import json_body
 from coverart.web.operator_hosts import OwnNames
-
-
-class Forbidden(CoverError):
-    """No token is set, so nobody may."""
-
-    status: ClassVar[int] = 403
-    said = "admin routes are switched off"
-
-
-class Unauthorized(CoverError):
-    """The token is missing or wrong."""
-
-    status: ClassVar[int] = 401
-    said = "wrong token"
 
 
 class AdminRoutes:
@@ -55,15 +42,13 @@ class AdminRoutes:
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
         """What could not be done, in the words of the contract."""
-        if failure.check(Unauthorized):
-            request.setHeader(b"www-authenticate", b'Bearer realm="coverart"')
         return explain(request, failure)
 
     def _check(self, request: LoggedRequest) -> None:
-        operators_only(request, self._names)
+        self._names.check(request)
         if self._token is None:
-            raise Forbidden
+            raise Refused(403, "admin routes are switched off")
         given = request.getHeader(b"authorization") or b""
         # Compared in constant time, so that answers do not tell how much of it was right.
         if not hmac.compare_digest(given, b"Bearer " + self._token.encode()):
-            raise Unauthorized
+            raise Refused(401, "wrong token", {b"www-authenticate": b'Bearer realm="coverart"'})

@@ -31,15 +31,8 @@ from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
 from coverart.web.delivery import Arriving, Body, OpenFile, Packed
-from coverart.web.headers import (
-    cacheable,
-    explain,
-    say_status,
-    sized,
-    span_to_send,
-    typed,
-    unchanged,
-)
+from coverart.web.error_answers import explain
+from coverart.web.headers import cacheable, say_status, sized, span_to_send, typed
 from coverart.web.public_listings import PackedBody, PublicListings, pack
 
 _FAULTS_OF_THE_FILE = frozenset(
@@ -219,19 +212,12 @@ class Covers(Resource):
 
     async def _rewritten(self, request: LoggedRequest, held: Held, public: PublicListings) -> Any:
         """A listing whose URLs lead to this proxy, so always sent from here."""
-        version = public.version(held.path)
+        body, validators = await public.get(held.path)
         self._say(request, held)
-        typed(request, None)
-        validators = public.validators(version)
-        # Before it is made: whoever asks for nothing but a 304 costs no more than a look.
-        if unchanged(request, validators):
-            return b""
-        body = await public.get(held.path, version)
-        return _packed(request, body, attrs.evolve(validators, size_bytes=body.size_bytes))
+        return _packed(request, body, validators)
 
     async def _passing(self, request: LoggedRequest, passing: Passing) -> Any:
         """A listing that lies nowhere."""
-        typed(request, None)
         unstored = passing.listing
         body = await self._in_thread(pack, unstored.body, self._mode.public_url)
         modified = int(unstored.stored_at)
@@ -263,6 +249,7 @@ class Covers(Resource):
 
 
 def _packed(request: LoggedRequest, body: PackedBody, validators: Validators) -> bytes | Body:
+    typed(request, None)
     span = span_to_send(request, validators)
     return b"" if span is None else Body(Packed(body.packed), span)
 

@@ -9,15 +9,15 @@ seen two requests where this saw one. How long all that may take: connection_lim
 
 from __future__ import annotations
 
-import json
-from http import HTTPStatus
 from typing import Any
 
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
-from coverart.web.headers import RUNS_NOTHING
+from coverart.errors import Refused
+from coverart.web.error_answers import refuse
+from coverart.web.headers import open_to_all
 
 LARGEST_BODY_BYTES = 64 * 1024
 LONGEST_LENGTH = 40
@@ -57,14 +57,14 @@ class ClientChannel(HTTPChannel):
 
     def headerReceived(self, line: bytes) -> bool:
         if len(line) > LONGEST_LENGTH and line[:14].lower() == b"content-length":
-            self.refuse(HTTPStatus.BAD_REQUEST)
+            self.refuse(400, "malformed request")
             return False
         accepted: bool = super().headerReceived(line)
         return accepted
 
     def allHeadersReceived(self) -> None:
         if self.length is not None and self.length > LARGEST_BODY_BYTES:
-            self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            self.refuse(413, "request body too large")
             return
         self._body_bytes = 0
         super().allHeadersReceived()
@@ -73,7 +73,7 @@ class ClientChannel(HTTPChannel):
         if self.length is None:
             self._body_bytes += len(data)
             if self._body_bytes > LARGEST_BODY_BYTES:
-                self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+                self.refuse(413, "request body too large")
                 return
         super().rawDataReceived(data)
 
@@ -99,45 +99,32 @@ class ClientChannel(HTTPChannel):
             # The client has yet to take what was sent before, and the transport says so once.
             producer.pauseProducing()
 
-    def refuse(self, status: HTTPStatus) -> None:
-        """
-        Answer in place of a request that can't be read, and end the connection.
-
-        The headers are those of every error (headers.py), which needs a request to speak to.
-        """
+    def refuse(self, status: int, said: str) -> None:
+        """Answer in place of a request that can't be read, and end the connection."""
         if self._refused:
             return
         self._refused = True
         # One read may hold more behind what was refused, and more may come before the end.
         self.dataReceived = self.lineReceived = self.rawDataReceived = _unread  # type: ignore[method-assign]
-        said = "malformed request" if status == HTTPStatus.BAD_REQUEST else status.phrase.lower()
-        body = json.dumps({"error": said}).encode()
-        lines = [
-            b"HTTP/1.1 %d %s" % (status, status.phrase.encode()),
-            b"Content-Type: application/json",
-            b"Content-Length: %d" % len(body),
-            b"Content-Security-Policy: " + RUNS_NOTHING,
-            b"Cache-Control: no-store",
-            b"Access-Control-Allow-Origin: *",
-            b"X-Content-Type-Options: nosniff",
-            b"X-Served-By: coverart",
-            b"Connection: close",
-        ]
-        self.site.metrics.request("refused", len(body), 0.0)
-        self.site.access_log.tell(f"other unknown {status:d} unread {len(body)} B 0.0000 s 0 hops")
-        self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.loseConnection()
+        self.persistent = False
+        request = self.site.requestFactory(self)
+        request.site, request.clientproto = self.site, b"HTTP/1.1"
+        open_to_all(request)
+        request.responseHeaders.setRawHeaders(b"connection", [b"close"])
+        self.requests = [request]
+        request.write(refuse(request, Refused(status, said)))
+        request.finish()
 
     def refuse_late(self) -> None:
         """The request does not arrive in time."""
-        self.refuse(HTTPStatus.REQUEST_TIMEOUT)
+        self.refuse(408, "request timeout")
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002
-        self.refuse(HTTPStatus.BAD_REQUEST)
+        self.refuse(400, "malformed request")
 
     def _respondToBadRequestAndDisconnect(self) -> None:
         """What Twisted calls where it finds a request malformed."""
-        self.refuse(HTTPStatus.BAD_REQUEST)
+        self.refuse(400, "malformed request")
 
 
 def _unread(data: bytes) -> None:

@@ -1,5 +1,5 @@
 """
-By which names operators may ask (pure).
+By which names operators may ask.
 
 A web page can give its own name the address of this machine (DNS rebinding): to its browser the
 answers are then its own, to be read. What it can't change is the Host header, which has that name.
@@ -8,10 +8,12 @@ answers are then its own, to be read. What it can't change is the Host header, w
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import attrs
+from twisted.web.http import Request
+
+from coverart.errors import Refused
 
 PRIVATE = ("localhost", "local", "internal", "lan", "home.arpa")
 """
@@ -32,12 +34,26 @@ class OwnNames:
         public = None if public_url is None else urlsplit(public_url).hostname
         return cls(frozenset(name.lower() for name in (public, machine) if name))
 
-    def include_all(self, hosts: Iterable[str]) -> bool:
+    def asked_by(self, request: Request) -> bool:
         """
         Say whether Host headers name an address, one of these, or what no public DNS has: a name
         without a dot, one below PRIVATE. Without the header no browser asked.
+
+        Takes back that any web page may read the answer: one in an operator's browser asks from
+        inside.
         """
-        return all(map(self._include, hosts))
+        request.responseHeaders.removeHeader(b"access-control-allow-origin")
+        hosts = request.requestHeaders.getRawHeaders(b"host", [])
+        return all(self._include(host.decode("latin-1")) for host in hosts)
+
+    def check(self, request: Request) -> None:
+        """The same. :raises Refused: it was asked for by a name that a web page may have."""
+        if not self.asked_by(request):
+            raise Refused(
+                403,
+                "not by this name: ask by an address, as localhost, or by the host of "
+                "COVER_ART_PUBLIC_URL",
+            )
 
     def _include(self, host: str) -> bool:
         if host.startswith("["):

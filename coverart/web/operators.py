@@ -22,7 +22,8 @@ from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
 from coverart.model import MEGABYTE
 from coverart.web.access_log import LoggedRequest
-from coverart.web.headers import explain, hidden_from_pages, json_body, operators_only, sized
+from coverart.web.error_answers import explain
+from coverart.web.headers import json_body, sized
 from coverart.web.operator_hosts import OwnNames
 from coverart.web.status import describe
 
@@ -81,7 +82,7 @@ class OperatorRoutes:
     def health(self, request: LoggedRequest) -> bytes:
         """Alive: answers as long as the event loop turns; where it keeps things, to operators."""
         told = {"status": "healthy"}
-        if hidden_from_pages(request, self._standing.names):
+        if self._standing.names.asked_by(request):
             told["cache_dir"] = self._standing.cache_dir
         return json_body(request, told)
 
@@ -100,7 +101,7 @@ class OperatorRoutes:
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
         """What the cache holds and did, as JSON, by all processes that share it."""
-        operators_only(request, self._standing.names)
+        self._standing.names.check(request)
         # What other processes counted in the last seconds is not told yet.
         await self._counts.tell()
         totals = await self._cache.index.totals()
@@ -117,7 +118,7 @@ class OperatorRoutes:
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
         """The same for Prometheus."""
-        operators_only(request, self._standing.names)
+        self._standing.names.check(request)
         totals = await self._cache.index.totals()
         request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
         request.setHeader(b"cache-control", b"no-store")

@@ -25,17 +25,8 @@ MOST_KEPT_BYTES = 8 << 20
 """Packed; some ten thousand listings of twenty images."""
 
 
-@attrs.frozen
-class Version:
-    """Which file a path leads to: one that is stored anew is another."""
-
-    inode: int
-    modified_ns: int
-    size_bytes: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Version:
-        return cls(status.st_ino, status.st_mtime_ns, status.st_size)
+Version = tuple[int, int, int]
+"""Which file a path leads to, by inode, time and size: one that is stored anew is another."""
 
 
 @attrs.frozen
@@ -71,32 +62,26 @@ class PublicListings:
         self._kept_bytes = 0
         self._making: Flight[tuple[str, Version], PackedBody] = Flight()
 
-    def version(self, path: str) -> Version:
-        """What lies at a path now. :raises FileNotFoundError: nothing."""
-        status = self._store.stat(path)
-        if status is None:
-            raise FileNotFoundError(path)
-        return Version.of(status)
-
-    def validators(self, version: Version) -> Validators:
-        """What identifies the rewritten listing, without a look into it; its size is left open."""
-        modified = version.modified_ns // 1_000_000_000
-        tag = f"{modified:x}-{version.size_bytes:x}-{self._words}"
-        return Validators(size_bytes=0, modified=modified, tag=tag)
-
-    async def get(self, path: str, version: Version) -> PackedBody:
+    async def get(self, path: str) -> tuple[PackedBody, Validators]:
         """
         The listing at a path with its URLs turned to this proxy, from memory or made now.
 
-        :raises FileNotFoundError: that version is there no more.
+        :raises FileNotFoundError: it is there no more.
         :raises OSError: it can't be read.
         :raises BadUpstream: it is no listing.
         """
-        kept = self._kept.get(path)
-        if kept is not None and kept[0] == version:
+        status = self._store.stat(path)
+        if status is None:
+            raise FileNotFoundError(path)
+        version = _version(status)
+        kept, body = self._kept.get(path, (None, None))
+        if body is None or kept != version:
+            body = await self._making.run((path, version), lambda _: self._made(path, version))
+        else:
             self._kept.move_to_end(path)
-            return kept[1]
-        return await self._making.run((path, version), lambda _: self._made(path, version))
+        modified = int(status.st_mtime)
+        tag = f"{modified:x}-{status.st_size:x}-{self._words}"
+        return body, Validators(size_bytes=body.size_bytes, modified=modified, tag=tag)
 
     async def _made(self, path: str, version: Version) -> PackedBody:
         body: PackedBody = await self._in_thread(self._make, path, version)
@@ -109,7 +94,7 @@ class PublicListings:
 
     def _make(self, path: str, version: Version) -> PackedBody:
         with os.fdopen(self._store.open(path), "rb") as file:
-            if Version.of(os.fstat(file.fileno())) != version:
+            if _version(os.fstat(file.fileno())) != version:
                 raise FileNotFoundError(path)
             body = file.read(listings.LARGEST_BYTES + 1)
         return pack(body, self._public_url)
@@ -118,3 +103,7 @@ class PublicListings:
         kept = self._kept.pop(path, None)
         if kept is not None:
             self._kept_bytes -= len(kept[1].packed)
+
+
+def _version(status: os.stat_result) -> Version:
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -13,12 +13,13 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
 
 from coverart.archive.paths import parse, spell
-from coverart.errors import CoverError
+from coverart.errors import CoverError, Refused
 from coverart.metrics import Metrics
 from coverart.model import ImageRequest, ListingKey
 from coverart.web.access_log import AccessLog, LoggedRequest
 from coverart.web.connection_limits import Connections
-from coverart.web.headers import MethodNotAllowed, open_to_all, options, refuse, sized
+from coverart.web.error_answers import refuse
+from coverart.web.headers import METHODS, open_to_all, options, sized
 from coverart.web.http_channel import ClientChannel
 
 API = b"https://musicbrainz.org/doc/Cover_Art_Archive/API"
@@ -82,7 +83,7 @@ class Front(Resource):
             request.thing = parse(path["thing"])
             request.key = f"{path['verb'].decode()} {spell(request.thing)}"
             if request.method != b"POST":
-                raise MethodNotAllowed(b"POST")
+                raise _not_allowed(b"POST")
             request.postpath = [b"admin", path["verb"], b"thing"]
             return _rendered(self._admin, request)
         elif request.path in PAGES:
@@ -95,7 +96,7 @@ class Front(Resource):
         if request.method == b"OPTIONS":
             return options(request)
         if request.method not in (b"GET", b"HEAD"):
-            raise MethodNotAllowed
+            raise _not_allowed(METHODS)
         return self._page(request) if inner is None else _rendered(inner, request)
 
     @staticmethod
@@ -109,6 +110,10 @@ class Front(Resource):
             request.defaultContentType = None
             return body
         return sized(request, body)
+
+
+def _not_allowed(allowed: bytes) -> Refused:
+    return Refused(405, "method not allowed", {b"allow": allowed})
 
 
 def _rendered(inner: IResource, request: LoggedRequest) -> bytes | int:

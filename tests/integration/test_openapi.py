@@ -254,6 +254,6 @@ def kinds(of: type[CoverError]) -> Iterator[type[CoverError]]:
 
 
 def test_every_kind_of_error_is_described() -> None:
-    """What can be raised has a status that the description knows; 405 is for what it leaves out."""
+    """What can be raised has a status that the description knows."""
     described = {int(each) for one in operations() for each in one.definition.raw["responses"]}
-    assert {kind.status for kind in kinds(CoverError)} - described == {405}
+    assert {kind.status for kind in kinds(CoverError)} <= described
