@@ -106,46 +106,44 @@ def test_wrong_option(tmp_path, monkeypatch) -> None:
         makeService(options)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-@pytest_twisted.ensureDeferred
-async def test_port_taken(tmp_path, children, redis, processes) -> None:
-    """A port that is taken ends the start with one line that says so and names the setting."""
-    with socket.create_server((LOCAL, 0)) as taken:
-        port = taken.getsockname()[1]
+@pytest.fixture(params=["1", "2"], ids=["one process", "two"])
+def refusal(request, tmp_path, children, redis):
+    """Start on addresses that can't be listened on; await the last line of the log."""
+
+    async def start(listen: str) -> str:
         child = Child(
             tmp_path / "cwd",
             "coverart",
             COVER_ART_CACHE_DIR=str(tmp_path / "cache"),
-            COVER_ART_LISTEN=f"tcp:{port}",
-            COVER_ART_PROCESSES=processes,
+            COVER_ART_LISTEN=listen,
+            COVER_ART_PROCESSES=request.param,
             COVER_ART_REDIS_URL=redis.url,
         )
         children.append(child)
         assert await child.exit_code() == 1
-    last = child.log.read_text().splitlines()[-1]
+        said = child.log.read_text()
+        assert "Traceback" not in said
+        return said.splitlines()[-1]
+
+    return start
+
+
+@pytest_twisted.ensureDeferred
+async def test_port_taken(refusal) -> None:
+    """A port that is taken ends the start with one line that says so and names the setting."""
+    with socket.create_server((LOCAL, 0)) as taken:
+        port = taken.getsockname()[1]
+        last = await refusal(f"tcp:{port}")
     assert f"coverart: can't listen on port {port} of any address: Address already in use" in last
     assert "COVER_ART_LISTEN" in last
-    assert "Traceback" not in child.log.read_text()
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
 @pytest_twisted.ensureDeferred
-async def test_no_folder_for_a_socket(tmp_path, children, redis, processes) -> None:
+async def test_no_folder_for_a_socket(tmp_path, refusal) -> None:
     """So does a Unix socket whose folder is not there; the line names the path as it was set."""
     path = tmp_path / "missing" / "x.sock"
-    child = Child(
-        tmp_path / "cwd",
-        "coverart",
-        COVER_ART_CACHE_DIR=str(tmp_path / "cache"),
-        COVER_ART_LISTEN=f"unix:{path}",
-        COVER_ART_PROCESSES=processes,
-        COVER_ART_REDIS_URL=redis.url,
-    )
-    children.append(child)
-    assert await child.exit_code() == 1
-    last = child.log.read_text().splitlines()[-1]
+    last = await refusal(f"unix:{path}")
     assert f"coverart: can't listen on {path}: No such file or directory; COVER_ART_LISTEN" in last
-    assert "Traceback" not in child.log.read_text()
 
 
 @pytest_twisted.ensureDeferred

@@ -13,6 +13,7 @@ from coverart.index.base import Totals
 from coverart.simulator.answers import listing
 from coverart.simulator.faults import Gate, Rule, Status
 from coverart.simulator.service import Simulator
+from tests.support.disk import fill_up
 from tests.support.drawings import STUDIO
 from tests.support.programs import NotHere, run_command
 from tests.support.running import Proxy, reached
@@ -35,17 +36,6 @@ def small_disk(tmp_path: Path):
         pytest.skip(str(error))
     yield root
     run_command("umount", "-l", os.fspath(root))
-
-
-def fill(root: Path) -> Path:
-    """Fill the disk up; what fills it can be removed."""
-    filler = root / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            return filler
 
 
 def wanted(sim: Simulator) -> list[tuple[str, bytes]]:
@@ -80,7 +70,7 @@ async def test_full_disk(sim, run, small_disk, lines) -> None:
     With room again the next fetch is stored.
     """
     proxy = await run()
-    filler = fill(small_disk)
+    filler = fill_up(small_disk)
     for path, body in wanted(sim):
         before = sim.counts.requests("node")
         sim.faults.add(Rule(hop="node", times=1, does=Gate(name="hold")))
@@ -112,7 +102,7 @@ async def test_full_disk_behind_nginx(sim, run, nginx, small_disk, lines) -> Non
     held = f"/release/{sim.catalogue.release(3).mbid}/front-250"
     await front.get(held)
     await proxy.settled()
-    fill(small_disk)
+    fill_up(small_disk)
     for path, body in wanted(sim):
         for _ in range(2):
             answer = await front.get(path)
@@ -131,7 +121,7 @@ async def test_full_disk_behind_nginx(sim, run, nginx, small_disk, lines) -> Non
 async def test_memory_for_slow_clients(sim, run, small_disk, monkeypatch) -> None:
     """With far less memory than one original takes, it flows to its clients, and again after them."""
     proxy = await run()
-    fill(small_disk)
+    fill_up(small_disk)
     monkeypatch.setattr(size_limits, "MOST_UNSTORED_BYTES", 100_000)
     path, body = wanted(sim)[1]
     assert len(body) > 500_000
@@ -151,7 +141,7 @@ async def test_memory_for_slow_clients(sim, run, small_disk, monkeypatch) -> Non
 async def test_other_process_fetches_too(sim, run, redis, small_disk) -> None:
     """Who waited in another process, which gets nothing from the disk, fetches for itself."""
     proxies = [await run(COVER_ART_REDIS_URL=redis.url) for _ in range(2)]
-    fill(small_disk)
+    fill_up(small_disk)
     for path, body in wanted(sim):
         sim.faults.add(Rule(hop="node", times=1, does=Gate(name="hold")))
         asking = [start(each.get(path)) for each in proxies]
@@ -170,7 +160,7 @@ async def test_refresh_without_room(sim, run, small_disk, lines) -> None:
     for path in (thumbnail, listed):
         await proxy.get(path)
     await proxy.settled()
-    fill(small_disk)
+    fill_up(small_disk)
     proxy.now.advance(200)
     # An image that is held and still the right one needs no room.
     for path, told in ((thumbnail, "STALE"), (thumbnail, "HIT"), (listed, "STALE")) * 2:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, cast
 
 import pytest_twisted
 from greenlet import greenlet
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
@@ -23,6 +22,7 @@ from coverart.index.base import Index
 from coverart.index.redis import RedisIndex
 from tests.support.machine import CacheMachine
 from tests.support.redis_server import RedisServer
+from tests.support.strategies import stories
 
 NAME = "machine"
 
@@ -109,19 +109,10 @@ async def test_every_promise_holds_with_redis(tmp_path) -> None:
     server = RedisMachine.server = await RedisServer(tmp_path / "redis").start()
     told: Deferred[None] = Deferred()
 
-    def stories() -> None:
-        bounded = settings(
-            max_examples=90,
-            stateful_step_count=25,
-            derandomize=True,
-            database=None,
-            phases=[Phase.generate],
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
+    def tell() -> None:
         try:
             end: Failure | None = None
-            run_state_machine_as_test(RedisMachine, settings=bounded)
+            run_state_machine_as_test(RedisMachine, settings=stories(90))
         except Exception:
             end = Failure()
         # Not from here: this greenlet has to come to its own end.
@@ -129,7 +120,7 @@ async def test_every_promise_holds_with_redis(tmp_path) -> None:
 
     try:
         # Rules can't await; from a greenlet of their own they can let the reactor turn.
-        running = greenlet(stories)
+        running = greenlet(tell)
         running.switch()
         await told
     finally:

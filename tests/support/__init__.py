@@ -12,7 +12,7 @@ What tests share, a module for each thing:
     raw_archive     an archive that answers bytes as told; a watch over where the proxy connects to
     certificates    an authority, and certificates by it
     contents        what proxies hold on disk and in the index: filled, swept, compared
-    disk            what lies on the disk, as an index learns it
+    disk            what lies on the disk, as an index learns it; a disk that is full
     hit_lines       nginx's hit log, and lines for it
     hostile_bytes   requests as an attacker writes them
     shapes          paths as clients and attackers spell them

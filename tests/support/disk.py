@@ -1,8 +1,9 @@
-"""What lies on the disk, for tests, in the words of the model."""
+"""What lies on the disk, for tests, in the words of the model; and a disk that is full."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import attrs
 
@@ -69,3 +70,14 @@ def links(root: str, number: int) -> Iterator[Link]:
                 alias=unpack_alias(value),
                 target_path=text.removeprefix("../../../../"),
             )
+
+
+def fill_up(root: Path) -> Path:
+    """Fill a file system up to its last byte; what fills it can be removed."""
+    filler = root / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return filler

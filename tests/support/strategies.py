@@ -1,9 +1,9 @@
-"""Hypothesis strategies for the cache's values, and how many examples a property gets."""
+"""Hypothesis strategies for the cache's values, how many examples a property gets, how many stories a machine."""
 
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from coverart.model import (
@@ -31,6 +31,23 @@ def examples(count: int, **more: Any) -> Callable[[Any], Any]:
     """
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(max_examples=count, deadline=None, suppress_health_check=quiet, **more)
+
+
+def stories(count: int) -> settings:
+    """
+    So many stories of a state machine, of up to 25 steps, the same each time.
+
+    `python -m bench.machine` tells new ones, and finds the shortest that fails: that takes minutes.
+    """
+    return settings(
+        max_examples=count,
+        stateful_step_count=25,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 MBID = "353710ec-1509-4df9-8ce2-9bd5011e3b80"

@@ -14,6 +14,7 @@ from coverart.store.image_store import ImageStore
 from coverart.store.symlinks import Links
 from tests.stories.faults.matrix import Row
 from tests.stories.faults.stage import Stage
+from tests.support.disk import fill_up
 from tests.support.programs import run_command
 from tests.support.talk import connect, start, until, within
 
@@ -138,13 +139,7 @@ async def full(stage: Stage) -> None:
     stage.at_once(seen)
     stage.logged("are not stored .* nearly full", os.fspath(root), text="covers are not stored")
     await until(lambda: not proxy.unfinished(), "temporary files are removed")
-    filler = root / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
+    filler = fill_up(root)
     seen = await stage.ask(proxy.port, thing.path)
     stage.unstored(seen, thing, "disk-full", of="thumbnail")
     stage.whole(await stage.ask(proxy.port, held.path), held, "HIT", of="held")

@@ -2,7 +2,6 @@
 
 import os
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -20,6 +19,7 @@ from coverart.model import (
 )
 from tests.support.machine import FRONT, CacheMachine
 from tests.support.played import LISTINGS, RELEASE_REFS, A, name
+from tests.support.strategies import stories
 
 
 class _Away(MemoryIndex):
@@ -43,20 +43,7 @@ class MachineTests(SynchronousTestCase):
 
     def test_every_promise_holds(self) -> None:
         """Right bytes, exact totals, nothing left over: see the machine's own checks."""
-        run_state_machine_as_test(
-            CacheMachine,
-            settings=settings(
-                max_examples=350,
-                stateful_step_count=25,
-                # The same stories each time; `python -m bench.machine` tells new ones.
-                derandomize=True,
-                database=None,
-                # A shortest story takes minutes to find: that is the command's business.
-                phases=[Phase.generate],
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_state_machine_as_test(CacheMachine, settings=stories(350))
 
 
 class FoundByTheMachineTests(SynchronousTestCase):
