@@ -33,7 +33,7 @@ Seen: TypeAlias = tuple[FileKey, FileEntry] | tuple[AliasKey, Alias]
 """Something that a look at the disk showed."""
 
 Packed: TypeAlias = tuple[bytes, bytes]
-"""The same as packing.py packs it: a million of these fit where a million values would not."""
+"""The same as codec.py packs it: a million of these fit where a million values would not."""
 
 
 LEARN_AT_ONCE = 2000
@@ -74,14 +74,6 @@ class IndexAway(Exception):
 
 class LostLease(Exception):
     """The caller is not the leader any more."""
-
-
-@attrs.frozen(kw_only=True)
-class Slice:
-    """A part of an index."""
-
-    files: dict[FileKey, FileEntry]
-    aliases: dict[AliasKey, Alias]
 
 
 @attrs.frozen(kw_only=True)
@@ -256,15 +248,12 @@ class Index(Protocol):
     async def forget_absence(self, subject: Subject) -> bool:
         """Forget a 404. :returns: whether it was known."""
 
-    async def learn(self, seen: Sequence[Seen]) -> None:
+    async def learn_packed(self, seen: Sequence[Packed]) -> None:
         """
-        Take in what the disk shows, where nothing is known of it yet.
+        Take in what the disk shows, where nothing is known of it yet; at most LEARN_AT_ONCE things.
 
         :raises IndexAway: not all of it was heard; compare again.
         """
-
-    async def learn_packed(self, seen: Sequence[Packed]) -> None:
-        """The same for what packing.py packed; at most LEARN_AT_ONCE things."""
 
     async def tally(self, counts: Mapping[str, int]) -> None:
         """
@@ -319,11 +308,12 @@ class Index(Protocol):
     async def held_slices(self) -> list[int]:
         """The slices of which anything is known."""
 
-    async def slice(self, number: int) -> Slice:
-        """What is known of the MBIDs whose first three digits are `number`, of 4,096."""
-
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
-        """The same packed, files and aliases together. Not to be changed."""
+        """
+        What is known of the MBIDs whose first three digits are `number`, of 4,096.
+
+        Not to be changed.
+        """
 
     async def whole(self) -> bool:
         """

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import struct
 from collections.abc import Callable, Iterable
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 from coverart.index.codec import size_of, unpack_entry
 from coverart.model import FileEntry
@@ -41,25 +41,6 @@ def score(size_bytes: int, uses: int, level: int) -> int:
         to it in time. Scores stay below 2^53, exact as a double, for 10^9 turnovers of a cache.
     """
     return (level + uses * worth(size_bytes)) * 16 + uses
-
-
-class Queue(Protocol):
-    """The order of eviction of an index in memory; keys are packed."""
-
-    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:
-        """A file was stored, or stored anew: then `before` is when it had been stored."""
-
-    def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
-        """Many files lie on the disk; their entries are packed too. :returns: their bytes."""
-
-    def use(self, key: bytes, entry: FileEntry, times: int) -> None:
-        """A file was asked for so many times."""
-
-    def remove(self, key: bytes, *, evicted: bool) -> None:
-        """A file is gone, and whether it was for want of room."""
-
-    def first(self, count: int) -> list[bytes]:
-        """Up to so many files, the first to be evicted in front. They stay in the queue."""
 
 
 # Places in a heap are bytes, the rank in front in an order that bytes sort by, the key behind: a
@@ -91,7 +72,7 @@ def mostly_left_over(places: list[bytes], held: int) -> bool:
 
 
 class ByAge:
-    """`oldest`."""
+    """The order `oldest` of an index in memory; keys are packed."""
 
     def __init__(self, stored_at: Callable[[bytes], float | None]) -> None:
         """:param stored_at: when a file was stored, None if it is not held."""
@@ -101,6 +82,7 @@ class ByAge:
         self._held = 0
 
     def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:
+        """A file was stored, or stored anew: then `before` is when it had been stored."""
         self._held += before is None
         if before is None or entry.stored_at < before:
             heapq.heappush(self._places, place_by_age(entry.stored_at, key))
@@ -115,6 +97,7 @@ class ByAge:
                 self._look()
 
     def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
+        """Many files lie on the disk; their entries are packed too. :returns: their bytes."""
         places, push = self._places, heapq.heappush
         total = 0
         for key, entry in files:
@@ -128,10 +111,11 @@ class ByAge:
         """Being asked for does not make a file younger."""
 
     def remove(self, key: bytes, *, evicted: bool) -> None:  # noqa: ARG002
-        """Its place is passed over later."""
+        """A file is gone, and whether it was for want of room. Its place is passed over later."""
         self._held -= 1
 
     def first(self, count: int) -> list[bytes]:
+        """Up to so many files, the first to be evicted in front. They stay in the queue."""
         taken: dict[bytes, bytes] = {}
         while len(taken) < count and self._settle():
             place = heapq.heappop(self._places)
@@ -166,7 +150,7 @@ class ByAge:
 
 
 class ByUse:
-    """`least-useful`. After a rebuild from disk every file has its one use again."""
+    """The order `least-useful`, likewise. After a rebuild from disk every file has one use again."""
 
     oldest = None
 

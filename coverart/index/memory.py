@@ -13,8 +13,6 @@ from coverart.index.base import (
     SLICES,
     Claim,
     Packed,
-    Seen,
-    Slice,
     Stored,
     Totals,
     found_file,
@@ -28,7 +26,6 @@ from coverart.index.codec import (
     pack_alias_key,
     pack_entry,
     pack_file_key,
-    pack_seen,
     pack_subject,
     slice_of,
     stored_at_of,
@@ -282,9 +279,6 @@ class MemoryIndex:
     async def forget_absence(self, subject: Subject) -> bool:
         return self._absences.pop(pack_subject(subject), None) is not None
 
-    async def learn(self, seen: Sequence[Seen]) -> None:
-        await self.learn_packed([pack_seen(thing) for thing in seen])
-
     async def learn_packed(self, seen: Sequence[Packed]) -> None:
         # Once for each file of the cache at every start: no call that can be spared.
         fresh: list[Packed] = []
@@ -372,18 +366,6 @@ class MemoryIndex:
 
     async def held_slices(self) -> list[int]:
         return [n for n in range(SLICES) if self._files[n] or self._aliases[n]]
-
-    async def slice(self, number: int) -> Slice:
-        return Slice(
-            files={
-                unpack_file_key(key): unpack_entry(entry)
-                for key, entry in self._files[number].items()
-            },
-            aliases={
-                unpack_alias_key(key): unpack_alias(alias)
-                for key, alias in self._aliases[number].items()
-            },
-        )
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
         return self._files[number] | self._aliases[number]

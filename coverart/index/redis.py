@@ -60,7 +60,6 @@ from coverart.index.base import (
     LostLease,
     Packed,
     Seen,
-    Slice,
     Stored,
     Totals,
     found_file,
@@ -163,7 +162,7 @@ class RedisIndex:
         """What Redis said last of whether the index is whole; None where it could not be asked."""
         self._locks = HeldLocks(link, _SCRIPTS["renew"], self._keys)
         # Asked for with each request: a round trip of its own costs more than all the rest of a hit.
-        self._finds: Gathered[tuple[bytes, bytes, bytes], Any] = Gathered(self._find_all, _FINDS)
+        self._finds: Gathered[bytes, Any] = Gathered(self._find_all, _FINDS)
 
     @property
     def available(self) -> bool:
@@ -180,19 +179,19 @@ class RedisIndex:
         return whole and not self._mark.left()
 
     async def find_image(self, request: ImageRequest) -> Found:
-        key = request.alias
-        own = _NO if key.own_ref is None else _YES
-        reply = await self._finds.ask((pack_alias_key(key), pack_size(request.size), own))
-        return self._understood(_found_image, request, None if self._is_untold(key) else reply)
+        reply = await self._finds.ask(_name_of(request))
+        untold = self._is_untold(request.alias)
+        return self._understood(_found_image, request, None if untold else reply)
 
     async def find_listing(self, key: ListingKey) -> Found:
-        reply = await self._finds.ask((pack_file_key(key), b"", b""))
+        reply = await self._finds.ask(pack_file_key(key))
         return self._understood(_found_file, key, None if self._is_untold(key) else reply)
 
-    async def _find_all(self, asked: Sequence[tuple[bytes, bytes, bytes]]) -> Sequence[Any]:
-        words = [word for words in asked for word in words]
-        replies: list[Any]
-        *replies, self._whole = await self._ask("find", [None] * (len(asked) + 1), *words)
+    async def _find_all(self, asked: Sequence[bytes]) -> Sequence[Any]:
+        replies: list[Any] = [None] * len(asked)
+        self._whole = None
+        with suppress(RedisAway):
+            *replies, self._whole = await self._run("find", *asked)
         return replies
 
     def _is_untold(self, subject: Subject) -> bool:
@@ -213,7 +212,7 @@ class RedisIndex:
     # Claims
 
     async def claim_name(self, request: ImageRequest) -> Claim:
-        name = pack_alias_key(request.alias) + pack_size(request.size)
+        name = _name_of(request)
         _, claim = await self._claim(name, _YES)
         return claim or Claim(name=name)
 
@@ -357,9 +356,6 @@ class RedisIndex:
 
     # For the leader
 
-    async def learn(self, seen: Sequence[Seen]) -> None:
-        await self.learn_packed([pack_seen(thing) for thing in seen])
-
     async def learn_packed(self, seen: Sequence[Packed]) -> None:
         for start in range(0, len(seen), _BATCH):
             words = [word for pair in seen[start : start + _BATCH] for word in pair]
@@ -424,13 +420,6 @@ class RedisIndex:
         if len(ours) < len(held):
             self._garbled(f"{len(held) - len(ours)} files or aliases")
         return ours
-
-    async def slice(self, number: int) -> Slice:
-        held = (await self.slice_packed(number)).items()
-        return Slice(
-            files=dict(self._readable(_file, (pair for pair in held if not is_alias(pair[0])))),
-            aliases=dict(self._readable(_named, (pair for pair in held if is_alias(pair[0])))),
-        )
 
     async def whole(self) -> bool:
         reply = await self._lead("totals", None)
@@ -568,9 +557,13 @@ class RedisIndex:
             )
 
 
+def _name_of(request: ImageRequest) -> bytes:
+    return pack_alias_key(request.alias) + pack_size(request.size)
+
+
 def _found_image(request: ImageRequest, reply: list[Any]) -> Found:
     """What "find" says of an image. Raises one of _NOT_OURS if it holds what is not of this index."""
-    entry, absent, packed_alias, original, is_own = reply
+    entry, absent, packed_alias, original, is_own = (*reply, None, None, None)[:5]
     alias = None if packed_alias is None else unpack_alias(packed_alias)
     target = None if alias is None else alias.target
     if is_own and (own := request.alias.own_ref) is not None:

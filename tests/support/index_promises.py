@@ -63,6 +63,21 @@ def promise(function: Promise) -> Promise:
     return function
 
 
+def packed(*things: Seen) -> dict[bytes, bytes]:
+    """What an index holds of things."""
+    return dict(pack_seen(thing) for thing in things)
+
+
+async def held(index: Index, mbid: str) -> dict[bytes, bytes]:
+    """What an index knows of the slice of an MBID."""
+    return await index.slice_packed(int(mbid[:3], 16))
+
+
+async def learn(index: Index, seen: Iterable[Seen]) -> None:
+    """Tell an index what lies on the disk."""
+    await index.learn_packed([pack_seen(thing) for thing in seen])
+
+
 def entry(size_bytes: int = 10, stored_at: float = NOW) -> FileEntry:
     """A JPEG."""
     return FileEntry(size_bytes=size_bytes, stored_at=stored_at, media=MediaType.JPEG)
@@ -117,7 +132,7 @@ async def original_tells_the_extension(index: Index) -> None:
 @promise
 async def many_at_once(index: Index) -> None:
     """Of many who ask at the same moment, each learns about its own thing."""
-    refs = [attrs.evolve(REF, image_id=number) for number in range(250)]
+    refs = [attrs.evolve(REF, image_id=number) for number in range(1, 251)]
     held = refs[::2]
     for ref in held:
         await index.put_file(ref.at(250), entry(10 + ref.image_id))
@@ -125,7 +140,7 @@ async def many_at_once(index: Index) -> None:
     found = await gatherResults(
         Deferred.fromCoroutine(index.find_image(request(ref.own_name))) for ref in refs
     )
-    equal([each.entry and each.entry.size_bytes for each in found[::2]], list(range(10, 260, 2)))
+    equal([each.entry and each.entry.size_bytes for each in found[::2]], list(range(11, 261, 2)))
     equal(found[1], Found(absence=GONE))
     equal(found[3::2], [Found()] * 124)
 
@@ -354,13 +369,13 @@ async def times_ahead_of_the_clock_count_for_nothing(index: Index) -> None:
     wrong = Alias(target=Target(ref=OTHER), checked_at=ahead)
     await index.put_alias(FRONT, wrong)
     await index.put_alias(BACK, wrong)
-    await index.learn([(GROUP, wrong)])
+    await learn(index, [(GROUP, wrong)])
     await index.put_file(LISTING, FileEntry(size_bytes=10, stored_at=ahead))
     due = sorted(await index.due_aliases(NOW, 10, ""), key=repr)
     equal(due, sorted([(FRONT, wrong), (BACK, wrong), (GROUP, wrong)], key=repr))
     equal(await index.due_aliases(NOW, 10, ""), [])
     equal(await index.put_alias(FRONT, ALIAS), True)
-    await index.learn([(BACK, ALIAS), (FRONT, wrong)])
+    await learn(index, [(BACK, ALIAS), (FRONT, wrong)])
     for key in (FRONT, BACK):
         equal((await index.find_image(request(key))).alias, ALIAS)
     new = FileEntry(size_bytes=25, stored_at=NOW)
@@ -382,8 +397,8 @@ async def learns_what_is_new(index: Index) -> None:
         (FRONT, ALIAS),
         (BACK, ALIAS),
     ]
-    await index.learn(seen)
-    await index.learn(seen)
+    await learn(index, seen)
+    await learn(index, seen)
     equal((await index.find_image(request(OWN, 250))).entry, entry(10, NOW + 9))
     equal((await index.find_image(request(OWN, 500))).entry, entry(20))
     equal((await index.find_image(request(FRONT))).alias, newer)
@@ -397,7 +412,7 @@ async def learns_what_is_new(index: Index) -> None:
 async def learns_the_latest_alias(index: Index) -> None:
     """Of the symlinks of several sizes the one checked last is right, in whatever order."""
     newer = Alias(target=Target(ref=OTHER), checked_at=NOW + 9)
-    await index.learn([(FRONT, newer), (FRONT, ALIAS), (BACK, ALIAS), (BACK, newer)])
+    await learn(index, [(FRONT, newer), (FRONT, ALIAS), (BACK, ALIAS), (BACK, newer)])
     equal((await index.find_image(request(FRONT))).alias, newer)
     equal((await index.find_image(request(BACK))).alias, newer)
 
@@ -439,12 +454,10 @@ async def slices_hold_all(index: Index) -> None:
     await index.put_file(OTHER.at(250), entry(20))
     await index.put_alias(FRONT, ALIAS)
     await index.put_alias(GROUP, ALIAS)
-    mine = await index.slice(int(MBID[:3], 16))
-    equal((mine.files, mine.aliases), ({REF.at(250): entry()}, {FRONT: ALIAS}))
-    others = await index.slice(int(OTHER_MBID[:3], 16))
-    equal((others.files, others.aliases), ({OTHER.at(250): entry(20)}, {GROUP: ALIAS}))
-    nothing = await index.slice(0)
-    equal((nothing.files, nothing.aliases), ({}, {}))
+    equal(await held(index, MBID), packed((REF.at(250), entry()), (FRONT, ALIAS)))
+    others = packed((OTHER.at(250), entry(20)), (GROUP, ALIAS))
+    equal(await held(index, OTHER_MBID), others)
+    equal(await index.slice_packed(0), {})
 
 
 @promise
@@ -591,7 +604,7 @@ class Model:
                     if isinstance(subject, AliasKey):
                         self.aliases.pop(subject, None)
             case Learn(seen):
-                await index.learn(seen)
+                await learn(index, seen)
                 for thing, value in seen:
                     self.learn(thing, value)
 
@@ -680,19 +693,6 @@ async def keeps_step(index: Index, story: Sequence[Step] | Iterable[Step]) -> No
 
 
 @promise
-async def forgets_many_at_once(index: Index) -> None:
-    """Of many files, those still known as given are forgotten, and the totals follow."""
-    await index.put_file(REF.at(250), entry(10))
-    await index.put_file(REF.at(500), entry(20))
-    stale = (REF.at(500), entry(21))
-    equal(
-        await index.forget_files([(REF.at(250), entry(10)), stale], ""), [(REF.at(250), entry(10))]
-    )
-    totals = await index.totals()
-    equal((totals.size_bytes, totals.files), (20, 1))
-
-
-@promise
 async def hands_out_due_aliases_once(index: Index) -> None:
     """An alias past its time is handed out once; one checked again since is not; it stays known."""
     later = attrs.evolve(ALIAS, checked_at=NOW + 500)
@@ -708,20 +708,6 @@ async def hands_out_due_aliases_once(index: Index) -> None:
 
 
 @promise
-async def a_slice_is_what_its_digits_say(index: Index) -> None:
-    """A slice holds the files and aliases of the MBIDs that begin with its digits, no others."""
-    await index.put_file(REF.at(250), entry())
-    await index.put_file(OTHER.at(250), entry())
-    await index.put_file(LISTING, FileEntry(size_bytes=3, stored_at=NOW))
-    await index.put_alias(FRONT, ALIAS)
-    await index.put_alias(GROUP, ALIAS)
-    mine = await index.slice(int(MBID[:3], 16))
-    equal(set(mine.files), {REF.at(250), LISTING})
-    equal(mine.aliases, {FRONT: ALIAS})
-    equal((await index.slice(int(OTHER_MBID[:3], 16))).aliases, {GROUP: ALIAS})
-
-
-@promise
 async def suspicions_are_told_once(index: Index) -> None:
     """The slice of a file that was not as it should be is told once."""
     await index.suspect(REF.at(250))
@@ -731,17 +717,8 @@ async def suspicions_are_told_once(index: Index) -> None:
 
 
 @promise
-async def knows_whether_it_is_whole(index: Index) -> None:
-    """An index is whole once it was told so."""
-    equal(await index.whole(), False)
-    await index.fill()
-    await index.set_whole()
-    equal(await index.whole(), True)
-
-
-@promise
-async def learns_packed_alike(index: Index) -> None:
-    """What is packed is learnt as it is unpacked, and a slice is told packed as it is unpacked."""
+async def learns_files_and_names(index: Index) -> None:
+    """Of all that lies on the disk at once, each is learnt as it would be by itself."""
     await index.put_file(REF.at(250), entry(10, NOW + 9))
     newer = Alias(target=Target(ref=OTHER), checked_at=NOW + 9)
     listing = FileEntry(size_bytes=3, stored_at=NOW - 5)
@@ -753,17 +730,12 @@ async def learns_packed_alike(index: Index) -> None:
         (FRONT, ALIAS),
         (MERGED, ALIAS),
     ]
-    packed = [pack_seen(thing) for thing in seen]
-    await index.learn_packed(packed)
-    await index.learn_packed(packed)
-    await index.learn_packed([])
-    number = int(MBID[:3], 16)
+    await learn(index, seen)
+    await learn(index, seen)
+    await learn(index, [])
     known: list[Seen] = [(REF.at(250), entry(10, NOW + 9)), (REF.at(500), entry(20))]
     known += [(LISTING, listing), (FRONT, newer)]
-    equal(await index.slice_packed(number), dict(pack_seen(thing) for thing in known))
-    mine = await index.slice(number)
-    equal(mine.files, {key: value for key, value in known if key != FRONT})
-    equal(mine.aliases, {FRONT: newer})
+    equal(await held(index, MBID), packed(*known))
     equal([key for key, _ in await index.oldest(3)], [LISTING, REF.at(500), REF.at(250)])
     totals = await index.totals()
     equal((totals.files, totals.size_bytes), (3, 33))

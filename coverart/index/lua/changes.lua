@@ -2,7 +2,6 @@
 -- ARGV of every change: up to when times count, and the order of eviction.
 local horizon, by_age = tonumber(ARGV[1]), ARGV[2] == 'oldest'
 local function add(field, n) redis.call('HINCRBY', p .. 'sum', field, n) end
-local function entity(k) return k:byte(1) % 16 end
 -- struct.unpack returns the next position too: the parentheses drop it.
 local function size_of(v) return (struct.unpack('>I4', v, 2)) end
 -- An entry and an alias end with their time.
@@ -37,9 +36,7 @@ local function forget_file(k, v)
 end
 local function put_alias(k, v)
   if redis.call('HSET', bucket(k), k, v) == 1 then add('a' .. entity(k), 1) end
-  local role = k:sub(18)
-  -- Names that are ids do not age.
-  if role == ('\0'):rep(8) or role == '\127' .. ('\255'):rep(7) then
+  if is_role(k) then
     local minute = string.format('%.0f', math.floor(time_of(v) / 60))
     redis.call('RPUSH', p .. 'due:' .. minute, k)
     redis.call('ZADD', p .. 'due', minute, minute)
