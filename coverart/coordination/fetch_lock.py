@@ -60,7 +60,10 @@ class HeldLocks:
         self._names[token] = name
         if not self._renewal.running:
             self._renewal.start(LOCK_LIFE_S / 3, now=False).addErrback(
-                lambda failure: self.log.failure("renewing the locks of fetches", failure)
+                lambda failure: self.log.failure(
+                    "renewing the locks of fetches failed; another process may fetch the same",
+                    failure,
+                )
             )
 
     def remove(self, tokens: Iterable[str]) -> None:

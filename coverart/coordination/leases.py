@@ -131,7 +131,7 @@ class RedisLeadership:
             self._token = token
             self._sure_until = asked + self._life_s
         elif self.token is not None:
-            self.log.warn("another process leads the cleanup now; standing for it again")
+            self.log.warn("lost the lead of the cleanup; this process tries to lead again")
             self._token = None
         return self.token
 

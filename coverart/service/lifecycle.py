@@ -60,7 +60,9 @@ class CoverService(Service):
             opened.fetches.start()
         if link is not None:
             Deferred.fromCoroutine(self._check_redis(link)).addErrback(
-                lambda failure: self.log.failure("the settings of Redis were not checked", failure)
+                lambda failure: self.log.failure(
+                    "checking the settings of Redis failed; the start goes on", failure
+                )
             )
         self.log.info(
             "cache at {dir}, index in {kind}{where}, limit {limit_mb} MB (COVER_ART_CACHE_MAX_SIZE)",
@@ -79,13 +81,14 @@ class CoverService(Service):
             return
         if not memory:
             self.log.warn(
-                "Redis does not let this user send INFO: whether it is back with older data, or may "
-                "evict keys, is not seen"
+                "Redis does not let this user send INFO: the proxy will not notice a Redis that is "
+                "back with older data, or that may evict keys"
             )
         policy = re.search(rb"maxmemory_policy:(\S+)", memory)
         if policy is not None and policy[1] != b"noeviction":
             self.log.warn(
-                "Redis may evict keys (maxmemory-policy {policy}): set it to noeviction",
+                "Redis may evict keys (maxmemory-policy {policy}), and the index would miss them: set it to "
+                "noeviction",
                 policy=policy[1].decode(),
             )
 

@@ -47,7 +47,7 @@ class AdminRoutes:
     def _check(self, request: LoggedRequest) -> None:
         self._names.check(request)
         if self._token is None:
-            raise Refused(403, "admin routes are switched off")
+            raise Refused(403, "switched off: COVER_ART_ADMIN_TOKEN is not set")
         given = request.getHeader(b"authorization") or b""
         # Compared in constant time, so that answers do not tell how much of it was right.
         if not hmac.compare_digest(given, b"Bearer " + self._token.encode()):

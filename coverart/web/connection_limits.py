@@ -145,7 +145,9 @@ class Connections:
         self._accepting = yes
         if not yes:
             self._metrics.overload["accept"].inc()
-            self.log.warn("{most} connections are open; no more are accepted", most=self.most)
+            self.log.warn(
+                "{most} connections are open; no more are accepted until one closes", most=self.most
+            )
         for port in self._ports:
             # A port that was stopped in the meantime has no socket to look at.
             if getattr(port, "connected", True) and not getattr(port, "disconnecting", False):
