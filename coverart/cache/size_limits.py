@@ -38,7 +38,6 @@ class Room:
         """:param max_bytes: what the cache may hold; a sweep is due past that."""
         self._store = store
         self._index = index
-        self._max_bytes = max_bytes
         self._most_bytes = max_bytes + max(max_bytes // 10, SLACK_BYTES)
         self._clock = clock
         self._claimed = 0
@@ -49,11 +48,6 @@ class Room:
         """Answers that were not stored since it was told that they are."""
         self._told = False
         """Whether the operator was told of them."""
-
-    @property
-    def over(self) -> bool:
-        """Whether more is held than the maximum, as far as this process knows."""
-        return self._index.size_bytes > self._max_bytes
 
     def claim(self, size_bytes: int) -> str | None:
         """

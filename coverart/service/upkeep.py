@@ -8,7 +8,6 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from coverart.cache.lookup import CoverCache
-from coverart.cache.size_limits import Room
 from coverart.coordination.leases import LEADER_LIFE_S
 from coverart.maintenance.count_hits import Intake
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Cleanup
@@ -30,13 +29,14 @@ class Upkeep:
         opened: OpenCache,
         cache: CoverCache,
         cleanup: Cleanup,
-        room: Room,
         hit_log: Intake | None,
         *,
+        limit_bytes: int,
         interval_s: float,
     ) -> None:
         """
         :param hit_log: None where nginx writes no hit log.
+        :param limit_bytes: a sweep is due when more is held.
         :param interval_s: seconds between two sweeps.
         """
         self.rebuilding = True
@@ -44,7 +44,7 @@ class Upkeep:
         self.cleanup = cleanup
         self._opened = opened
         self._cache = cache
-        self._room = room
+        self._limit_bytes = limit_bytes
         self._hit_log = hit_log
         self._sweeping = DeferredLock()
         self._left_bytes = -1
@@ -92,7 +92,7 @@ class Upkeep:
             # Others store too; index.size_bytes goes by what it was told last.
             await index.totals()
         # Once for each change: what can't be evicted now is the next regular sweep's.
-        if self._room.over and index.size_bytes != self._left_bytes:
+        if index.size_bytes > self._limit_bytes and index.size_bytes != self._left_bytes:
             # Done by one of the processes alone (sweep.py).
             await self._sweep(slices=0)
             self._left_bytes = index.size_bytes

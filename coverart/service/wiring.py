@@ -135,8 +135,8 @@ def assemble(
         opened,
         cache,
         opened.cleanup(bounds_of(settings), flush_uses),
-        room,
         hit_log,
+        limit_bytes=settings.max_bytes,
         interval_s=settings.cache_cleanup_interval,
     )
     names = OwnNames.of(settings.public_url, socket.gethostname())
