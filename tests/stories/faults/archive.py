@@ -236,16 +236,18 @@ async def play(stage: Stage, *, fault: Fault, hop: str) -> None:
     old_end = UNHARMED if hop == "2" else end
     wires = {thing: await connect(proxies[thing].port) for thing in cold}
     asked = [start(_cold(stage, proxies[thing], thing, end, fault, wires[thing])) for thing in cold]
-    asked += [start(_held(stage, proxies[thing], thing, old_end)) for thing in held]
+    answered: list[Thing] = []
+    asked += [start(_held(stage, proxies[thing], thing, old_end, answered)) for thing in held]
     done = gatherResults(asked, consumeErrors=True)
     if end is SLOW:
-        # Time passes when all have met the fault, and what flows has begun to.
+        # Time passes when all have met the fault, what flows has begun to, and old answers were given.
         flows = [wires[thing] for thing in cold if fault.flows and thing.name == "large original"]
         await until(
             lambda: (
                 (
                     stage.sim.counts.requests(HOPS[hop]) >= len(cold) + len(held) * (hop != "2")
                     and all(len(wire.body) > 0 for wire in flows)
+                    and len(answered) == len(held)
                 )
                 or done.called
             ),
@@ -309,7 +311,7 @@ def _told(stage: Stage, seen: Seen, thing: Thing, end: End, *, flowed: bool) -> 
         stage.claim("client", f"Retry-After: {end.retry_after or 'our pause'}", right, told, of=of)
 
 
-async def _held(stage: Stage, proxy: Proxy, thing: Thing, end: End) -> None:
+async def _held(stage: Stage, proxy: Proxy, thing: Thing, end: End, answered: list[Thing]) -> None:
     """An older answer is held: it is served, whatever the archive does, and at once."""
     of = f"old {thing.name}"
     files = proxy.files()
@@ -320,6 +322,7 @@ async def _held(stage: Stage, proxy: Proxy, thing: Thing, end: End) -> None:
         unharmed = end.status == 200 and seen.head("X-Cache-Status") == "HIT"
         stage.whole(seen, thing, "HIT" if unharmed else "STALE", of=of)
         stage.at_once(seen, of=of)
+    answered.append(thing)
     await proxy.settled()
     if end.status in (200, 404):
         return
