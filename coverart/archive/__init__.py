@@ -16,6 +16,6 @@ deadline bounds them all, and a host that fails is left alone for a while.
     archive_client      one request of the archive, by treq
     follow_redirects    goes where the archive sends
     listings            reads and rewrites an index.json
-    safe_connect        resolves a host, refuses private addresses, connects
+    safe_connect        resolves a host, refuses private addresses, connects by TLS
     upstream            the archive as a source: where a name points, where its bytes are
 """

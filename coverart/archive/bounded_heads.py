@@ -1,9 +1,8 @@
 """
-One connection to the archive: how much may come before a body, and that it ends when it is told to.
+One connection to the archive: how much may come before a body.
 
 Twisted bounds a line of an answer but not the number of lines, and writes one to the log for each
-interim answer (1xx). A TLS connection that is closed waits for the other side to agree, however
-long that takes.
+interim answer (1xx).
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.web.client import HTTP11ClientProtocol  # type: ignore[attr-defined]
-from zope.interface import implementer
 
 from coverart.errors import BadUpstream
 
@@ -69,26 +64,3 @@ def connection_factory(quiescent: Callable[..., None], _endpoint: str) -> Any:
     factory: Any = Factory.forProtocol(partial(_Connection, quiescent))
     factory.noisy = False
     return factory
-
-
-class _AbruptTLS(TLSMemoryBIOProtocol):
-    """TLS that ends when it is told to: of a GET nothing is left to be sent by then."""
-
-    def loseConnection(self) -> None:
-        self.abortConnection()
-
-
-@implementer(IStreamClientEndpoint)
-@attrs.frozen(eq=False)
-class TLSEndpoint:
-    """Speaks TLS over another endpoint."""
-
-    creator: Any
-    endpoint: IStreamClientEndpoint
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        """To what the endpoint leads to; fires with the protocol within TLS."""
-        factory = TLSMemoryBIOFactory(self.creator, True, protocolFactory)
-        factory.protocol = _AbruptTLS
-        connecting: Deferred[Any] = self.endpoint.connect(factory)
-        return connecting.addCallback(lambda tls: tls.wrappedProtocol)

@@ -8,6 +8,7 @@ the connection gains nothing: the addresses that pass are the ones connected to.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
@@ -15,6 +16,7 @@ import attrs
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import (
@@ -27,6 +29,7 @@ from twisted.internet.interfaces import (
     IResolutionReceiver,
     IStreamClientEndpoint,
 )
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.http_headers import Headers
@@ -34,12 +37,11 @@ from twisted.web.iweb import (
     IAgent,
     IAgentEndpointFactory,
     IBodyProducer,
-    IPolicyForHTTPS,
     IResponse,
 )
 from zope.interface import implementer
 
-from coverart.archive.bounded_heads import TLSEndpoint, connection_factory
+from coverart.archive.bounded_heads import connection_factory
 from coverart.archive.url_policy import Rules, is_public
 from coverart.errors import BadUpstream
 
@@ -96,15 +98,13 @@ class _PublicEndpoint:
 
     def connect(self, protocolFactory: IProtocolFactory) -> Any:
         public = _PublicAddresses(self.reactor)
-
-        def explain(failure: Failure) -> Failure:
-            if failure.check(DNSLookupError) and public.others:
-                others = ", ".join(public.others)
-                raise BadUpstream(f"{self.host} has no public address ({others})")
-            return failure
-
         connecting = _endpoint(public, self.host, self.port).connect(protocolFactory)
-        return connecting.addErrback(explain)
+        return connecting.addErrback(self._explain, public.others)
+
+    def _explain(self, failure: Failure, others: list[str]) -> Failure:
+        if failure.check(DNSLookupError) and others:
+            raise BadUpstream(f"{self.host} has no public address ({', '.join(others)})")
+        return failure
 
 
 def _endpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
@@ -113,40 +113,57 @@ def _endpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
     return HostnameEndpoint(reactor, host, port, timeout=no_bound)
 
 
+class _AbruptTLS(TLSMemoryBIOProtocol):
+    """
+    TLS that ends when it is told to: of a GET nothing is left to be sent by then.
+
+    A polite end waits for the other side to agree, however long that takes.
+    """
+
+    def loseConnection(self) -> None:
+        self.abortConnection()
+
+
+@implementer(IStreamClientEndpoint)
+@attrs.frozen(eq=False)
+class _TLSEndpoint:
+    """Speaks TLS over another endpoint."""
+
+    creator: Any
+    endpoint: IStreamClientEndpoint
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
+        """To what the endpoint leads to; fires with the protocol within TLS."""
+        factory = TLSMemoryBIOFactory(self.creator, True, protocolFactory)
+        factory.protocol = _AbruptTLS
+        connecting: Deferred[Any] = self.endpoint.connect(factory)
+        return connecting.addCallback(lambda tls: tls.wrappedProtocol)
+
+
 @implementer(IAgentEndpointFactory)
-@attrs.define(eq=False)
 class CheckedEndpoints:
     """Makes endpoints only for what the rules allow."""
 
-    reactor: Any
-    rules: Rules
-    tls: IPolicyForHTTPS = attrs.field(factory=BrowserLikePolicyForHTTPS)
-    _made: dict[tuple[bytes, bytes, int], IStreamClientEndpoint] = attrs.field(
-        factory=dict, init=False
-    )
-    """Asked for with each request, though most go over a connection that stands."""
+    def __init__(self, reactor: Any, rules: Rules) -> None:
+        self._reactor = reactor
+        self._rules = rules
+        self._tls = BrowserLikePolicyForHTTPS()
+        # Asked for with each request, though most go over a connection that stands.
+        self._made = lru_cache(MOST_ENDPOINTS)(self._make)
 
     def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
         """:raises BadUpstream: the rules do not allow this host, port and scheme."""
-        key = (uri.scheme, uri.host, uri.port)
-        made = self._made.get(key)
-        if made is None:
-            made = self._make(uri)
-            if len(self._made) >= MOST_ENDPOINTS:
-                self._made.clear()
-            self._made[key] = made
-        return made
+        return self._made(uri.scheme, uri.host, uri.port)
 
-    def _make(self, uri: URI) -> IStreamClientEndpoint:
-        scheme, host = uri.scheme.decode("ascii"), uri.host.decode("ascii")
-        named = f"[{host}]" if ":" in host else host
-        if not self.rules.allows(scheme, named, uri.port):
-            raise BadUpstream(f"no connection to {scheme}://{named}:{uri.port}: not allowed")
-        trusted = self.rules.trusts(named, uri.port)
-        connect = _endpoint if trusted else _PublicEndpoint
-        endpoint: IStreamClientEndpoint = connect(self.reactor, host, uri.port)
-        if scheme == "https":
-            endpoint = TLSEndpoint(self.tls.creatorForNetloc(uri.host, uri.port), endpoint)
+    def _make(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
+        name = host.decode("ascii")
+        named = f"[{name}]" if ":" in name else name
+        if not self._rules.allows(scheme.decode("ascii"), named, port):
+            raise BadUpstream(f"no connection to {scheme.decode()}://{named}:{port}: not allowed")
+        connect = _endpoint if self._rules.trusts(named, port) else _PublicEndpoint
+        endpoint: IStreamClientEndpoint = connect(self._reactor, name, port)
+        if scheme == b"https":
+            return _TLSEndpoint(self._tls.creatorForNetloc(host, port), endpoint)
         return endpoint
 
 
@@ -185,7 +202,6 @@ def make_client(
     *,
     clock: IReactorTime,
     connections_per_host: int,
-    tls: IPolicyForHTTPS | None = None,
 ) -> tuple[HTTPClient, HTTPConnectionPool]:
     """
     The treq client of one process and its pool; close the pool's connections at the end.
@@ -199,9 +215,6 @@ def make_client(
     pool.cachedConnectionTimeout = int(IDLE_CONNECTION_S)
     # Documented, and the only way to bound a head.
     pool._factory = connection_factory  # type: ignore[assignment]  # noqa: SLF001
-    endpoints = CheckedEndpoints(
-        reactor=reactor, rules=rules, tls=BrowserLikePolicyForHTTPS() if tls is None else tls
-    )
-    agent = Agent.usingEndpointFactory(reactor, endpoints, pool)
+    agent = Agent.usingEndpointFactory(reactor, CheckedEndpoints(reactor, rules), pool)
     no_cookies = IndexableCookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
     return HTTPClient(_IdentityAgent(agent), no_cookies), pool

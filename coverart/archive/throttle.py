@@ -39,9 +39,6 @@ class Turns:
         self._hit_at = self._last = self._due = float("-inf")
         self._passed = 0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def hit(self) -> None:
         """A hit was served: there are clients who should not wait."""
         self._hit_at = self._clock.seconds()
