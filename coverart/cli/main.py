@@ -77,14 +77,15 @@ def main() -> None:
 
 @main.command()
 @click.option("--dry-run", is_flag=True, help="Change nothing, say what would be changed.")
-@click.option("--verify", is_flag=True, help="Read the first bytes of every image too.")
+@click.option("--verify", is_flag=True, help="Read listings and the first bytes of images, too.")
 @_json
 @_with_settings
 def scan(*, dry_run: bool, verify: bool, as_json: bool, **given: str | None) -> None:
     """
     Compare the cache directory with the index, and mend the index.
 
-    With --verify, images that do not begin as their name says, and empty files, are removed.
+    With --verify, empty files, images that do not begin as their name says, and listings that do
+    not parse are removed.
     With --dry-run or --verify the exit code is 1 if something differed.
     """
     settings = settings_of(given)

@@ -4,8 +4,8 @@ The log of the hits that nginx sends without asking: read in batches, counted, c
 nginx appends one line for each direct hit: the path of the file under the cache directory, with a
 slash in front. How far it was read stands in `{log}.position`: the log's inode, the offset, and a
 checksum of what stands before it, so that a log that was replaced or cut off by hand is noticed,
-also once it has grown past the old place. A reader holds a lock on `{log}.lock`, so a process that
-was stopped in the middle can't cut off what its successor has not read.
+also once it has grown past the old place. A reader holds a lock on the log, so a process that was
+stopped in the middle can't cut off what its successor has not read.
 
 The hits of a batch are told to the index first, then its end is written down: a process that is
 killed in between leads to this one batch, of at most BATCH_BYTES, being counted twice, and none
@@ -85,7 +85,7 @@ class HitLog:
         self.path = os.fspath(path)
         self._root = os.fspath(root)
         self._follow = follow
-        self._lock = self._fd = -1
+        self._fd = -1
         self._position = _NOWHERE
         self._known = lru_cache(MOST_KNOWN)(self._sent)
 
@@ -101,22 +101,20 @@ class HitLog:
             self._fd = os.open(self.path, os.O_RDWR | _ITSELF)
         except FileNotFoundError:
             return False
-        self._lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | _ITSELF, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", self.path)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         self._position = self._read_position()
         return True
 
     def end(self) -> None:
         """Let others read."""
-        for fd in (self._fd, self._lock):
-            if fd >= 0:
-                os.close(fd)
-        self._lock = self._fd = -1
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         # By the next time a name may lead elsewhere.
         self._known.cache_clear()
 

@@ -19,13 +19,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from coverart.cache.download import InThread
-from coverart.content import ENOUGH, sniff
-from coverart.index.base import Index, IndexAway
-from coverart.index.codec import media_of
+from coverart.index.base import Index
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck
 from coverart.model import Entity
-from coverart.store.disk_walk import DiskSlice, Folder
+from coverart.store.disk_walk import DiskSlice
 from coverart.store.image_store import ImageStore
 from coverart.store.orphans import count_unfinished
 
@@ -56,7 +54,8 @@ class Scan:
     """What is not the cache's."""
     foreign_names: list[str] = attrs.field(factory=list)
     damaged: int = 0
-    """Empty files; if verified, also images that do not begin as their name says."""
+    """Empty files; if verified, also images that do not begin as their name says, and listings that do
+    not parse."""
     damaged_names: list[str] = attrs.field(factory=list)
     learnt: int = 0
     """Files and aliases that the index did not know."""
@@ -85,6 +84,10 @@ class Scan:
     def count_foreign(self, paths: Sequence[str]) -> None:
         self.foreign += len(paths)
         self.foreign_names += paths[: max(0, MOST_NAMES - len(self.foreign_names))]
+
+
+def _go_on() -> None:
+    """Nothing ends a scan but an interrupt."""
 
 
 class Scanner:
@@ -144,7 +147,7 @@ class Scanner:
         waiting: deque[tuple[float, int, Difference]] = deque()
         for start in range(0, len(slices), SLICES_AT_ONCE):
             numbers = slices[start : start + SLICES_AT_ONCE]
-            for disk, found in await self._reconciler.look(numbers, -math.inf, self._still_there):
+            for disk, found in await self._reconciler.look(numbers, -math.inf, _go_on):
                 scan.count(disk)
                 await self._remove_damaged(disk)
                 if fills:
@@ -165,7 +168,7 @@ class Scanner:
 
     async def _look_again(self, number: int, before: Difference) -> None:
         """Mend what still differs."""
-        ((_, found),) = await self._reconciler.look([number], -math.inf, self._still_there)
+        ((_, found),) = await self._reconciler.look([number], -math.inf, _go_on)
         still = Difference(
             {key: value for key, value in found.news.items() if key in before.news},
             {key: value for key, value in found.lost.items() if before.lost.get(key) == value},
@@ -177,38 +180,18 @@ class Scanner:
             self._scan.learnt += len(found.news)
             self._scan.forgotten += len(found.lost)
         else:
-            mended = await self._reconciler.mend(found, self._still_there)
+            mended = await self._reconciler.mend(found, _go_on)
             self._scan.learnt += mended.learnt
             self._scan.forgotten += mended.forgotten
 
-    def _still_there(self) -> None:
-        """:raises IndexAway: what is told to the index now would be lost."""
-        if not self._index.available:
-            raise IndexAway("the index went away during the scan")
-
     def _verify(self, disk: DiskSlice) -> None:
-        """In a thread: take images that do not begin as their name says for damaged."""
+        """In a thread: take files that are not what their name says for damaged."""
         for folder in disk.folders:
             for i in range(len(folder.files) - 1, -1, -1):
-                if not self._begins_right(folder, i):
+                path = f"{folder.path}/{folder.file_names[i]}"
+                # Unless it went meanwhile.
+                if self._store.examine(path) is None and self._store.stat(path) is not None:
                     folder.take_for_damaged(i)
-
-    def _begins_right(self, folder: Folder, i: int) -> bool:
-        media = media_of(folder.files[i][1])
-        if media is None:
-            return True
-        try:
-            fd = self._store.open(f"{folder.path}/{folder.file_names[i]}")
-        except FileNotFoundError:
-            return True  # It went meanwhile.
-        except OSError:
-            return False
-        try:
-            return sniff(os.pread(fd, ENOUGH, 0)) is media
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
 
     async def _remove_damaged(self, disk: DiskSlice) -> None:
         if self._dry_run or not self._scan.verified:

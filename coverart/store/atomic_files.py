@@ -116,11 +116,6 @@ class Directory:
         os.close(fd)
         raise OSError(errno.ENXIO, "not a regular file", path)
 
-    def read(self, path: str, most_bytes: int | None = None) -> bytes:
-        """All of a small file, or one byte past the most. :raises FileNotFoundError: it is gone."""
-        with os.fdopen(self.open(path), "rb") as file:
-            return file.read(-1 if most_bytes is None else most_bytes + 1)
-
     # Writing
 
     def begin(self) -> Temporary:

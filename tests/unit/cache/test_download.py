@@ -1,6 +1,7 @@
 """An image on its way to the disk, and readers of what is there of it."""
 
 import os
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,9 @@ class IncomingTests(SynchronousTestCase):
     def visible(self, media: MediaType = MediaType.JPEG) -> bytes | None:
         """What lies at the image's place."""
         path = layout.image_path(KEY, media)
-        return self.store.read(path) if self.store.stat(path) else None
+        return (
+            pathlib.Path(self.store.absolute(path)).read_bytes() if self.store.stat(path) else None
+        )
 
     def descriptors(self) -> int:
         """How many files are open."""

@@ -496,6 +496,16 @@ class ScannerTests(Disk):
         self.assertEqual((self.root / path).read_bytes(), JPEG)
         self.assertEqual(self.result(index.totals()).files, 4)
 
+    def test_damaged_listing(self) -> None:
+        """A listing that does not parse, as after a power failure, is damaged, too."""
+        self.fill()
+        index = self.learnt()
+        path = layout.listing_path(ListingKey(entity=Entity.RELEASE, mbid=MBID))
+        self.store.write(path, b"\0" * len(LISTING), NOW)
+        self.assertEqual(self.scan(index, verify=True).damaged_names, [path])
+        self.assertFalse((self.root / path).exists())
+        self.assertEqual(self.result(index.totals()).files, 3)
+
     def test_verify_without_index(self) -> None:
         """The same with nothing but the disk."""
         wrong = self.put(REF.at(250), PNG)
