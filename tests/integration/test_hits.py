@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from tests.support.contents import fill
+from tests.support.contents import disk_bytes, fill
 from tests.support.redis_server import RedisServer
 from tests.support.running import Proxy
 from tests.support.talk import becomes, until
@@ -103,14 +103,16 @@ async def test_much_used_stays(sim, run, shared, nginx) -> None:
         **shared,
     )
     proxy.catalogue = sim.catalogue
-    await fill(proxy, 6)
+    await fill(proxy, 2)
     first = min(proxy.files(), key=lambda name: (proxy.root / name).stat().st_mtime)
     link = next(n for n in proxy.links() if os.path.samefile(proxy.root / n, proxy.root / first))
     nginx.sent(link, 12)
-    done = await proxy.cleanup.sweep(slices=0)
-    assert done is not None
-    assert done.evicted >= 2
+    await fill(proxy, 6)
+    # Or the service did it, which looks each second whether more is held than may be.
+    assert await proxy.cleanup.sweep(slices=0) is not None
+    assert disk_bytes(proxy) <= 2**20
     assert first in proxy.files()
+    assert len(proxy.files()) <= 4
 
 
 @pytest_twisted.ensureDeferred
