@@ -98,7 +98,7 @@ class Unavailable(CoverError):
 
 
 class NotReached(Unavailable):
-    """No connection to the archive: refused, no route, no such name. It is then left alone."""
+    """No connection to the archive: refused, no route, no such name. It is then not asked for a while."""
 
     said = "the archive can't be reached"
 

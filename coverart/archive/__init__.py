@@ -3,10 +3,10 @@ The archive's language, and asking it.
 
 A client's path names a thing; hop 1 of the archive says where the thing lies at archive.org; that
 leads on to the server that has the bytes. Each hop's address is checked before it is asked, one
-deadline bounds them all, and a host that fails is left alone for a while.
+deadline bounds them all, and a host that fails is not asked for a while.
 
     bounded_heads       bounds the head of an answer in bytes
-    circuit_breaker     leaves a host alone that fails
+    circuit_breaker     stops asking a host that fails
     coarse_clock        bounds in time, by one timer for all
     paths               reads a client's path
     source              what a fetch asks of a source of covers

@@ -164,7 +164,7 @@ class ArchiveClient:
                 # archive.org refuses connections when it was asked too much.
                 pause_s = self._breaker.overloaded(leave, now)
                 return NotReached(
-                    f"{hop.origin}: {error}; left alone for {pause_s:.0f} s", retry_after_s=pause_s
+                    f"{hop.origin}: {error}; not asked for {pause_s:.0f} s", retry_after_s=pause_s
                 )
         if (why := _untrusted(reasons)) is not None:
             return BadUpstream(f"{hop.origin} is not trusted: {why}")
@@ -192,7 +192,7 @@ class ArchiveClient:
             return _location(response)
         said = f"{hop.origin} said {code}"
         if code in _SLOW_DOWN:
-            raise Unavailable(f"{said}; left alone for {pause_s:.0f} s", retry_after_s=pause_s)
+            raise Unavailable(f"{said}; not asked for {pause_s:.0f} s", retry_after_s=pause_s)
         if code == 404:
             raise NotInArchive(said) if sink is None else FileNotInArchive(said)
         raise PassingTrouble(said) if code in _PASSING else BadUpstream(said)

@@ -1,4 +1,4 @@
-"""When to leave a host alone: refused connections and 503 or 429 mean "slow down" (pure)."""
+"""When not to ask a host for a while: refused connections and 503 or 429 mean "slow down" (pure)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Breaker:
             wait = circuit.open_until - now
             if wait > 0 or circuit.running >= circuit.places:
                 wait = max(CROWDED_S, wait)
-                raise Unavailable(f"{host} is left alone for {wait:.0f} s more", retry_after_s=wait)
+                raise Unavailable(f"{host} is not asked for {wait:.0f} s more", retry_after_s=wait)
             circuit.running += 1
         return Leave(host, self._openings)
 
@@ -105,7 +105,7 @@ class Breaker:
         if retry_after_s is not None:
             pause = max(1.0, min(retry_after_s, LONGEST_RETRY_AFTER_S))
         if self._is_late(leave, circuit):
-            # The same trouble, told by one more request; a wish to be left alone still counts.
+            # The same trouble, told by one more request; a wish for a longer pause still counts.
             if retry_after_s is not None:
                 circuit.open_until = max(circuit.open_until, now + pause)
             return max(1.0, circuit.open_until - now)

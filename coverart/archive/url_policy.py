@@ -38,7 +38,7 @@ class Hop:
     host: str
     port: int
     origin: str
-    """Host and port, which are asked, or left alone, as one."""
+    """Host and port: the circuit breaker counts them as one host."""
     path: str
     """All that follows them in the URL, a query and a fragment too."""
 

@@ -507,7 +507,10 @@ class RedisIndex:
         if not self._telling:
             self._telling = True
             Deferred.fromCoroutine(self._tell_all()).addErrback(
-                lambda failure: self.log.failure("telling Redis what it missed", failure)
+                lambda failure: self.log.failure(
+                    "telling Redis what it missed failed; the next cleanup compares everything",
+                    failure,
+                )
             )
 
     async def _tell_all(self) -> None:

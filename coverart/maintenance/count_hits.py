@@ -124,7 +124,7 @@ class Intake:
         if reason != self._complained:
             self._complained = reason
             self.log.warn(
-                "the hit log {path} can't be taken in ({reason}); the user that runs this must be "
+                "the hit log {path} can't be read or cut off ({reason}); the user that runs this must be "
                 "able to read and write it and to write to its folder. What nginx sends without "
                 "asking is not counted until then",
                 path=self._hit_log.path,

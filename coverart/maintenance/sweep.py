@@ -172,7 +172,10 @@ class Cleanup:
             )
             return done
         if self._directory != before:
-            self.log.info("{dir} is another directory now", dir=str(self._store.root))
+            self.log.info(
+                "{dir} is another directory now: comparing all of it with the index",
+                dir=str(self._store.root),
+            )
             slices = SLICES
         began = time.monotonic()
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {

@@ -83,9 +83,9 @@ UNHARMED = End(status=200)
 UNREACHED = End(
     status=503,
     said="the archive can't be reached",
-    log=r"127\.0\.0\.1:\d+: .*refused.*left alone for \d+ s",
+    log=r"127\.0\.0\.1:\d+: .*refused.*not asked for \d+ s",
     pause_s=LONGEST_PAUSE_S,
-    plain="HOST:PORT: … refused; left alone for N s",
+    plain="HOST:PORT: … refused; not asked for N s",
 )
 GONE = End(status=404, said="no such art", log="", forget_s=2 * 3600 + 1)
 SLOW = End(
@@ -106,8 +106,8 @@ def later(code: int, retry_after: str = "") -> End:
     return End(
         status=503,
         said="try again later",
-        log=rf"127\.0\.0\.1:\d+ said {code}; left alone for \d+ s",
-        plain=f"HOST:PORT said {code}; left alone for N s",
+        log=rf"127\.0\.0\.1:\d+ said {code}; not asked for \d+ s",
+        plain=f"HOST:PORT said {code}; not asked for N s",
         retry_after=retry_after,
         pause_s=float(retry_after or LONGEST_PAUSE_S) + 1,
     )

@@ -119,7 +119,7 @@ async def unknown(stage: Stage, *, hop: str, code: int) -> None:
     await proxy.settled()
     stage.claim("disk", "nothing new", len(proxy.files()) == 1, proxy.files())
     await stage.exact(proxy)
-    stage.logged(rf"{NAME}:\d+: .*lookup.*left alone for \d+ s", thing.path, text="HOST, lookup")
+    stage.logged(rf"{NAME}:\d+: .*lookup.*not asked for \d+ s", thing.path, text="HOST, lookup")
     names.answer = lambda _: LOCAL
     stage.machine.advance(LONGEST_PAUSE_S)
     stage.whole(await stage.ask(proxy.port, thing.path), thing, "MISS", "after", of="")

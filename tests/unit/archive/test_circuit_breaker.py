@@ -1,4 +1,4 @@
-"""When a host is left alone, as timelines in plain seconds."""
+"""When a host is not asked for a while, as timelines in plain seconds."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,7 +178,7 @@ class BreakerTests(SynchronousTestCase):
         self.refused(105)
 
     def test_retry_after_of_a_later_one(self) -> None:
-        """A wish to be left alone for longer is honoured whoever brings it; a shorter one is not."""
+        """A wish for a longer pause is honoured whoever brings it; a shorter one is not."""
         first, second, third = (self.breaker.admit(HOST, 100) for _ in range(3))
         self.breaker.overloaded(first, 100)
         self.assertEqual(self.breaker.overloaded(second, 101, retry_after_s=30), 30)
