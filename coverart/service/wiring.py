@@ -38,7 +38,7 @@ from coverart.web.admin import AdminRoutes
 from coverart.web.connection_limits import Connections, GatedEndpoint, raise_file_limit
 from coverart.web.covers import Covers, DeliveryMode
 from coverart.web.operator_hosts import OwnNames
-from coverart.web.operators import OperatorRoutes, Standing
+from coverart.web.operators import OperatorRoutes, ServiceStatus
 from coverart.web.site import CoverSite, Front
 
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
@@ -140,7 +140,7 @@ def assemble(
         interval_s=settings.cache_cleanup_interval,
     )
     names = OwnNames.of(settings.public_url, socket.gethostname())
-    standing = Standing(
+    status = ServiceStatus(
         cache_dir=str(store.root),
         limit_bytes=settings.max_bytes,
         rebuilding=lambda: upkeep.rebuilding,
@@ -160,7 +160,7 @@ def assemble(
     connections = Connections(most, opened.metrics, reactor)
     front = Front(
         Covers(cache, mode, threads, hit),
-        OperatorRoutes(cache, opened.metrics, opened.counts, standing).app.resource(),
+        OperatorRoutes(cache, opened.metrics, opened.counts, status).app.resource(),
         AdminRoutes(cache, settings.admin_token, names).app.resource(),
     )
     site = CoverSite(front, opened.metrics, connections, reactor)

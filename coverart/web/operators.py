@@ -29,7 +29,7 @@ from coverart.web.status import describe
 
 
 @attrs.frozen(kw_only=True)
-class Standing:
+class ServiceStatus:
     """How the service is set up, and whether it is still filling its index from the disk."""
 
     cache_dir: str
@@ -53,12 +53,12 @@ class OperatorRoutes:
     app = Klein()
 
     def __init__(
-        self, cache: CoverCache, metrics: Metrics, counts: SharedCounts, standing: Standing
+        self, cache: CoverCache, metrics: Metrics, counts: SharedCounts, service: ServiceStatus
     ) -> None:
         self._cache = cache
         self._metrics = metrics
         self._counts = counts
-        self._standing = standing
+        self._service = service
 
     @app.route("/")
     async def home(self, request: LoggedRequest) -> bytes:
@@ -74,7 +74,7 @@ class OperatorRoutes:
             version=escape(__version__),
             files=f"{totals.files:,}",
             used=f"{totals.size_bytes / MEGABYTE:,.1f}",
-            limit=f"{self._standing.limit_bytes / MEGABYTE:,.0f}",
+            limit=f"{self._service.limit_bytes / MEGABYTE:,.0f}",
         )
         return sized(request, page.encode())
 
@@ -82,8 +82,8 @@ class OperatorRoutes:
     def health(self, request: LoggedRequest) -> bytes:
         """Alive: answers as long as the event loop turns; where it keeps things, to operators."""
         told = {"status": "healthy"}
-        if self._standing.names.asked_by(request):
-            told["cache_dir"] = self._standing.cache_dir
+        if self._service.names.asked_by(request):
+            told["cache_dir"] = self._service.cache_dir
         return json_body(request, told)
 
     @app.route("/ready")
@@ -96,12 +96,12 @@ class OperatorRoutes:
         if not there:
             request.setResponseCode(503)
         status = "ready" if there else "the cache directory is gone or read-only"
-        return json_body(request, {"status": status, "rebuilding": self._standing.rebuilding()})
+        return json_body(request, {"status": status, "rebuilding": self._service.rebuilding()})
 
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
         """What the cache holds and did, as JSON, by all processes that share it."""
-        self._standing.names.check(request)
+        self._service.names.check(request)
         # What other processes counted in the last seconds is not told yet.
         await self._counts.tell()
         totals = await self._cache.index.totals()
@@ -109,16 +109,16 @@ class OperatorRoutes:
             totals,
             self._cache.index,
             status="running",
-            cache_dir=self._standing.cache_dir,
-            limit_bytes=self._standing.limit_bytes,
-            rebuilding=self._standing.rebuilding(),
+            cache_dir=self._service.cache_dir,
+            limit_bytes=self._service.limit_bytes,
+            rebuilding=self._service.rebuilding(),
         )
         return json_body(request, told)
 
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
         """The same for Prometheus."""
-        self._standing.names.check(request)
+        self._service.names.check(request)
         totals = await self._cache.index.totals()
         request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
         request.setHeader(b"cache-control", b"no-store")
@@ -143,7 +143,7 @@ class OperatorRoutes:
         yield GaugeMetricFamily(
             "coverart_cache_limit_bytes",
             "Bytes over which a cleanup evicts.",
-            value=self._standing.limit_bytes,
+            value=self._service.limit_bytes,
         )
         if not there:
             return  # No sample is better than a cache that looks empty.
