@@ -46,14 +46,13 @@ class LoggedRequest(Request):
     hops = 0
     joined = False
     _began = 0.0
-    _told = False
 
     def gotLength(self, length: int | None) -> None:  # noqa: ARG002
         # No route reads a body; Twisted would write a large one to the disk.
         super().gotLength(0)
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Part of a body came (channel.py bounds it); it is dropped."""
+        """Part of a body came (http_channel.py bounds it); it is dropped."""
 
     def getRequestHostname(self) -> bytes:
         # No route depends on it, but Klein takes it apart, and breaks over one that is no name.
@@ -79,9 +78,8 @@ class LoggedRequest(Request):
 
     def _ended(self, how: str) -> None:
         site: Any = self.site
-        if self._told or site is None:
-            return  # Without a site, its connection ended before the request was whole.
-        self._told = True
+        if site is None:
+            return  # Its connection ended before the request was whole.
         elapsed_s = time.monotonic() - self._began
         if self.joined:
             site.metrics.joined.inc()

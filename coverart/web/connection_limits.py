@@ -128,7 +128,7 @@ class Connections:
         for channel in _over(self._idle, now - KEEP_ALIVE_S):
             channel.loseConnection()
         for channel in _over(self._arriving, now - REQUEST_S):
-            channel.refuse_late()
+            channel.refuse(408, "request timeout")
         if not self._accepting:
             self._make_room()
 

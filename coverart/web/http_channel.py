@@ -32,8 +32,6 @@ class ClientChannel(HTTPChannel):
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun = False
-        """Part of a request is there."""
         self._answering = False
         self._refused = False
         self._body_bytes = 0
@@ -47,12 +45,9 @@ class ClientChannel(HTTPChannel):
         self.site.connections.closed(self)
 
     def dataReceived(self, data: bytes) -> None:
-        if not self._answering:
-            self._begun = True
         super().dataReceived(data)
-        # Most requests come whole. What waits in LineReceiver's buffer is a line without its end,
-        # maybe behind a request that was answered just now.
-        if (self._begun or self._buffer) and not self._answering and not self._refused:
+        # Most requests come whole. What waits in LineReceiver's buffer is a line without its end.
+        if (self.requests or self._buffer) and not self._answering and not self._refused:
             self.site.connections.arriving(self)
 
     def headerReceived(self, line: bytes) -> bool:
@@ -80,7 +75,6 @@ class ClientChannel(HTTPChannel):
     def allContentReceived(self) -> None:
         if self._refused:
             return
-        self._begun = False
         self._answering = True
         self.site.connections.asked(self)
         super().allContentReceived()
@@ -114,10 +108,6 @@ class ClientChannel(HTTPChannel):
         self.requests = [request]
         request.write(refuse(request, Refused(status, said)))
         request.finish()
-
-    def refuse_late(self) -> None:
-        """The request does not arrive in time."""
-        self.refuse(408, "request timeout")
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002
         self.refuse(400, "malformed request")

@@ -57,7 +57,7 @@ class Front(Resource):
     Parses the path and checks the method, then hands over to the Klein application that knows.
 
     The routes of operators match byte for byte, as nginx matches them before it lets anyone ask;
-    only what asks for a cover is decoded, and only once (request_path.py).
+    only what asks for a cover is decoded, and only once (archive/paths.py).
     """
 
     isLeaf = True

@@ -14,6 +14,7 @@ What tests share, a module for each thing:
     contents        what proxies hold on disk and in the index: filled, swept, compared
     disk            what lies on the disk, as an index learns it; a disk that is full
     hit_lines       nginx's hit log, and lines for it
+    requests        requests as the web modules get them, without a connection
     hostile_bytes   requests as an attacker writes them
     shapes          paths as clients and attackers spell them
     doubles         stand-ins for the reactor, threads and the archive, for unit tests

@@ -41,7 +41,8 @@ class FakeChannel:
     def loseConnection(self) -> None:
         self.ending = True
 
-    def refuse_late(self) -> None:
+    def refuse(self, status: int, said: str) -> None:
+        assert (status, said) == (408, "request timeout")
         self.late = True
 
 
