@@ -30,7 +30,7 @@ from coverart.model import ORIGINAL, ImageRequest, ListingKey
 from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
-from coverart.web.delivery import Arriving, Body, OpenFile, Packed
+from coverart.web.delivery import Arriving, Body, OpenFile, Packed, Source
 from coverart.web.error_answers import explain
 from coverart.web.headers import cacheable, say_status, sized, span_to_send, typed
 from coverart.web.public_listings import PackedBody, PublicListings, pack
@@ -205,9 +205,6 @@ class Covers(Resource):
         except BaseException:
             os.close(fd)
             raise
-        if span is None:
-            os.close(fd)
-            return b""
         return Body(OpenFile(fd), span)
 
     async def _rewritten(self, request: LoggedRequest, held: Held, public: PublicListings) -> Any:
@@ -223,14 +220,14 @@ class Covers(Resource):
         modified = int(unstored.stored_at)
         return _packed(request, body, Validators(size_bytes=body.size_bytes, modified=modified))
 
-    def _arriving(self, request: LoggedRequest, flowing: Flowing) -> bytes | Body:
+    def _arriving(self, request: LoggedRequest, flowing: Flowing) -> Body:
         """An image that is being downloaded."""
         incoming = flowing.arriving.incoming
         pass_on_at_once(request, self._mode.accel)
         typed(request, incoming.media)
         validators = Validators(size_bytes=incoming.size_bytes, modified=int(incoming.stored_at))
         span = span_to_send(request, validators)
-        return b"" if span is None else Body(Arriving(incoming, span.start), span)
+        return Body(Source() if span is None else Arriving(incoming, span.start), span)
 
     def _pointed(
         self, request: LoggedRequest, thing: ImageRequest, answer: Pointed | Absent
@@ -248,10 +245,10 @@ class Covers(Resource):
         return sized(request, b"")
 
 
-def _packed(request: LoggedRequest, body: PackedBody, validators: Validators) -> bytes | Body:
+def _packed(request: LoggedRequest, body: PackedBody, validators: Validators) -> Body:
     typed(request, None)
     span = span_to_send(request, validators)
-    return b"" if span is None else Body(Packed(body.packed), span)
+    return Body(Packed(body.packed), span)
 
 
 def _explain_unless_left(failure: Failure, request: LoggedRequest) -> bytes | int:

@@ -101,12 +101,12 @@ class Body(Resource):
     isLeaf = True
     log = Logger()
 
-    def __init__(self, source: Source, span: Span) -> None:
-        """:param span: not empty."""
+    def __init__(self, source: Source, span: Span | None) -> None:
+        """:param span: None for headers alone."""
         super().__init__()
         self._source = source
-        self._at = span.start
-        self._stop = span.stop
+        self._at = span.start if span else 0
+        self._stop = span.stop if span else 0
         self._request: Any = None
         self._paused = False
         self._waiting: Deferred[None] | None = None
@@ -114,6 +114,11 @@ class Body(Resource):
 
     def render(self, request: LoggedRequest) -> int:
         self._request = request
+        if self._at == self._stop:
+            # Not as bytes: Twisted would declare the length of nothing.
+            self._end()
+            request.finish()
+            return NOT_DONE_YET
         # Before the first piece: the client may have to take another answer first.
         request.registerProducer(self, True)
         self._go_on()

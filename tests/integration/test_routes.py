@@ -807,6 +807,12 @@ async def test_one_connection(sim, proxy) -> None:
     statuses = re.findall(rb"HTTP/1\.1 (\d+)", stream)
     assert statuses == [b"200", b"400", b"304", b"206", b"200"]
     assert stream.endswith(whole)
+    lengths = [
+        re.findall(rb"Content-Length: (\d+)", each) for each in stream.split(b"HTTP/1.1 ")[1:]
+    ]
+    size = b"%d" % len(whole)
+    # The length of a 304 would be that of a 200 (RFC 9110 section 8.6).
+    assert lengths[:1] + lengths[2:] == [[size], [], [b"10"], [size]]
 
 
 @pytest_twisted.ensureDeferred

@@ -101,6 +101,14 @@ class HeldTests(SynchronousTestCase):
         self.get(source, 0, SIZE, pause_after=1).producer.stopProducing()
         self.assertRaises(OSError, os.fstat, source.fd)
 
+    def test_headers_alone(self) -> None:
+        """Without a span nothing is written; the answer ends and the file is closed."""
+        source = self.file()
+        client: Any = Client()
+        Body(source, None).render(client)
+        self.assertEqual((client.pieces, client.finished), ([], True))
+        self.assertRaises(OSError, os.fstat, source.fd)
+
     def test_shorter_than_said(self) -> None:
         """A file that was cut meanwhile breaks the connection: no whole-looking answer."""
         source = self.file(BODY[:1000])
