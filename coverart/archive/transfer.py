@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,39 +48,42 @@ class _Body(TwistedProtocol):
     """Passes a body to a sink."""
 
     transport: Any
+    _silence: IDelayedCall
 
     def __init__(
         self, sink: Sink, length: int | None, silence_s: float, clock: IReactorTime
     ) -> None:
-        self.done: Deferred[None] = Deferred(lambda _: self._close())
+        self.done: Deferred[None] = Deferred(lambda _: self.transport.loseConnection())
         self._sink = sink
         self._length = length
         self._silence_s = silence_s
         self._clock = clock
-        self._silence: IDelayedCall | None = None
-        """None while the sink is full: waiting for our own disk is no silence of the archive's."""
+        self._full = False
         self._error: CoverError | None = None
 
     def connectionMade(self) -> None:
-        self._listen()
+        self._silence = self._clock.callLater(self._silence_s, self._silent)
         self._or_close(self._sink.begin, self._length)
 
     def dataReceived(self, data: bytes) -> None:
         if self._error is not None:
             return
-        if self._silence is not None:
+        if not self._full:
             self._silence.reset(self._silence_s)
         self._or_close(self._sink.write, data)
         # One read can hold several chunks: those behind the one that filled the sink come all the same.
-        if self._error is None and self._silence is not None:
+        if self._error is None and not self._full:
             room = self._sink.room()
             if room is not None:
-                self._stop_listening()
+                # Waiting for our own disk is no silence of the archive's.
+                self._silence.reset(math.inf)
+                self._full = True
                 self.transport.pauseProducing()
                 room.addCallback(self._resume)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._stop_listening()
+        if self._silence.active():
+            self._silence.cancel()
         if self.done.called:
             return
         if self._error is not None:
@@ -97,28 +101,19 @@ class _Body(TwistedProtocol):
         try:
             offer(*arguments)
         except CoverError as error:
-            self._error = error
-            self._close()
+            self._close(error)
 
     def _resume(self, _: None) -> None:
-        if self._error is None and not self.done.called:
-            self._listen()
+        self._full = False
+        if self._silence.active():
+            self._silence.reset(self._silence_s)
             self.transport.resumeProducing()
 
-    def _listen(self) -> None:
-        self._silence = self._clock.callLater(self._silence_s, self._silent)
-
-    def _stop_listening(self) -> None:
-        silence, self._silence = self._silence, None
-        if silence is not None and silence.active():
-            silence.cancel()
-
     def _silent(self) -> None:
-        self._error = UpstreamTimeout("the archive fell silent in the middle of an answer")
-        self._close()
+        self._close(UpstreamTimeout("the archive fell silent in the middle of an answer"))
 
-    def _close(self) -> None:
-        self._stop_listening()
+    def _close(self, error: CoverError) -> None:
+        self._error = self._error or error
         self.transport.loseConnection()
 
 
