@@ -237,10 +237,6 @@ def pack_seen(
 ) -> tuple[bytes, bytes]:
     """A file or an alias with what is known of it."""
     key, value = seen
-    if isinstance(key, AliasKey):
-        if not isinstance(value, Alias):
-            raise TypeError(f"not an alias: {value!r}")
-        return pack_alias_key(key), pack_alias(value)
-    if not isinstance(value, FileEntry):
-        raise TypeError(f"not a file's entry: {value!r}")
-    return pack_file_key(key), pack_entry(value)
+    if isinstance(value, Alias):
+        return pack_subject(key), pack_alias(value)
+    return pack_subject(key), pack_entry(value)

@@ -1,27 +1,9 @@
 """
 The index that several processes share, in Redis: its scripts lie in `lua/`, each atomic.
 
-Keys, all under `coverart:1:{name}:` (1 is LAYOUT, name is COVER_ART_CACHE_NAME; keys and values of
-things are packed, see codec.py):
-
-    b:{hhhh}   hash    files, listings and aliases of the MBIDs that begin with these four digits: a
-                       65,536th of the cache, so that it is kept compact
-    age        zset    files by their rank in the order of eviction
-    sum        hash    bytes, files, f0-f2 files by entity, a0-a2 aliases by entity; level and
-                       policy of the order of eviction (eviction_order.py)
-    tally      hash    what all processes did: hits, misses and a few more, direct_hits
-    due:{n}    list    aliases that were checked in minute n
-    due        zset    the minutes that have such a list
-    no:{hhh}   hash    absences of the MBIDs that share their first ten bits: since and until; 100 at
-                       most, gone by itself when the last is past its time
-    doubt      set     files that are being stored or removed: should the process be killed at it, the
-                       leader looks which of the two came to pass
-    odd        set     slices in which a file was not as the index said
-    whole      string  run_id of the Redis that was told all that is on the disk; "garbled" once
-                       something was found that this program did not write
-    fill       string  who fills the index from the disk, or began to
-
-Beside them are the locks, `coverart:1:{name}:lead` and `…:get:{thing}`, whatever LAYOUT is.
+`docs/operations.md` lists the keys. All begin with `coverart:1:{name}:`, where 1 is LAYOUT and name is
+COVER_ART_CACHE_NAME; keys and values of things are packed, see codec.py. A bucket `b:{hhhh}` is a 65,536th
+of the cache, so Redis keeps it compact.
 """
 
 from __future__ import annotations
@@ -189,9 +171,10 @@ class RedisIndex:
 
     async def _find_all(self, asked: Sequence[bytes]) -> Sequence[Any]:
         replies: list[Any] = [None] * len(asked)
-        self._whole = None
-        with suppress(RedisAway):
+        try:
             *replies, self._whole = await self._run("find", *asked)
+        except RedisAway:
+            self._whole = None
         return replies
 
     def _is_untold(self, subject: Subject) -> bool:
