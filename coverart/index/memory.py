@@ -131,21 +131,21 @@ class MemoryIndex:
         return Found(key=image, entry=unpack_entry(packed), alias=alias, target=target)
 
     async def find_listing(self, key: ListingKey) -> Found:
+        return self._find_file(key)
+
+    def _find_file(self, key: FileKey) -> Found:
         packed_key = pack_file_key(key)
         packed = self._files[slice_of(packed_key)].get(packed_key)
-        if packed is None:
-            return Found(absence=self._absences.get(packed_key))
-        return Found(key=key, entry=unpack_entry(packed))
+        entry = None if packed is None else unpack_entry(packed)
+        return found_file(key, entry, self._absences.get(packed_key))
 
     async def claim_name(self, request: ImageRequest) -> Claim:  # noqa: ARG002
         return Claim(name=b"")
 
     async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
-        packed_key = pack_file_key(key)
-        packed = self._files[slice_of(packed_key)].get(packed_key)
-        absence = self._absences.get(packed_key) if packed is None else None
-        found = found_file(key, None if packed is None else unpack_entry(packed), absence)
-        return found, None if found.entry is not None and not again else Claim(name=packed_key)
+        found = self._find_file(key)
+        held = found.entry is not None and not again
+        return found, None if held else Claim(name=pack_file_key(key))
 
     async def store(
         self,
