@@ -92,7 +92,7 @@ class Connections:
         if channel not in self.open:
             return
         self.open.remove(channel)
-        self._busy(channel)
+        self.asked(channel)
         self._metrics.connections.dec()
         if len(self.open) < self.most:
             self._accept(yes=True)
@@ -100,21 +100,18 @@ class Connections:
     def arriving(self, channel: Any) -> None:
         """Part of a request is there."""
         if channel not in self._arriving:
-            self._busy(channel)
+            self._idle.pop(channel, None)
             self._arriving[channel] = self._clock.seconds()
 
     def asked(self, channel: Any) -> None:
         """A whole request is there."""
-        self._busy(channel)
+        self._idle.pop(channel, None)
+        self._arriving.pop(channel, None)
 
     def answered(self, channel: Any) -> None:
         """It was answered, though what was written may still be on its way."""
         if channel in self.open:
             self._idle[channel] = self._clock.seconds()
-
-    def _busy(self, channel: Any) -> None:
-        self._idle.pop(channel, None)
-        self._arriving.pop(channel, None)
 
     def drain(self) -> None:
         """From now on no connection stays that is at no request."""

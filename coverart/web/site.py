@@ -76,28 +76,30 @@ class Front(Resource):
             return refuse(request, error)
 
     def _answered(self, request: LoggedRequest) -> bytes | int:
+        inner: IResource | None = None
+        methods = METHODS
         if request.path in OPERATOR_PATHS:
             request.key = request.path.decode("ascii")
             inner = self._operators
         elif (path := _ADMIN.fullmatch(request.path)) is not None:
             request.thing = parse(path["thing"])
             request.key = f"{path['verb'].decode()} {spell(request.thing)}"
-            if request.method != b"POST":
-                raise _not_allowed(b"POST")
             request.postpath = [b"admin", path["verb"], b"thing"]
-            return _rendered(self._admin, request)
+            inner, methods = self._admin, b"POST"
         elif request.path in PAGES:
             request.key = request.path.decode("ascii")
-            inner = None
         else:
             read = _read_short if len(request.path) <= _SHORT else _read
             request.thing, request.key = read(request.path)
             inner = self._art
+        if request.method not in methods.split(b", "):
+            raise Refused(405, "method not allowed", {b"allow": methods})
         if request.method == b"OPTIONS":
             return options(request)
-        if request.method not in (b"GET", b"HEAD"):
-            raise _not_allowed(METHODS)
-        return self._page(request) if inner is None else _rendered(inner, request)
+        if inner is None:
+            return self._page(request)
+        rendered: bytes | int = inner.render(request)
+        return rendered
 
     @staticmethod
     def _page(request: LoggedRequest) -> bytes:
@@ -110,15 +112,6 @@ class Front(Resource):
             request.defaultContentType = None
             return body
         return sized(request, body)
-
-
-def _not_allowed(allowed: bytes) -> Refused:
-    return Refused(405, "method not allowed", {b"allow": allowed})
-
-
-def _rendered(inner: IResource, request: LoggedRequest) -> bytes | int:
-    rendered: bytes | int = inner.render(request)
-    return rendered
 
 
 class CoverSite(Site):
