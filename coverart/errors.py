@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from coverart.model import ImageKey
-
 
 class CoverError(Exception):
     """A request can't be answered with a cover. `detail` is for the log, never for the client."""
@@ -55,13 +53,6 @@ class NotInArchive(CoverError):
 
     status = 404
     said = "no such art"
-
-    def __init__(self, detail: str = "") -> None:
-        super().__init__(detail)
-        self.image: ImageKey | None = None
-        """The file that is not there, where that is known: a name may lead elsewhere by now."""
-        self.asked_at: float | None = None
-        """When the archive was asked, seconds since the epoch; None if another fetch did, and told."""
 
 
 class FileNotInArchive(NotInArchive):

@@ -11,7 +11,8 @@ from typing import TypeAlias
 
 import attrs
 
-from coverart.cache.miss import Arriving, Unstored
+from coverart.cache.download import Download
+from coverart.cache.miss import Fetch, Unstored
 from coverart.model import Alias, FileEntry, FileKey, Target
 
 
@@ -39,20 +40,21 @@ class Held:
 
 @attrs.frozen(kw_only=True)
 class Flowing:
-    """An image to serve while it arrives, or from memory where it could not be stored."""
+    """An image to serve from its download: while it arrives, is being stored, or can't be."""
 
-    arriving: Arriving
+    download: Download
+    fetch: Fetch
     joined: bool = False
     status: Status = Status.MISS
 
     @property
     def unstored(self) -> str | None:
         """Why it is not stored, as far as that is known."""
-        return self.arriving.incoming.unstored
+        return self.download.unstored
 
     @property
     def hops(self) -> int:
-        return self.arriving.trip.hops
+        return 0 if self.status is Status.HIT else self.fetch.hops
 
 
 @attrs.frozen(kw_only=True)
@@ -61,16 +63,13 @@ class Passing:
 
     listing: Unstored
     joined: bool = False
+    hops: int = 0
     status: Status = Status.MISS
 
     @property
     def unstored(self) -> str:
         """Why it is not stored."""
         return self.listing.why
-
-    @property
-    def hops(self) -> int:
-        return self.listing.hops
 
 
 @attrs.frozen(kw_only=True)

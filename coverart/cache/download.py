@@ -1,12 +1,11 @@
 """
-An image on its way from the archive to the disk, and to clients that read it while it grows.
+An image on its way from the archive to its readers and to the disk.
 
-Small images stay in memory until they are whole and are then written in one go; larger ones are
-written as they come, a piece at a time off the reactor thread. Every reader reads the growing
-file at its own pace, so memory stays flat and a slow client holds up nobody.
+Up to 256 kB it stays in memory until it is whole and stored. A larger one is written a piece at a time as it comes, off the reactor thread, and every
+reader reads what is there at its own pace: memory stays flat and a slow client holds up nobody.
 
-What can't be stored stays in memory from there on, for its readers alone. `room` bounds that in
-all: then what all readers have passed is let go, and the archive is paused.
+What can't be stored stays in memory, for its readers alone. `room` bounds all that is in memory:
+past that the archive is paused, and of what is not stored goes what all readers have passed.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from coverart.cache.size_limits import Room
+from coverart.cache.writer import Link, NewFile, Permit, Writer
 from coverart.content import ENOUGH, accept
 from coverart.errors import BadUpstream, CoverError, NobodyReads, StoreFailed
 from coverart.model import FileEntry, ImageKey, MediaType
@@ -37,13 +37,13 @@ class InThread(Protocol):
     def __call__(self, call: Callable[..., Any], /, *args: Any) -> Deferred[Any]: ...
 
 
-class Incoming:
+class Download:
     """
-    The sink of one download.
+    The sink of one fetch of an image.
 
-    The upstream calls begin() when an answer's headers are there, write() for each piece; the
-    cache then calls finish() or fail(). Until the first piece went to the disk, begin() may be
-    called again and starts over.
+    The archive's side calls begin() when an answer's headers are there and write() for each piece;
+    the cache then calls finish(), and end() when the flight is over, or fail(). Until the first
+    piece went to the disk, begin() may be called again and starts over.
     """
 
     def __init__(
@@ -52,18 +52,20 @@ class Incoming:
         *,
         store: ImageStore,
         room: Room,
-        in_thread: InThread,
+        writer: Writer,
         largest_bytes: int,
         stored_at: float,
-        announce: Callable[[Incoming], object],
+        announce: Callable[[Download], object],
     ) -> None:
         """
-        :param stored_at: becomes the file's mtime; readers of the growing file need it before.
-        :param announce: called once, when a large image of declared length proved to be one and
-            it is known whether the disk takes its first bytes.
+        :param stored_at: becomes the file's mtime; readers need it before.
+        :param announce: called once, when readers may come: of a large image of declared length
+            when it is known whether the disk takes its first bytes, of others when all is there.
+            Who reads it has attached when it returns.
         """
         self.key = key
         self.stored_at = stored_at
+        self.permit = Permit(key)
         self.length: int | None = None
         self.media: MediaType | None = None
         self.received = 0
@@ -71,28 +73,26 @@ class Incoming:
         """Why it is not stored, as a token (RFC 9110 section 5.6.2); None as long as it may be."""
         self._store = store
         self._room = room
-        self._in_thread = in_thread
+        self._writer = writer
         self._largest_bytes = largest_bytes
         self._announce = announce
-        self._announced = self._writing = False
-        self._whole = False
-        """All has come: the rest is written with the commit, so that readers end after that."""
+        self._announced = False
         self._buffer = bytearray()
         self._base = 0
         """Where in the image the buffer begins."""
-        self._claimed = 0
+        self._reserved = 0
         self._head = b""
         self._temporary: Temporary | None = None
         self._flushed = 0
+        """So much of it lies in the file."""
         self._flushing = False
         self._error: CoverError | None = None
         self._ended = False
         self._readers: dict[object, int] = {}
         """How far each has read."""
-        self._holds = 0
         self._waiting: list[Deferred[None]] = []
 
-    # The upstream's side
+    # The archive's side
 
     def begin(self, length: int | None) -> None:
         """
@@ -100,16 +100,16 @@ class Incoming:
 
         :raises BadUpstream: it is over the limit, or part of an earlier answer is written.
         """
-        if self._writing or self._announced:
+        if self._flushing or self._announced or self._temporary is not None:
             raise BadUpstream("the archive broke off in the middle of an image")
-        self._check_size(0 if length is None else length)
-        self._let_go()
+        self._check_size(length or 0)
+        self._drop(len(self._buffer))
         self.unstored = None
         self.length = length
         self.media = None
         self.received = self._base = 0
         self._head = b""
-        self._claim(0 if length is None else length)
+        self._reserve(length or 0)
 
     def write(self, data: bytes) -> None:
         """
@@ -119,8 +119,6 @@ class Incoming:
         :raises StoreFailed: it can't be stored, and either there is no memory for it or nobody
             reads it any more.
         """
-        if self._error is not None:
-            raise self._error
         self.received += len(data)
         self._check_size(self.received)
         if self.media is None:
@@ -128,12 +126,17 @@ class Incoming:
             if len(self._head) == ENOUGH:
                 self.media = accept(self._head, self.key.size)
         self._buffer += data
-        if self.unstored is not None:
-            self._room.keep(len(data))
-        self._claim(self.received)
+        self._room.keep(len(data))
+        self._reserve(self.received)
         if self.media is not None and self.size_bytes > SMALL_BYTES:
             self._flush()
-        self._make_sure_of_memory()
+        if self.unstored is not None:
+            self._make_sure_of_memory()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it has come, and is an image."""
+        return self.permit.whole
 
     @property
     def size_bytes(self) -> int:
@@ -146,65 +149,77 @@ class Incoming:
 
     def room(self) -> Deferred[None] | None:
         """None while more may be written; else a Deferred that fires when it may."""
-        if self.unstored is not None:
-            return self._room.wait() if self._crowded else None
+        if self._crowded:
+            return self._room.wait()
         if len(self._buffer) < BACKLOG_BYTES or not self._flushing:
             return None
         return self._wait()
 
-    async def finish(self) -> FileEntry | None:
+    async def finish(self, link: Link | None = None) -> FileEntry | None:
         """
-        Make the whole image visible at the place of its key.
+        Hand the whole image to its readers and give it its name.
 
-        :returns: None if it could not be stored: hold() it before this for who wants to read it.
+        :returns: None if it could not be stored, or was purged meanwhile.
         :raises BadUpstream: the body is shorter than declared, or too short to be an image.
         :raises StoreFailed: it can't be stored, and there is no memory for it.
         """
         if self.media is None or (self.length is not None and self.received != self.length):
             raise BadUpstream(f"the archive sent {self.received} of {self.length} bytes")
-        self._whole = True
+        self.permit.whole = True
         while self._flushing:
             await self._wait()
-        if self._error is not None:
-            raise self._error
         if self.unstored is None:
-            data = bytes(self._buffer)
-            try:
-                self._temporary = await self._in_thread(self._commit, self._temporary, data)
-            except OSError as error:
-                self._keep_in_memory(self._room.failed(self._path, error))
+            await self._commit(link)
         if self.unstored is not None:
             self._make_sure_of_memory()
-            self._end()
+        self._announce_once()
+        self._wake()
+        if self.unstored is not None or self.permit.revoked:
             return None
-        self._room.stored()
-        self._buffer.clear()
-        self._base = self._flushed = self.received
-        self._end()
         return FileEntry(size_bytes=self.received, stored_at=self.stored_at, media=self.media)
+
+    def end(self) -> None:
+        """The flight is over: who comes now finds the file, or fetches anew."""
+        if self._ended:
+            return
+        self._ended = True
+        if self.unstored is None:
+            # The index counts it from now on; what goes is counted until it has gone.
+            self._give_back()
+        self._wake()
+        self._close_if_unread()
 
     def fail(self, error: CoverError) -> None:
         """Give up: readers are told, the temporary file goes."""
         if self._ended:
             return
-        self._error = self._error or error
-        self._end()
+        self._error = error
+        self._ended = True
+        self._wake()
+        self._close_if_unread()
+
+    async def _commit(self, link: Link | None) -> None:
+        file = NewFile(
+            media=self.media,
+            body=bytes(self._buffer),
+            stored_at=self.stored_at,
+            permit=self.permit,
+            temporary=self._temporary,
+            link=link,
+        )
+        try:
+            written = await self._writer.commit(file)
+        except OSError as error:
+            self._keep_in_memory(self._room.failed(self._path, error))
+            return
+        self._room.stored()
+        self._temporary = written.temporary
+        self._flushed = self.received
+        self._drop(len(self._buffer))
 
     @property
     def _path(self) -> str:
         return self._store.path_of(self.key, self.media)
-
-    def _commit(self, temporary: Temporary | None, data: bytes) -> Temporary:
-        """In a thread: all that is left to write, then the name."""
-        temporary = temporary or self._store.begin()
-        try:
-            self._store.append(temporary, data)
-            self._store.commit(temporary, self._path, self.stored_at)
-        except OSError:
-            if self._temporary is None:
-                self._store.abandon(temporary)
-            raise
-        return temporary
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._largest_bytes:
@@ -212,67 +227,58 @@ class Incoming:
 
     # Writing out
 
-    def _claim(self, size_bytes: int) -> None:
+    def _reserve(self, size_bytes: int) -> None:
         """See to room on the disk for so much in all."""
-        more = size_bytes - self._claimed
+        more = size_bytes - self._reserved
         if self.unstored is None and more > 0:
             why = self._room.claim(more)
             if why is None:
-                self._claimed += more
+                self._reserved += more
             else:
                 self._keep_in_memory(why)
 
     def _keep_in_memory(self, why: str) -> None:
         """From here on nothing of it goes to the disk."""
         self.unstored = why
-        self._room.keep(len(self._buffer))
         # What was written is on the disk until its readers have it.
         self._give_back(all_but=self.received if self._flushing else self._flushed)
 
     def _give_back(self, *, all_but: int = 0) -> None:
-        count = max(0, self._claimed - all_but)
-        self._claimed -= count
+        count = max(0, self._reserved - all_but)
+        self._reserved -= count
         self._room.release(count)
 
     def _make_sure_of_memory(self) -> None:
         """:raises StoreFailed: it can't be stored, nor be kept in memory for anybody."""
-        if self.unstored is None:
-            return
-        if self._announced and not self._readers and self.received != self.length:
+        if self._announced and not self._readers and self.received < self.size_bytes:
             raise NobodyReads(f"it can't be stored ({self.unstored}), and nobody reads it any more")
         if self._crowded:
             self._trim()
-            if self._crowded and self._buffer and not self._readers:
+            if self._crowded and self._buffer and not self._readers and not self._announced:
                 raise StoreFailed(f"it can't be stored ({self.unstored}), and memory is full, too")
 
     def _flush(self) -> None:
         if self.unstored is not None:
             self._announce_once()
-            self._wake()
-        elif self._buffer and not self._flushing and not self._whole:
+        elif not self._flushing and self._buffer and not self.whole:
+            self._flushing = True
             data = bytes(self._buffer)
-            self._flushing = self._writing = True
-            self._in_thread(self._write_out, data).addCallbacks(
+            self._writer.append(self._temporary, data).addCallbacks(
                 self._written, self._not_written, callbackArgs=(len(data),)
             )
+        self._wake()
 
     def _announce_once(self) -> None:
         # Without a declared length there is no telling readers how much will come.
-        if self.length is not None and not self._announced and self._error is None:
-            self._announced = True
+        if not self._announced and not self._ended and (self.length is not None or self.whole):
             self._announce(self)
+            self._announced = True
 
-    def _write_out(self, data: bytes) -> None:
-        """In a thread."""
-        if self._temporary is None:
-            self._temporary = self._store.begin()
-        self._store.append(self._temporary, data)
-
-    def _written(self, _: None, count: int) -> None:
+    def _written(self, temporary: Temporary, count: int) -> None:
+        self._temporary = temporary
         self._flushed += count
         if self.unstored is None:
-            self._base += count
-            del self._buffer[:count]
+            self._drop(count)
         self._announce_once()
         self._flush_ended()
 
@@ -283,29 +289,17 @@ class Incoming:
 
     def _flush_ended(self) -> None:
         self._flushing = False
-        if self._error is None:
-            self._flush()
-        self._wake()
         if self._ended:
             self._close_if_unread()
+        else:
+            self._flush()
 
     # The readers' side
 
     @property
     def over(self) -> bool:
         """Whether a reader who comes now is too late: the beginning is not to be had from here."""
-        if self.unstored is None:
-            return self._ended and self._temporary is None
-        return self._base > self._flushed or (self._ended and self._error is not None)
-
-    def hold(self) -> None:
-        """Somebody may want to read it after its end: it stays readable until release()."""
-        self._holds += 1
-
-    def release(self) -> None:
-        self._holds -= 1
-        if self._ended:
-            self._close_if_unread()
+        return self._ended or self._base > self._flushed
 
     def attach(self, reader: object, offset: int = 0) -> None:
         """
@@ -330,50 +324,41 @@ class Incoming:
 
         In the reactor thread: what is read was written moments ago and lies in memory.
         """
-        data = b""
-        if offset < self._flushed and self._temporary is not None:
-            data = os.pread(self._temporary.fd, min(count, self._flushed - offset), offset)
-        elif self.unstored is not None and self._base <= offset < self.received:
-            data = bytes(self._buffer[offset - self._base : offset - self._base + count])
-        elif self._error is not None:
-            raise self._error
-        elif self._ended or offset < self._base:
-            raise StoreFailed("an image ended before its reader came")
+        data = self.peek(offset, count)
+        if not data:
+            if self._error is not None:
+                raise self._error
+            if self._ended or offset < self._base:
+                raise StoreFailed("an image ended before its reader came")
         self._readers[reader] = offset + len(data)
         if self._room.crowded:
             self._trim()
         return data
 
+    def peek(self, offset: int, count: int) -> bytes:
+        """The same for one who does not stay: what is there."""
+        if offset < self._flushed and self._temporary is not None:
+            return os.pread(self._temporary.fd, min(count, self._flushed - offset), offset)
+        if self._base <= offset < self.received:
+            return bytes(self._buffer[offset - self._base : offset - self._base + count])
+        return b""
+
     def more(self, offset: int) -> Deferred[None]:
         """Fires when something can be read from `offset`, or the download ended."""
-        there = self._flushed if self.unstored is None else self.received
-        if offset < there or self._ended or self._error is not None:
-            return succeed(None)
-        return self._wait()
+        return succeed(None) if offset < self.received or self._ended else self._wait()
 
     def _trim(self) -> None:
         """Let go of what is not stored and all readers have passed."""
-        # Those who wait for all of it have to come first.
-        if self.unstored is None or (self._holds if self._ended else not self._announced):
-            return
-        passed = min((self.received, *self._readers.values())) - self._base
-        if passed > 0:
-            del self._buffer[:passed]
-            self._base += passed
-            self._room.let_go(passed)
-
-    def _end(self) -> None:
-        self._ended = True
-        if self._error is None and self.unstored is None:
-            # The index counts it from now on; what goes is counted until it has gone.
-            self._give_back()
-        self._wake()
-        self._close_if_unread()
+        # All who were told of it have come by then.
+        if self.unstored is not None and self._announced:
+            passed = min((self.received, *self._readers.values())) - self._base
+            if passed > 0:
+                self._drop(passed)
 
     def _close_if_unread(self) -> None:
-        if self._readers or self._holds or self._flushing:
+        if self._readers or self._flushing:
             return
-        self._let_go()
+        self._drop(len(self._buffer))
         if self._temporary is not None:
             temporary, self._temporary = self._temporary, None
             if self._error is None and self.unstored is None:
@@ -382,13 +367,11 @@ class Incoming:
                 self._store.abandon(temporary)
         self._give_back()
 
-    def _let_go(self) -> None:
-        """Drop what is in memory."""
-        count = len(self._buffer)
-        self._buffer = bytearray()
+    def _drop(self, count: int) -> None:
+        """Let go of the first bytes in memory."""
+        del self._buffer[:count]
         self._base += count
-        if self.unstored is not None:
-            self._room.let_go(count)
+        self._room.let_go(count)
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -7,10 +7,10 @@ about, for the X-Cache-Status header and the log.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from typing import TypeAlias
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -21,17 +21,10 @@ from twisted.python.failure import Failure
 from coverart.archive.paths import spell
 from coverart.archive.throttle import at_once
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
-from coverart.cache.miss import Arriving, Fetched, Fetcher, Unstored
+from coverart.cache.download import Download
+from coverart.cache.miss import Fetch, Fetched, Fetcher, Missing, Unstored
 from coverart.cache.single_flight import Announce, Flight
-from coverart.coordination.leases import Fetches
-from coverart.errors import (
-    CoverError,
-    FileNotInArchive,
-    NobodyReads,
-    NotInArchive,
-    Overloaded,
-    StoreFailed,
-)
+from coverart.errors import CoverError, NobodyReads, Overloaded, StoreFailed
 from coverart.freshness import (
     Lifetimes,
     Verdict,
@@ -41,7 +34,6 @@ from coverart.freshness import (
     listing_is_fresh,
 )
 from coverart.index.base import Index
-from coverart.index.codec import pack_alias_key, pack_file_key, pack_size
 from coverart.metrics import Metrics
 from coverart.model import (
     Alias,
@@ -49,11 +41,13 @@ from coverart.model import (
     FileEntry,
     FileKey,
     Found,
+    ImageKey,
     ImageRequest,
     ListingKey,
-    Subject,
 )
 from coverart.store.image_store import ImageStore
+
+Thing: TypeAlias = ImageRequest | ListingKey
 
 REFRESH_PAUSE_S = 60.0
 """After a refresh failed, the old answer is served so long before the archive is asked again."""
@@ -69,6 +63,15 @@ MOST_USES_KEPT = 50_000
 """Files whose uses are counted between two times of passing them on."""
 
 
+@attrs.frozen(kw_only=True)
+class Looked:
+    """What a look-up in the index found, and when among the fetches that end."""
+
+    found: Found
+    verdict: Verdict
+    fetches_ended: int
+
+
 class CoverCache:
     """What to answer to each request."""
 
@@ -80,7 +83,6 @@ class CoverCache:
         index: Index,
         store: ImageStore,
         fetcher: Fetcher,
-        fetches: Fetches,
         lifetimes: Lifetimes,
         clock: IReactorTime,
         now: Callable[[], float],
@@ -97,7 +99,6 @@ class CoverCache:
         self.lifetimes = lifetimes
         self._metrics = metrics or Metrics()
         self._fetcher = fetcher
-        self._fetches = fetches
         self._clock = clock
         self._now = now
         self._most_fetches = most_fetches
@@ -105,7 +106,7 @@ class CoverCache:
         self._refreshing = DeferredSemaphore(REFRESHES_AT_ONCE)
         self._counts_uses = index.eviction != "oldest"
         self._uses: Counter[FileKey] = Counter()
-        self._requests: Flight[ImageRequest | ListingKey, Answer] = Flight()
+        self._requests: Flight[Thing, Answer] = Flight()
         self._refreshes: Flight[AliasKey | ListingKey, None] = Flight()
         self._pauses: OrderedDict[AliasKey | ListingKey, float] = OrderedDict()
 
@@ -119,62 +120,59 @@ class CoverCache:
         """How many clients wait for something that is being fetched."""
         return self._requests.waiting
 
-    async def get(self, thing: ImageRequest | ListingKey) -> Answer:
+    async def get(self, thing: Thing, looked: Looked | None = None) -> Answer:
         """
         Say how to answer a request.
 
+        :param looked: what hit() just found, which is then not looked up again.
         :raises CoverError: there is nothing to serve and the archive can't be asked.
         """
-        found, verdict = await self._look(thing)
-        if verdict is Verdict.HIT or verdict is Verdict.STALE:
-            held = self._held(found, Status.HIT if verdict is Verdict.HIT else Status.STALE)
-            if held is not None:
-                if verdict is Verdict.STALE:
-                    self._refresh(thing)
-                return held
-            if found.key is not None and found.entry is not None:
-                await self._fetcher.lost(found.key, found.entry)
-        elif verdict is Verdict.ABSENT:
-            return Absent(status=Status.ABSENT)
-        elif verdict is Verdict.ABSENT_STALE:
-            self._refresh(thing)
-            return Absent(status=Status.ABSENT)
-        joined = self._requests.running(thing)
-        answer = await self._requests.run(thing, lambda announce: self._fetch(thing, announce))
-        if _too_late(answer):
-            # All of it came, and the index is still being told: the answer after that is a file.
-            # Or part of it was let go of, unstored, and it is fetched again after that.
-            landing = self._requests.landing(thing)
-            if landing is not None:
-                with contextlib.suppress(StoreFailed):
-                    answer = await landing
-            if _too_late(answer):
-                answer = await self.get(thing)
+        looked = looked or await self._look(thing)
+        if (known := self._known(thing, looked)) is not None:
+            return known
+        found = looked.found
+        if found.key is not None and found.entry is not None:
+            await self._fetcher.lost(found.key, found.entry)
+        if looked.fetches_ended != self._requests.ended:
+            # It may have been fetched between the look and now.
+            looked = await self._look(thing)
+            if (known := self._known(thing, looked)) is not None:
+                return known
+            found = looked.found
+        joined, early = self._requests.running(thing), self._requests.announced(thing)
+        # It is being committed, and as good as held.
+        whole = isinstance(early, Flowing) and early.unstored is None and early.download.whole
+        answer = await self._requests.run(thing, lambda tell: self._fetch(thing, found, tell))
+        if isinstance(answer, Flowing) and answer.download.over:
+            # All of it came, and it is about to be held. Or part of it was let go of, unstored.
+            if (landing := self._requests.landing(thing)) is not None:
+                await landing.addErrback(lambda failure: failure.trap(CoverError))
+            return await self.get(thing)
+        if whole:
+            return attrs.evolve(answer, status=Status.HIT)
         return attrs.evolve(answer, joined=True) if joined else answer
 
-    def hit(self, request: ImageRequest) -> Held | Deferred[Held | None] | None:
+    def hit(self, request: ImageRequest) -> Held | Looked | Deferred[Held | Looked]:
         """
-        A hit; None where only get() can say; a Deferred of that where the index is asked elsewhere.
+        A hit, or what get() is to be told; a Deferred of that where the index is asked elsewhere.
 
         :raises Overloaded: it is none, and get() would say this, with more effort.
         """
         found = self.index.find_now(request)
         if found is None:
-            return Deferred.fromCoroutine(self._hit_found(request))
-        return self._hit(request, found)
+            return Deferred.fromCoroutine(self._hit_later(request))
+        return self._hit(request, self._judged(request, found, self._requests.ended))
 
-    async def _hit_found(self, request: ImageRequest) -> Held | None:
-        return self._hit(request, await self.index.find_image(request))
+    async def _hit_later(self, request: ImageRequest) -> Held | Looked:
+        return self._hit(request, await self._look(request))
 
-    def _hit(self, request: ImageRequest, found: Found) -> Held | None:
-        if found.entry is None and found.absence is None:
-            full = len(self._requests) >= self._most_fetches
-            if full and not self._requests.running(request) and not self._fetcher.named(request):
-                self._make_sure_of_room(len(self._requests))
-            return None
-        if judge_image(request, found, self._now(), self.lifetimes) is not Verdict.HIT:
-            return None
-        return self._held(found, Status.HIT)
+    def _hit(self, request: ImageRequest, looked: Looked) -> Held | Looked:
+        if looked.verdict is Verdict.HIT:
+            return self._held(looked.found, Status.HIT) or looked
+        full = looked.verdict is Verdict.FETCH and len(self._requests) >= self._most_fetches
+        if full and not self._requests.running(request) and not self._fetcher.named(request):
+            self._make_sure_of_room(len(self._requests))
+        return looked
 
     async def spoilt(self, held: Held) -> None:
         """
@@ -208,25 +206,37 @@ class CoverCache:
             answer = Absent(status=Status.ABSENT)
         else:
             self._make_sure_of_room(self._fetcher.resolving)
-            trip = self._fetcher.trip()
-            try:
-                alias = await self._fetcher.resolve(key, trip)
-            except NotInArchive as error:
-                answer = await self._missing(request, error, trip.hops)
-            else:
-                await self.index.put_alias(key, alias)
-                answer = Pointed(status=Status.MISS, target=alias.target, hops=trip.hops)
+            fetch = self._fetcher.begin()
+            alias = await self._fetcher.resolve(key, fetch)
+            if isinstance(alias, Missing):
+                return await self._missing(alias, found, fetch)
+            await self.index.put_alias(key, alias)
+            answer = Pointed(status=Status.MISS, target=alias.target, hops=fetch.hops)
         return answer
 
-    async def purge(self, thing: ImageRequest | ListingKey) -> bool:
-        """Forget a thing and remove its file. :returns: whether anything was known of it."""
-        found, _ = await self._look(thing)
+    async def purge(self, thing: Thing) -> bool:
+        """
+        Forget a thing and remove its file. :returns: whether anything was known of it.
+
+        What a fetch of this process has not given its name yet gets none any more. One of another
+        process that is under way is stored after it.
+        """
+        found = (await self._look(thing)).found
+        revoked = await self._revoke(thing, found)
+        if revoked:
+            found = (await self._look(thing)).found
         if found.entry is None and (on_disk := await self._fetcher.find(thing)) is not None:
             # An index that was flushed, or is away, knows nothing of what the next would be served.
-            found = on_disk.as_found()
+            found = Found(
+                key=on_disk.key,
+                entry=on_disk.entry,
+                alias=on_disk.alias,
+                target=None if on_disk.alias is None else on_disk.alias.target,
+            )
         known = await self.index.forget_absence(
             thing if isinstance(thing, ListingKey) else thing.alias
         )
+        known |= revoked
         if isinstance(thing, ImageRequest):
             target = found.target
             ref = thing.alias.own_ref if target is None else target.ref
@@ -238,18 +248,50 @@ class CoverCache:
             known |= await self._drop(found.key, found.entry)
         return known
 
-    async def refresh(self, thing: ImageRequest | ListingKey) -> Answer:
+    async def _revoke(self, thing: Thing, found: Found) -> bool:
+        """
+        Let no fetch under way put a thing on the disk that was asked for before.
+
+        :returns: whether one had it whole already; it has ended then.
+        """
+        early = self._requests.announced(thing)
+        key: FileKey | None = None
+        if isinstance(early, Flowing):
+            key = early.download.key
+        elif isinstance(thing, ListingKey):
+            key = thing
+        else:
+            ref = thing.alias.own_ref if found.target is None else found.target.ref
+            key = None if ref is None else ref.at(thing.size)
+        if key is None or not self._fetcher.revoke(key):
+            return False
+        name = thing if isinstance(thing, ListingKey) else thing.alias
+        for landing in (
+            self._fetcher.landing(key),
+            self._requests.landing(thing),
+            self._refreshes.landing(name),
+        ):
+            if landing is not None:
+                await landing.addErrback(lambda failure: failure.trap(CoverError))
+        return True
+
+    async def refresh(self, thing: Thing) -> Answer:
         """
         Ask the archive about a thing now, whatever is held of it.
 
         :raises CoverError: the archive can't be asked; what is held stays.
         """
-        found, _ = await self._look(thing)
+        found = (await self._look(thing)).found
         if found.alias is not None or isinstance(thing, ListingKey):
-            await self._ask_again(thing)
+            await self._ask_again(thing, self._fetcher.begin())
         else:
             await self.purge(thing)
-        return await self.get(thing)
+        answer = await self.get(thing)
+        if (landing := self._requests.landing(thing)) is not None:
+            # The operator is told when it is there.
+            await landing
+            answer = attrs.evolve(await self.get(thing), status=answer.status)
+        return answer
 
     def _make_sure_of_room(self, fetching: int) -> None:
         """:raises Overloaded: one more would be too many. At once: waiting would help nobody."""
@@ -259,13 +301,35 @@ class CoverCache:
 
     # One request
 
-    async def _look(self, thing: ImageRequest | ListingKey) -> tuple[Found, Verdict]:
+    async def _look(self, thing: Thing) -> Looked:
+        ended = self._requests.ended
+        if isinstance(thing, ListingKey):
+            return self._judged(thing, await self.index.find_listing(thing), ended)
+        return self._judged(thing, await self.index.find_image(thing), ended)
+
+    def _judged(self, thing: Thing, found: Found, ended: int) -> Looked:
         now = self._now()
         if isinstance(thing, ListingKey):
-            found = await self.index.find_listing(thing)
-            return found, judge_listing(found, now, self.lifetimes)
-        found = await self.index.find_image(thing)
-        return found, judge_image(thing, found, now, self.lifetimes)
+            verdict = judge_listing(found, now, self.lifetimes)
+        else:
+            verdict = judge_image(thing, found, now, self.lifetimes)
+        return Looked(found=found, verdict=verdict, fetches_ended=ended)
+
+    def _known(self, thing: Thing, looked: Looked) -> Held | Absent | None:
+        """The answer that needs no fetch, if there is one; what is stale is refreshed behind it."""
+        answer: Held | Absent | None = None
+        match looked.verdict:
+            case Verdict.HIT:
+                return self._held(looked.found, Status.HIT)
+            case Verdict.STALE:
+                answer = self._held(looked.found, Status.STALE)
+            case Verdict.ABSENT:
+                return Absent(status=Status.ABSENT)
+            case Verdict.ABSENT_STALE:
+                answer = Absent(status=Status.ABSENT)
+        if answer is not None:
+            self._refresh(thing)
+        return answer
 
     def _held(self, found: Found, status: Status) -> Held | None:
         """What the index knows as an answer, if the disk agrees."""
@@ -279,92 +343,79 @@ class CoverCache:
             self._uses[found.key] += 1
         return Held(status=status, key=found.key, entry=found.entry, path=path, alias=found.alias)
 
-    async def _fetch(self, thing: ImageRequest | ListingKey, announce: Announce[Answer]) -> Answer:
-        """A miss, once for all who wait, here and in other processes."""
+    async def _fetch(self, thing: Thing, found: Found, announce: Announce[Answer]) -> Answer:
+        """A miss, once for all who wait in this process."""
         # In here, so that those who join wait for no turn: each would push the next miss back.
         await self._turn()
-        answers: list[Answer] = []
-
-        async def here() -> bytes:
-            answers.append(await self._fetch_here(thing, announce))
-            return b""
-
-        # A listing's lease is that of its file; an image's file has one of its own (fetch.py),
-        # taken after this one, never the other way round.
-        listing = isinstance(thing, ListingKey)
-        # Served whatever else goes on: without Redis this is how every hit is found.
-        on_disk = await self._fetcher.find(thing)
-        if on_disk is not None:
-            return self._adopted(thing, on_disk)
+        fetch = self._fetcher.begin()
+        if not fetch.complete:
+            # Served whatever else goes on: without Redis this is how every hit is found.
+            on_disk = await self._fetcher.find(thing)
+            if on_disk is not None:
+                return self._adopted(thing, on_disk)
         self._make_sure_of_room(len(self._requests) - 1)
         with self._metrics.fetches.track_inprogress():
-            # Before the lease: who waits in line keeps no other process from the work.
+            # Before the claims: who waits in line keeps no other process from the work.
             try:
                 place = await self._fetcher.place()
             except Overloaded:
                 self._metrics.overload["waited"].inc()
                 raise
+            self._fetcher.begin_anew(fetch)
             try:
-                await self._fetches.once(_lease(thing), here, doubt=listing)
+                return await self._fetch_here(thing, found, fetch, announce)
+            except CoverError as error:
+                error.hops = fetch.hops
+                # That nothing can be stored is told once a minute (size_limits.py), and whoever
+                # waits in another process has readers of its own.
+                if not isinstance(error, NobodyReads):
+                    self.log.warn(
+                        "{key} could not be fetched: {detail}",
+                        key=spell(thing),
+                        detail=error.detail,
+                    )
+                    await self.index.release(fetch.end_claims(), error)
+                raise
             finally:
                 place.release()
-        if answers:
-            return answers[0]
-        # Another process did it: what it found is in the index, or on the disk at least.
-        found, verdict = await self._look(thing)
-        held = self._held(found, Status.MISS)
-        if held is not None:
-            return attrs.evolve(held, joined=True)
-        if verdict in _REMEMBERED:
-            return Absent(status=Status.MISS, joined=True)
-        return await self._fetch_here(thing, announce)
+                if fetch.claims:
+                    await self.index.release(fetch.end_claims())
 
     async def _fetch_here(
-        self, thing: ImageRequest | ListingKey, announce: Announce[Answer]
+        self, thing: Thing, found: Found, fetch: Fetch, announce: Announce[Answer]
     ) -> Answer:
-        # Look again now that the flight is ours: the one before may have landed in between.
-        found, verdict = await self._look(thing)
-        if verdict is Verdict.HIT and (held := self._held(found, Status.HIT)) is not None:
-            return held
-        if verdict is Verdict.ABSENT:
-            return Absent(status=Status.ABSENT)
-        on_disk = await self._fetcher.find(thing)
-        if on_disk is not None:
-            return self._adopted(thing, on_disk)
-        trip = self._fetcher.trip()
-        fetched: Fetched | Arriving | Unstored
-        try:
-            if isinstance(thing, ListingKey):
-                fetched = await self._fetcher.listing(thing, trip)
-            else:
-                fetched = await self._fetcher.image(
-                    thing,
-                    found,
-                    trip,
-                    lambda arriving: announce(Flowing(arriving=arriving)),
-                    fresh=self._is_fresh(thing.alias, found.alias),
-                )
-        except NotInArchive as error:
-            return await self._missing(thing, error, trip.hops)
-        except CoverError as error:
-            error.hops = trip.hops
-            # That nothing can be stored is told once a minute (room.py).
-            if not isinstance(error, NobodyReads):
-                self.log.warn(
-                    "{key} could not be fetched: {detail}", key=spell(thing), detail=error.detail
-                )
-            raise
-        if isinstance(fetched, Unstored):
-            return Passing(listing=fetched)
-        if isinstance(fetched, Arriving):
-            # Those who wait begin to read as they are told.
-            landing = self._requests.landing(thing)
-            if landing is not None:
-                landing.addBoth(lambda _: fetched.incoming.release())
-            return Flowing(arriving=fetched)
-        return self._answer(fetched, Status.MISS)
+        got: Fetched | Download | Unstored | Missing
+        if isinstance(thing, ListingKey):
+            known = await self._fetcher.claim(thing, fetch)
+            if isinstance(known, FileEntry):
+                return self._adopted(thing, Fetched(key=thing, entry=known))
+            got = known or await self._fetcher.listing(thing, fetch)
+        else:
+            fresh = self._is_fresh(thing.alias, found.alias)
+            if self._fetcher.by_name(thing, found, fresh=fresh):
+                claim = await self.index.claim_name(thing)
+                self._fetcher.claimed(claim, fetch)
+                if claim.waited:
+                    # Another process did it: what it found is in the index.
+                    looked = await self._look(thing)
+                    if (answer := self._known(thing, looked)) is not None:
+                        return attrs.evolve(answer, status=Status.MISS, joined=True)
+                    found = looked.found
+                    fresh = self._is_fresh(thing.alias, found.alias)
 
-    def _adopted(self, thing: ImageRequest | ListingKey, fetched: Fetched) -> Held:
+            def tell(download: Download) -> None:
+                announce(Flowing(download=download, fetch=fetch))
+
+            got = await self._fetcher.image(thing, found, fetch, tell, fresh=fresh)
+        if isinstance(got, Missing):
+            return await self._missing(got, found, fetch)
+        if isinstance(got, Unstored):
+            return Passing(listing=got, hops=fetch.hops)
+        if isinstance(got, Download):
+            return Flowing(download=got, fetch=fetch)
+        return self._answer(got, Status.MISS, fetch.hops)
+
+    def _adopted(self, thing: Thing, fetched: Fetched) -> Held:
         if isinstance(thing, ListingKey):
             fresh = listing_is_fresh(fetched.entry, self._now(), self.lifetimes)
         else:
@@ -373,35 +424,30 @@ class CoverCache:
             self._refresh(thing)
         return self._answer(fetched, Status.HIT if fresh else Status.STALE)
 
-    def _answer(self, fetched: Fetched, status: Status) -> Held:
+    def _answer(self, fetched: Fetched, status: Status, hops: int = 0) -> Held:
         return Held(
             status=status,
             key=fetched.key,
             entry=fetched.entry,
             path=self.store.path_of(fetched.key, fetched.entry.media),
             alias=fetched.alias,
-            hops=fetched.hops,
+            hops=hops,
         )
 
-    async def _missing(
-        self, thing: ImageRequest | ListingKey, error: NotInArchive, hops: int
-    ) -> Absent:
+    async def _missing(self, missing: Missing, found: Found, fetch: Fetch) -> Absent:
         """The archive said 404: remember it, and what of the request it was about."""
-        asked_at = error.asked_at
-        if asked_at is None:
-            # It is remembered already, with the time of its own question.
-            return Absent(status=Status.MISS, hops=hops)
-        subject: Subject = thing if isinstance(thing, ListingKey) else thing.alias
-        if error.image is not None:
-            subject = error.image
-        elif isinstance(thing, ImageRequest):
-            await self._fetcher.absent(thing.alias, asked_at)
-        await self.index.put_absence(subject, self.lifetimes.absence(subject, asked_at))
-        return Absent(status=Status.MISS, hops=hops)
+        subject, asked_at = missing.subject, missing.asked_at
+        # Or it is remembered already, with the time of its own question.
+        if asked_at is not None:
+            if isinstance(subject, AliasKey):
+                await self._fetcher.absent(subject, asked_at, found.alias)
+            absence = self.lifetimes.absence(subject, asked_at)
+            await self.index.put_absence(subject, absence, fetch.end_claims())
+        return Absent(status=Status.MISS, hops=fetch.hops)
 
     # Refreshing in the background
 
-    def _refresh(self, thing: ImageRequest | ListingKey) -> None:
+    def _refresh(self, thing: Thing) -> None:
         key = thing if isinstance(thing, ListingKey) else thing.alias
         if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._clock.seconds():
             return
@@ -429,36 +475,50 @@ class CoverCache:
         if len(self._pauses) > MOST_PAUSES:
             self._pauses.popitem(last=False)
 
-    async def _refresh_once(self, thing: ImageRequest | ListingKey) -> None:
-        async def here() -> bytes:
-            await self._ask_again(thing)
-            return b""
-
+    async def _refresh_once(self, thing: Thing) -> None:
         place = await self._refreshing.acquire()
-        try:
-            await self._fetches.once(b"refresh" + _lease(thing), here)
-        finally:
-            place.release()
-
-    async def _ask_again(self, thing: ImageRequest | ListingKey) -> None:
-        trip = self._fetcher.trip()
-        found, _ = await self._look(thing)
+        fetch = self._fetcher.begin()
         try:
             if isinstance(thing, ListingKey):
-                fetched = await self._fetcher.listing(thing, trip)
-                if isinstance(fetched, Unstored):
-                    raise StoreFailed(f"the new one can't be stored ({fetched.why})")
+                _, claim = await self.index.claim(thing, again=True)
             else:
-                alias = await self._fetcher.resolve(thing.alias, trip)
-                await self._fetcher.repoint(thing, alias, trip)
-        except NotInArchive as error:
-            await self._missing(thing, error, trip.hops)
-            if isinstance(thing, ImageRequest) and isinstance(error, FileNotInArchive):
+                claim = await self.index.claim_name(thing)
+            if claim is not None:
+                self._fetcher.claimed(claim, fetch)
+            # Or another process did it.
+            if claim is None or not claim.waited:
+                await self._ask_again(thing, fetch)
+        except CoverError as error:
+            await self.index.release(fetch.end_claims(), error)
+            raise
+        finally:
+            place.release()
+            if fetch.claims:
+                await self.index.release(fetch.end_claims())
+
+    async def _ask_again(self, thing: Thing, fetch: Fetch) -> None:
+        found = (await self._look(thing)).found
+        missing: Missing | None = None
+        if isinstance(thing, ListingKey):
+            fetched = await self._fetcher.listing(thing, fetch)
+            if isinstance(fetched, Unstored):
+                raise StoreFailed(f"the new one can't be stored ({fetched.why})")
+            missing = fetched if isinstance(fetched, Missing) else None
+        else:
+            alias = await self._fetcher.resolve(thing.alias, fetch)
+            missing = (
+                alias
+                if isinstance(alias, Missing)
+                else await self._fetcher.repoint(thing, alias, fetch)
+            )
+        if missing is not None:
+            await self._missing(missing, found, fetch)
+            if isinstance(missing.subject, ImageKey) and isinstance(thing, ImageRequest):
                 # The name leads to an image of which this size was not made yet: the old one
                 # stays, and is as stale as before.
                 self._pause(thing.alias)
             if isinstance(thing, ListingKey) and found.entry is not None:
-                await self._drop(thing, found.entry, until=error.asked_at or 0.0)
+                await self._drop(thing, found.entry, until=missing.asked_at or 0.0)
         self._metrics.refreshes.inc()
 
     async def _drop(self, key: FileKey, entry: FileEntry, until: float = math.inf) -> bool:
@@ -487,18 +547,6 @@ class CoverCache:
 
     def _is_fresh(self, key: AliasKey, alias: Alias | None) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)
-
-
-def _too_late(answer: Answer) -> bool:
-    """Say whether the beginning of an image that arrives is not to be had any more."""
-    return isinstance(answer, Flowing) and answer.arriving.incoming.over
-
-
-def _lease(thing: ImageRequest | ListingKey) -> bytes:
-    """The name that all processes know a fetch by."""
-    if isinstance(thing, ListingKey):
-        return pack_file_key(thing)
-    return pack_alias_key(thing.alias) + pack_size(thing.size)
 
 
 _REMEMBERED = frozenset({Verdict.ABSENT, Verdict.ABSENT_STALE})

@@ -26,14 +26,21 @@ Work = Callable[[Announce[T]], Coroutine[Deferred[Any], Any, T]]
 class _Running(Generic[T]):
     waiters: list[Deferred[T]] = attrs.field(factory=list)
     patient: list[Deferred[T]] = attrs.field(factory=list)
-    early: list[T] = attrs.field(factory=list)
-    """Empty, or the answer that was announced before the work ended."""
+    early: T | None = None
+    """The answer that was announced before the work ended."""
+
+    def announce(self, answer: T) -> None:
+        if self.early is None:
+            self.early = answer
+            _tell(self.waiters, answer)
 
 
 @attrs.define(eq=False)
 class Flight(Generic[K, T]):
     """Joins callers who want the same key at the same time."""
 
+    ended: int = attrs.field(default=0, init=False)
+    """How many pieces of work have ended: who looked before the last one did may look again."""
     _running: dict[K, _Running[T]] = attrs.field(factory=dict, init=False)
     _idle: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
@@ -49,6 +56,11 @@ class Flight(Generic[K, T]):
         """Say whether a call of run() with this key would join others."""
         return key in self._running
 
+    def announced(self, key: K) -> T | None:
+        """The early answer of the work running for `key`, if there is one."""
+        running = self._running.get(key)
+        return None if running is None else running.early
+
     def run(self, key: K, work: Work[T]) -> Deferred[T]:
         """
         Join the work running for `key`, or start it.
@@ -61,19 +73,11 @@ class Flight(Generic[K, T]):
         """
         running = self._running.get(key)
         if running is not None:
-            if running.early:
-                return succeed(running.early[0])
-            return _wait(running.waiters)
+            return _wait(running.waiters) if running.early is None else succeed(running.early)
         running = self._running[key] = _Running()
         mine = _wait(running.waiters)
-
-        def announce(answer: T) -> None:
-            if not running.early:
-                running.early.append(answer)
-                _tell(running.waiters, answer)
-
         # The work may end at once, so the waiter is in place before it starts.
-        Deferred.fromCoroutine(work(announce)).addBoth(self._land, key, running)
+        Deferred.fromCoroutine(work(running.announce)).addBoth(self._land, key, running)
         return mine
 
     def landing(self, key: K) -> Deferred[T] | None:
@@ -92,6 +96,7 @@ class Flight(Generic[K, T]):
     def _land(self, result: T | Failure, key: K, running: _Running[T]) -> None:
         # Out of the way first: a waiter that asks again from its callback starts anew.
         del self._running[key]
+        self.ended += 1
         _tell(running.waiters, result)
         _tell(running.patient, result)
         if not self._running:

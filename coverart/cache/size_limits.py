@@ -1,8 +1,9 @@
 """
-How much may still be stored, and what is kept in memory of what may not be.
+How much may still be stored, and how much may wait in memory for that.
 
-Bytes are counted where they are stored: a fetch claims its length before it writes. Past the
-bound, or where the disk takes nothing, an answer of the archive goes to its clients from memory.
+A fetch reserves its length on the disk before it writes. Past the bound, or where the disk takes
+nothing, an answer of the archive goes to its clients from memory. What is not on the disk, yet or
+at all, is one account: past it the archive is paused.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ SLACK_BYTES = 64 * 1024 * 1024
 """More than a tenth of the maximum only for a cache below 640 MB, which one original can fill."""
 RESERVE_BYTES = 64 * 1024 * 1024
 """Left free on the file system for what else lies there; a hundredth of it if that is less."""
-MOST_UNSTORED_BYTES = 48 * 1024 * 1024
+MOST_IN_MEMORY_BYTES = 48 * 1024 * 1024
 FOR_SMALL_BYTES = 16 * 1024 * 1024
 """Beside that, for small images alone: slow clients of large ones keep nobody from a thumbnail."""
 TELL_EVERY_S = 60.0
 
 
 class Room:
-    """The bounds of one process on what it stores, and on what it can't store."""
+    """The bounds of one process on what it stores, and on what it has in memory."""
 
     log = Logger()
 
@@ -41,13 +42,19 @@ class Room:
         self._most_bytes = max_bytes + max(max_bytes // 10, SLACK_BYTES)
         self._clock = clock
         self._claimed = 0
-        self._unstored = 0
+        self._in_memory = 0
+        self._failing = False
         self._waiting: list[Deferred[None]] = []
         self._tell_at = self._since = float("-inf")
         self._count = 0
         """Answers that were not stored since it was told that they are."""
         self._told = False
         """Whether the operator was told of them."""
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether the disk took the last file, and looks as if it takes the next."""
+        return not self._failing and self._store.usable()
 
     def claim(self, size_bytes: int) -> str | None:
         """
@@ -80,12 +87,14 @@ class Room:
 
     def failed(self, path: str, error: BaseException | None) -> str:
         """The disk did not take a file. :returns: why, as a token."""
+        self._failing = True
         code = errno.errorcode.get(getattr(error, "errno", None) or errno.EIO, "EIO")
         reason = getattr(error, "strerror", None) or str(error)
         return self._not_stored(code, f"{path}: {reason}")
 
     def stored(self) -> None:
         """An answer was stored."""
+        self._failing = False
         if self._told:
             self.log.info(
                 "covers are stored in {dir} again; {count} in {seconds:.0f} s were not",
@@ -112,26 +121,26 @@ class Room:
             )
         return why
 
-    # What is in memory because it can't be stored
+    # What is in memory
 
     @property
     def crowded(self) -> bool:
         """Whether no more should be taken into memory, but of small images."""
-        return self._unstored > MOST_UNSTORED_BYTES
+        return self._in_memory > MOST_IN_MEMORY_BYTES
 
     @property
     def full(self) -> bool:
         """Whether no more should be taken into memory of these either."""
-        return self._unstored > MOST_UNSTORED_BYTES + FOR_SMALL_BYTES
+        return self._in_memory > MOST_IN_MEMORY_BYTES + FOR_SMALL_BYTES
 
     def keep(self, size_bytes: int) -> None:
-        """Count bytes that are in memory and won't be stored."""
-        self._unstored += size_bytes
+        """Count bytes that are in memory and not on the disk."""
+        self._in_memory += size_bytes
 
     def let_go(self, size_bytes: int) -> None:
-        """They are no longer."""
-        self._unstored -= size_bytes
-        if not self.crowded:
+        """They are on the disk, or nobody wants them any more."""
+        self._in_memory -= size_bytes
+        if self._waiting and not self.crowded:
             waiting, self._waiting = self._waiting, []
             for d in waiting:
                 # Not if the wait was called off.

@@ -148,32 +148,25 @@ class Directory:
         while view:
             view = view[os.write(temporary.fd, view) :]
 
-    def commit(
-        self, temporary: Temporary, path: str, stored_at: float, *, latest: bool = False
-    ) -> bool:
+    def make_durable(self, temporary: Temporary, stored_at: float) -> None:
         """
-        Make a whole file visible at `path`, in place of what was there.
+        See to it that a power cut leaves all bytes of a file, before it is given its name.
 
-        :param latest: a later one stays.
-        :returns: whether it was put there.
+        There may be no file then, but never an empty one. The folder itself is not fsynced: a name
+        lost with the power is a cover to fetch again, nothing worse.
 
-        The data is on the disk before the name is: after a power cut there may be no file, but
-        never an empty one. The folder itself is not fsynced: a name lost with the power is a
-        cover to fetch again, nothing worse. Leaves the file descriptor open.
+        :param stored_at: its mtime.
         """
         os.utime(temporary.fd, (stored_at, stored_at))
         os.fsync(temporary.fd)
-        if latest:
-            return self.put_latest(temporary.path, path, stored_at)
-        self.put_in_place(temporary.path, path)
-        return True
 
     def write(self, path: str, body: bytes, stored_at: float) -> bool:
         """Make a small file visible at `path`, whole. :returns: False if a later one lies there."""
         temporary = self.begin()
         try:
             self.append(temporary, body)
-            put = self.commit(temporary, path, stored_at, latest=True)
+            self.make_durable(temporary, stored_at)
+            put = self.put_latest(temporary.path, path, stored_at)
         except OSError:
             self.abandon(temporary)
             raise
@@ -198,6 +191,16 @@ class Directory:
             # An empty folder is in nobody's way but ours; of any other the operator is told.
             os.rmdir(final)
             os.replace(temporary, final)
+
+    def put_where_free(self, temporary: str, path: str) -> bool:
+        """Give a temporary symlink its name if nothing has it. :returns: whether it was put."""
+        try:
+            os.link(temporary, self.absolute(path), follow_symlinks=False)
+        except OSError:
+            # Or there is no folder yet, or the file system has no second names.
+            return False
+        os.unlink(temporary)
+        return True
 
     def put_latest(self, temporary: str, path: str, at: float) -> bool:
         """

@@ -36,9 +36,12 @@ class Links:
             os.makedirs(self._directory.absolute(layout.INCOMING), exist_ok=True)
             os.symlink(text, temporary)
         os.utime(temporary, (at, at), follow_symlinks=False)
-        if self._directory.put_latest(temporary, link, at):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._directory.absolute(link) + layout.RETIRED)
+        # Where there is none yet, there is nothing to compare.
+        free = self._directory.put_where_free(temporary, link)
+        if not free and not self._directory.put_latest(temporary, link, at):
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._directory.absolute(link) + layout.RETIRED)
 
     def retire(self, path: str, before: float) -> None:
         """

@@ -43,6 +43,8 @@ class LoggedRequest(Request):
     outcome = "-"
     thing: Any = None
     """What the path asks for, once it was parsed."""
+    looked: Any = None
+    """What the index knows of it, where that was looked up and is no hit."""
     hops = 0
     joined = False
     _began = 0.0

@@ -23,7 +23,7 @@ from twisted.web.server import NOT_DONE_YET
 from coverart.archive.paths import spell
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
 from coverart.cache.download import InThread
-from coverart.cache.lookup import CoverCache
+from coverart.cache.lookup import CoverCache, Looked
 from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, NotInArchive, StoreFailed
 from coverart.model import ORIGINAL, ImageRequest, ListingKey
@@ -101,11 +101,12 @@ class Covers(Resource):
         rendered.addErrback(_explain_unless_left, request).addCallback(_finish, request)
         return NOT_DONE_YET
 
-    def _hit_or_route(self, held: Held | None, request: LoggedRequest) -> bytes | int:
-        if held is None:
+    def _hit_or_route(self, found: Held | Looked, request: LoggedRequest) -> bytes | int:
+        if isinstance(found, Looked):
+            request.looked = found
             return self._by_route(request)
         try:
-            body = self._file(request, held)
+            body = self._file(request, found)
         except (OSError, BadUpstream):
             # Gone or spoilt between the look and the opening, which art() mends.
             return self._by_route(request)
@@ -130,7 +131,7 @@ class Covers(Resource):
         thing: ImageRequest | ListingKey = request.thing
         if isinstance(thing, ImageRequest) and self._redirects(thing):
             return self._pointed(request, thing, await self._cache.point(thing.alias))
-        answer = await self._cache.get(thing)
+        answer = await self._cache.get(thing, request.looked)
         if answer.status is Status.HIT:
             self._hit()
         try:
@@ -222,12 +223,13 @@ class Covers(Resource):
 
     def _arriving(self, request: LoggedRequest, flowing: Flowing) -> Body:
         """An image that is being downloaded."""
-        incoming = flowing.arriving.incoming
-        pass_on_at_once(request, self._mode.accel)
-        typed(request, incoming.media)
-        validators = Validators(size_bytes=incoming.size_bytes, modified=int(incoming.stored_at))
+        download = flowing.download
+        if not download.whole:
+            pass_on_at_once(request, self._mode.accel)
+        typed(request, download.media)
+        validators = Validators(size_bytes=download.size_bytes, modified=int(download.stored_at))
         span = span_to_send(request, validators)
-        return Body(Source() if span is None else Arriving(incoming, span.start), span)
+        return Body(Source() if span is None else Arriving(download, span.start), span)
 
     def _pointed(
         self, request: LoggedRequest, thing: ImageRequest, answer: Pointed | Absent

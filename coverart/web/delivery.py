@@ -19,7 +19,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from coverart.cache.download import Incoming
+from coverart.cache.download import Download
 from coverart.errors import CoverError, StoreFailed
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span
@@ -79,7 +79,7 @@ class Packed(Source):
 class Arriving(Source):
     """An image that is being downloaded, at the pace of one client."""
 
-    def __init__(self, download: Incoming, at: int) -> None:
+    def __init__(self, download: Download, at: int) -> None:
         """:param at: where its client begins to read."""
         self._download = download
         download.attach(self, at)

@@ -90,7 +90,7 @@ async def test_expired_alias_leaves_nginx_not_the_cache(sim, run, shared) -> Non
     """
     proxy = await run(COVER_ART_ALIAS_TTL="100", **shared)
     path = sim.catalogue.examples()["group"] + "-250"
-    await proxy.get(path)
+    await proxy.stored(path)
     (link,) = proxy.links()
     await proxy.cleanup.sweep(slices=0)
     assert proxy.links() == [link]

@@ -159,23 +159,18 @@ async def test_absences_go_on(sim, run) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_files_go_on(sim, run) -> None:
-    """What lies on the disk and the index does not know is found, with no room left."""
+async def test_files_go_on(sim, run, redis) -> None:
+    """What lies on the disk and a flushed index does not know is found, with no room left."""
     first, other, third = fronts(sim, 3)
-    proxy = await run(COVER_ART_MAX_WAITING="1")
-    body = (await proxy.get(first)).body
-    second = await run("elsewhere", COVER_ART_MAX_WAITING="1")
+    proxy = await run(COVER_ART_MAX_WAITING="1", COVER_ART_REDIS_URL=redis.url)
+    body = (await proxy.stored(first)).body
     sim.faults.add(Rule(hop="release", does=Gate(name="hold")))
-    asking = start(second.get(other))
+    asking = start(proxy.get(other))
     await reached(sim, "hold")
-    # The file comes by other ways than a fetch, as with two processes on one directory.
-    for name in (*proxy.files(), *proxy.links()):
-        place = second.root / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        (proxy.root / name).rename(place)
-    answer = await second.get(first)
+    redis.client().flushall()
+    answer = await proxy.get(first)
     assert (answer.status, answer.body) == (200, body)
-    assert (await second.get(third)).status == 503
+    assert (await proxy.get(third)).status == 503
     sim.faults.gates.open("hold")
     assert (await asking).status == 200
 

@@ -612,10 +612,19 @@ async def test_accel(sim, run) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_accel_small_miss(sim, run) -> None:
-    """A small image is sent by nginx from the first request on; a large one flows from here."""
+    """
+    A small image is sent from memory, then by nginx; a large one flows from here.
+
+    Who asks before the disk has it has a hit.
+    """
     proxy = await run(COVER_ART_ACCEL="/cache-files/")
-    small = await proxy.get(sim.catalogue.examples()["thumbnail"])
-    assert small["X-Cache-Status"] == "MISS"
+    path = sim.catalogue.examples()["thumbnail"]
+    first, second = await proxy.get(path), await proxy.get(path)
+    assert (first["X-Cache-Status"], second["X-Cache-Status"]) == ("MISS", "HIT")
+    assert (first["X-Accel-Redirect"], first["X-Served-By"]) == ("", "coverart")
+    await proxy.settled()
+    small = await proxy.get(path)
+    assert small["X-Cache-Status"] == "HIT"
     assert (proxy.root / small["X-Accel-Redirect"].removeprefix("/cache-files/")).is_file()
     item = sim.catalogue.release(CAST["large"])
     large = await proxy.get(f"/release/{item.mbid}/front")

@@ -46,7 +46,7 @@ async def test_slow_size_of_an_old_front(sim, proxy) -> None:
     """A large size of the old front that lands last leaves the new front where it is."""
     item = sim.catalogue.release(0)
     front = f"/release/{item.mbid}/front"
-    await proxy.get(f"{front}-250")
+    await proxy.stored(f"{front}-250")
     sim.faults.add(Rule(hop="node", path="*1200*", times=1, does=Gate(name="hold")))
     slow = start(proxy.get(f"{front}-1200"))
     await reached(sim, "hold")
@@ -78,6 +78,7 @@ async def test_slow_first_front(sim, proxy) -> None:
     assert (await refresh(proxy, f"{front}-250")).status == 200
     sim.faults.gates.open("hold")
     await within(slow)
+    await proxy.settled()
     seen = await proxy.get(f"{front}-250")
     assert (how(seen), seen.body) == ((200, "HIT"), sim.studio.archive_bytes(item.back, 250))
     assert all(str(item.back.id) in os.readlink(proxy.root / link) for link in proxy.links())
@@ -206,7 +207,7 @@ async def test_checked_while_the_clock_was_ahead(sim, run, redis, index) -> None
     item = sim.catalogue.release(0)
     front = f"/release/{item.mbid}/front-250"
     proxy.now.advance(HOUR_S)
-    await proxy.get(front)
+    await proxy.stored(front)
     proxy.now.advance(-HOUR_S)
     swept = await proxy.cleanup.sweep()
     assert swept.retired == 1

@@ -122,7 +122,7 @@ async def test_memory_for_slow_clients(sim, run, small_disk, monkeypatch) -> Non
     """With far less memory than one original takes, it flows to its clients, and again after them."""
     proxy = await run()
     fill_up(small_disk)
-    monkeypatch.setattr(size_limits, "MOST_UNSTORED_BYTES", 100_000)
+    monkeypatch.setattr(size_limits, "MOST_IN_MEMORY_BYTES", 100_000)
     path, body = wanted(sim)[1]
     assert len(body) > 500_000
     for _ in range(2):

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from coverart.coordination.leases import RedisFetches, RedisLeadership
+from coverart.coordination.leases import RedisLeadership
 from coverart.coordination.lua_scripts import Script
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import parse_address
@@ -74,13 +74,12 @@ class RedisMachine(CacheMachine):
 
     def new_process(self) -> None:
         self.far, self.eviction = True, "oldest"
-        self.link = MortalLink(parse_address(self.server.url), reactor, reactor)
+        self.link = MortalLink(parse_address(self.server.url), self.clock, reactor)
         self.link.connect()
         mark = Mark(self.root)
         index = RedisIndex(self.link, NAME, mark, now=self.now)
         self.prefix = index.prefix
         self.index = cast("Index", index)
-        self.fetches = RedisFetches(self.link, index.prefix, self.clock, mark)
         self.leadership = RedisLeadership(self.link, index.prefix, NAME)
 
     def flush_index(self) -> None:

@@ -303,9 +303,9 @@ class GatedIndex:
         if not callable(known):
             return known
 
-        async def call(*arguments: Any) -> Any:
+        async def call(*arguments: Any, **named: Any) -> Any:
             await self._gate(lambda: None)
-            answer = await getattr(self.inner, method)(*arguments)
+            answer = await getattr(self.inner, method)(*arguments, **named)
             await self._gate(lambda: None)
             return answer
 

@@ -189,11 +189,11 @@ class Promises(RuleBasedStateMachine):
             return self._bytes(answer)
         if isinstance(answer, Passing):
             return answer.listing.body
-        arriving = answer.arriving.incoming
+        arriving = answer.download
         arriving.attach(self)
         body = b""
         try:
-            while len(body) < (arriving.length or 0):
+            while len(body) < arriving.size_bytes:
                 await arriving.more(len(body))
                 body += arriving.read(self, len(body), 1 << 20)
         finally:
@@ -241,9 +241,7 @@ class Promises(RuleBasedStateMachine):
             return
         if since is None:
             since = 0 if stale else now - LIVES.alias_s
-        served = (
-            answer.arriving.incoming.key if isinstance(answer, Flowing) else cast("Any", answer).key
-        )
+        served = answer.download.key if isinstance(answer, Flowing) else cast("Any", answer).key
         assert served.size == thing.size
         assert body == body_of(served.ref.image_id, thing.size), (thing, answer)
         led_to = self.archive.led_to(key, since - SLACK_S)

@@ -266,6 +266,12 @@ class Proxy(Files, Served):
         """Close the idle connections to the archive, as it does itself after a while."""
         await within(self.parts.pool.closeCachedConnections())
 
+    async def stored(self, path: str, **headers: str) -> Answer:
+        """Ask for a path, and wait until what came of it is on the disk and in the index."""
+        answer = await self.get(path, **headers)
+        await self.settled()
+        return answer
+
     def waiting(self) -> int:
         """How many clients wait for something that is being fetched."""
         return self.cache.waiting

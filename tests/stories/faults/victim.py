@@ -29,23 +29,25 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 VARIABLE = "FAULT_OF_VICTIM"
 
 STEPS = {
-    "the index knows where the name points": ("INDEX.put_alias", "after"),
-    "the first byte is there": ("coverart.cache.download:Incoming.write", "before"),
+    "the first byte is there": ("coverart.cache.download:Download.write", "before"),
     "the temporary file is made": ("coverart.store.atomic_files:Directory.begin", "after"),
     "half is written": ("coverart.store.atomic_files:Directory.append", "half"),
-    "all is written, nothing synced": ("coverart.store.atomic_files:Directory.commit", "before"),
+    "all is written, nothing synced": (
+        "coverart.store.atomic_files:Directory.make_durable",
+        "before",
+    ),
     "it is synced, not renamed": ("coverart.store.atomic_files:Directory.put_in_place", "before"),
     "it has its name, the index does not know": (
         "coverart.store.atomic_files:Directory.put_in_place",
         "after",
     ),
-    "the index knows the file": ("INDEX.put_file", "after"),
     "the link is about to be made": ("coverart.store.symlinks:Links.make", "before"),
     "the link is made, not in its place": (
-        "coverart.store.atomic_files:Directory.put_in_place",
-        "before the next",
+        "coverart.store.atomic_files:Directory.put_where_free",
+        "before",
     ),
     "the link is in its place": ("coverart.store.symlinks:Links.make", "after"),
+    "the index knows file and name": ("INDEX.store", "after"),
 }
 """Of a fetch, in the order that a small image comes to them: what is called there, and when to die."""
 INDEXES = ("coverart.index.memory:MemoryIndex", "coverart.index.redis:RedisIndex")
@@ -107,16 +109,11 @@ def die_at(step: str) -> None:
 
 
 def _deadly(call: Callable[..., Any], when: str, begun: list[bool]) -> Callable[..., Any]:
-    calls: list[str] = []
-
     def around(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not begun:
             return call(self, *args, **kwargs)
-        if when == "before" or "next" in calls:
+        if when == "before":
             die()
-        if when == "before the next":
-            calls.append("next")
-            return call(self, *args, **kwargs)
         if when == "half":
             temporary, data = args
             call(self, temporary, data[: len(data) // 2])

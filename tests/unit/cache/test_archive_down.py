@@ -18,14 +18,13 @@ from coverart.cache.answers import Absent, Answer, Held, Status
 from coverart.cache.lookup import REFRESHES_AT_ONCE, CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
-from coverart.coordination.leases import Alone
 from coverart.errors import Unavailable
 from coverart.freshness import Lifetimes
 from coverart.index.memory import MemoryIndex
 from coverart.metrics import Metrics
 from coverart.model import AliasKey, Entity, ImageRequest, ListingKey
 from coverart.store.image_store import ImageStore
-from tests.support.doubles import ScriptedArchive, at_once, folder, redirect, reply, stall
+from tests.support.doubles import HeldBack, ScriptedArchive, folder, redirect, reply, stall
 
 CAA = "https://coverartarchive.org"
 IA = "https://archive.org/download"
@@ -54,6 +53,7 @@ class ArchiveDownTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.archive = ScriptedArchive()
+        self.disk = HeldBack()
         self.metrics = Metrics()
         index, store = MemoryIndex(), ImageStore(folder(self))
         rules = Rules(("archive.org", "*.archive.org", "coverartarchive.org"))
@@ -76,8 +76,7 @@ class ArchiveDownTests(SynchronousTestCase):
             store=store,
             room=Room(store=store, index=index, max_bytes=1 << 30, clock=self.clock),
             upstream=upstream,
-            in_thread=at_once,
-            fetches=Alone(),
+            in_thread=self.disk,
             clock=self.clock,
             now=self.now,
             limits=limits,
@@ -86,7 +85,6 @@ class ArchiveDownTests(SynchronousTestCase):
             index=index,
             store=store,
             fetcher=fetcher,
-            fetches=Alone(),
             lifetimes=Lifetimes(
                 alias_s=LIFE_S, listing_s=LIFE_S, absent_s=3600, absent_thumb_s=300
             ),
@@ -116,9 +114,8 @@ class ArchiveDownTests(SynchronousTestCase):
         """One request, as far as it gets without time passing."""
         d: Deferred[Answer] = Deferred.fromCoroutine(self.cache.get(thing))
         for _ in range(8):
-            if d.called:
-                break
             self.archive.flush()
+            self.disk.let_all_go()
         return d
 
     def got(self, thing: ImageRequest | ListingKey) -> Answer:

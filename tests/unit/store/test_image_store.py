@@ -121,7 +121,8 @@ class WriteTests(StoreTests):
         self.assertIsNone(self.store.stat(THUMB))
         self.assertEqual(list(walk(str(self.root))), [])
         self.store.append(temporary, JPEG[10:])
-        self.store.commit(temporary, THUMB, 1000.5)
+        self.store.make_durable(temporary, 1000.5)
+        self.store.put_in_place(temporary.path, THUMB)
         os.close(temporary.fd)
         self.assertEqual(pathlib.Path(self.store.absolute(THUMB)).read_bytes(), JPEG)
         status = self.store.stat(THUMB)
@@ -663,7 +664,8 @@ class StoreMachine(RuleBasedStateMachine):
         path = layout.image_path(key, MediaType.JPEG)
         lost = not os.path.exists(writing.temporary.path)
         try:
-            self.store.commit(writing.temporary, path, at)
+            self.store.make_durable(writing.temporary, at)
+            self.store.put_in_place(writing.temporary.path, path)
         except OSError:
             assert lost, "a commit failed though its file was there"
             self.store.abandon(writing.temporary)
@@ -750,6 +752,7 @@ class AnyOrderTests(SynchronousTestCase):
             temporary = store.begin()
             for piece in pieces:
                 store.append(temporary, piece)
-            store.commit(temporary, THUMB, 5)
+            store.make_durable(temporary, 5)
+            store.put_in_place(temporary.path, THUMB)
             os.close(temporary.fd)
             self.assertEqual(pathlib.Path(store.absolute(THUMB)).read_bytes(), b"".join(pieces))

@@ -8,8 +8,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.cache.download import SMALL_BYTES, Incoming
+from coverart.cache.download import SMALL_BYTES, Download
 from coverart.cache.size_limits import Room
+from coverart.cache.writer import Writer
 from coverart.errors import NotReached
 from coverart.index.memory import MemoryIndex
 from coverart.model import ORIGINAL, Entity, ImageRef
@@ -123,31 +124,32 @@ class ArrivingTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.store = ImageStore(folder(self))
-        self.incoming = Incoming(
+        self.download = Download(
             KEY,
             store=self.store,
             room=Room(store=self.store, index=MemoryIndex(), max_bytes=SIZE, clock=Clock()),
-            in_thread=at_once,
+            writer=Writer(self.store, at_once),
             largest_bytes=SIZE,
             stored_at=1000,
             announce=lambda _: None,
         )
-        self.incoming.begin(SIZE)
-        self.incoming.write(BODY[:1000])
+        self.download.begin(SIZE)
+        self.download.write(BODY[:1000])
         self.before = len(os.listdir("/proc/self/fd"))
 
     def follow(self, start: int = 0, stop: int = SIZE, pause_after: int = -1) -> Client:
         """A client that asks for part of it."""
         client: Any = Client()
         client.pause_after = pause_after
-        Body(Arriving(self.incoming, start), Span(start, stop)).render(client)
+        Body(Arriving(self.download, start), Span(start, stop)).render(client)
         followed: Client = client
         return followed
 
     def rest(self) -> None:
         """The rest arrives."""
-        self.incoming.write(BODY[1000:])
-        self.successResultOf(Deferred.fromCoroutine(self.incoming.finish()))
+        self.download.write(BODY[1000:])
+        self.successResultOf(Deferred.fromCoroutine(self.download.finish()))
+        self.download.end()
 
     def open_files(self) -> int:
         """Files open beyond those of the beginning."""
@@ -206,7 +208,7 @@ class ArrivingTests(SynchronousTestCase):
         """An image that breaks off breaks the connection: no whole-looking answer."""
         client = self.follow()
         paused = self.follow(pause_after=1)
-        self.incoming.fail(NotReached("cut"))
+        self.download.fail(NotReached("cut"))
         self.assertEqual((client.finished, client.aborted), (False, True))
         self.assertFalse(paused.aborted)
         paused.producer.resumeProducing()

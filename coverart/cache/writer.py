@@ -1,0 +1,213 @@
+"""
+Gives files their names on the disk, in threads: small ones and large ones apart.
+
+A file is written, made durable and only then renamed and linked: a name never leads to bytes that
+a power cut takes back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import attrs
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from coverart.archive.paths import spell
+from coverart.errors import BadUpstream
+from coverart.model import Alias, FileKey, ImageKey, ImageRequest, MediaType
+from coverart.store.atomic_files import Temporary
+from coverart.store.image_store import ImageStore
+
+BATCHES_AT_ONCE = 5
+LARGE_AT_ONCE = 3
+"""Both together leave threads (lifecycle.py has eight) to those who look for a file or remove one."""
+MOST_IN_A_BATCH = 1
+
+InThread: TypeAlias = Callable[..., Deferred[Any]]
+
+
+@attrs.define(eq=False)
+class Permit:
+    """The right of a fetch to give its file a name. A purge of this process takes it away."""
+
+    key: FileKey
+    revoked: bool = False
+    whole: bool = False
+    """Whether all bytes of the file are there, so that it is committed in a moment."""
+
+
+@attrs.frozen(kw_only=True)
+class Link:
+    """A name to be made a symlink to the file; `outdated`: those to other images may lie there."""
+
+    request: ImageRequest
+    alias: Alias
+    outdated: bool
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class NewFile:
+    """
+    What is to be written.
+
+    :ivar body: all bytes, or what is still left of those of `temporary`.
+    :ivar latest: a file in its place that is stamped later stays.
+    :ivar check: called in the thread before anything is written; what it raises ends the commit.
+    """
+
+    media: MediaType | None
+    body: bytes
+    stored_at: float
+    permit: Permit
+    temporary: Temporary | None = None
+    latest: bool = False
+    link: Link | None = None
+    check: Callable[[], object] | None = None
+
+
+@attrs.frozen
+class Written:
+    """A file on the disk, open; `named` unless a purge or a later file was first."""
+
+    temporary: Temporary
+    named: bool
+
+
+class Writer:
+    """Writes the files of one process."""
+
+    log = Logger()
+
+    def __init__(self, store: ImageStore, in_thread: InThread) -> None:
+        self._store = store
+        self._in_thread = in_thread
+        self._waiting: list[tuple[NewFile, Deferred[Written]]] = []
+        self._batches = 0
+        self._large = DeferredSemaphore(LARGE_AT_ONCE)
+
+    def commit(self, file: NewFile) -> Deferred[Written]:
+        """
+        Give a file its name. Close the descriptor when nobody reads from it any more.
+
+        The Deferred fails with an OSError where the disk does not take it; a temporary file that
+        came with it is then still there. What check() raised comes as it is.
+        """
+        if file.temporary is not None:
+            return self._large.run(self._commit_large, file)
+        d: Deferred[Written] = Deferred()
+        self._waiting.append((file, d))
+        self._next_batch()
+        return d
+
+    def append(self, temporary: Temporary | None, data: bytes) -> Deferred[Temporary]:
+        """Write a piece of a large file, which begins with the first. Fails with an OSError."""
+        return self._large.run(self._in_thread, self._append, temporary, data)
+
+    def _next_batch(self) -> None:
+        while self._waiting and self._batches < BATCHES_AT_ONCE:
+            batch = self._waiting[:MOST_IN_A_BATCH]
+            del self._waiting[:MOST_IN_A_BATCH]
+            self._batches += 1
+            d = self._in_thread(self._commit_all, [file for file, _ in batch])
+            d.addBoth(self._batch_ended, [each for _, each in batch])
+
+    def _batch_ended(
+        self, results: list[Written | Exception] | Failure, waiting: list[Deferred[Written]]
+    ) -> None:
+        self._batches -= 1
+        self._next_batch()
+        if isinstance(results, Failure):
+            for d in waiting:
+                d.errback(Failure(results.value))
+            return
+        for d, result in zip(waiting, results, strict=True):
+            if isinstance(result, Written):
+                d.callback(result)
+            else:
+                d.errback(Failure(result))
+
+    async def _commit_large(self, file: NewFile) -> Written:
+        (result,) = await self._in_thread(self._commit_all, [file])
+        if isinstance(result, Exception):
+            raise result
+        written: Written = result
+        return written
+
+    # In a thread
+
+    def _append(self, temporary: Temporary | None, data: bytes) -> Temporary:
+        begun = temporary or self._store.begin()
+        try:
+            self._store.append(begun, data)
+        except OSError:
+            if temporary is None:
+                self._store.abandon(begun)
+            raise
+        return begun
+
+    def _commit_all(self, files: Sequence[NewFile]) -> list[Written | Exception]:
+        results = [self._tried(file, self._write, file) for file in files]
+        for step in (self._make_durable, self._name):
+            results = [
+                self._tried(file, step, file, result) if isinstance(result, Written) else result
+                for file, result in zip(files, results, strict=True)
+            ]
+        return results
+
+    def _tried(
+        self, file: NewFile, step: Callable[..., Written], *args: Any
+    ) -> Written | Exception:
+        """One step with one file, whose errors are its own."""
+        try:
+            return step(*args)
+        except (OSError, BadUpstream) as error:
+            written = args[-1]
+            if file.temporary is None and isinstance(written, Written):
+                self._store.abandon(written.temporary)
+            return error
+
+    def _write(self, file: NewFile) -> Written:
+        if file.check is not None:
+            file.check()
+        return Written(self._append(file.temporary, file.body), named=False)
+
+    def _make_durable(self, file: NewFile, written: Written) -> Written:
+        self._store.make_durable(written.temporary, file.stored_at)
+        return written
+
+    def _name(self, file: NewFile, written: Written) -> Written:
+        temporary = written.temporary
+        if file.permit.revoked:
+            with suppress(OSError):
+                os.unlink(temporary.path)
+            return written
+        path = self._store.path_of(file.permit.key, file.media)
+        if file.latest:
+            named = self._store.put_latest(temporary.path, path, file.stored_at)
+            return attrs.evolve(written, named=named)
+        self._store.put_in_place(temporary.path, path)
+        if file.link is not None:
+            self._link(file, file.link)
+        return attrs.evolve(written, named=True)
+
+    def _link(self, file: NewFile, link: Link) -> None:
+        alias, name = link.alias, link.request
+        key = file.permit.key
+        if not isinstance(key, ImageKey) or file.media is None:
+            return
+        try:
+            if link.outdated:
+                self._store.links.remove_outdated(name.alias, alias)
+            self._store.links.make(name, key, file.media, alias.checked_at)
+        except OSError as error:
+            # The image is held and the index knows the way; only nginx's short cut is missing.
+            self.log.warn(
+                "can't link {name}, nginx asks the app for it: {reason}",
+                name=spell(name),
+                reason=error.strerror,
+            )
