@@ -1,7 +1,8 @@
 """
 An image on its way from the archive to its readers and to the disk.
 
-Up to 256 kB it stays in memory until it is whole and stored. A larger one is written a piece at a time as it comes, off the reactor thread, and every
+Up to 256 kB it stays in memory until it is whole; then all who wait are sent it from there, while the
+disk takes it. A larger one is written a piece at a time as it comes, off the reactor thread, and every
 reader reads what is there at its own pace: memory stays flat and a slow client holds up nobody.
 
 What can't be stored stays in memory, for its readers alone. `room` bounds all that is in memory:
@@ -169,6 +170,9 @@ class Download:
         while self._flushing:
             await self._wait()
         if self.unstored is None:
+            if self._room.takes_files:
+                # The disk is not in the way. Where it failed last, it is asked first.
+                self._announce_once()
             await self._commit(link)
         if self.unstored is not None:
             self._make_sure_of_memory()

@@ -1,8 +1,10 @@
 """
-Gives files their names on the disk, in threads: small ones and large ones apart.
+Gives files their names on the disk, in threads: small ones in batches, large ones apart.
 
-A file is written, made durable and only then renamed and linked: a name never leads to bytes that
-a power cut takes back.
+A batch is written, made durable and only then renamed and linked: a name never leads to bytes that
+a power cut takes back. What waits meanwhile goes in the next batch, so a slow disk costs the files
+of one moment one hand-over to a thread. Large files have threads of their own, so that neither
+holds up the other.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ from coverart.model import Alias, FileKey, ImageKey, ImageRequest, MediaType
 from coverart.store.atomic_files import Temporary
 from coverart.store.image_store import ImageStore
 
-BATCHES_AT_ONCE = 5
+BATCHES_AT_ONCE = 3
 LARGE_AT_ONCE = 3
 """Both together leave threads (lifecycle.py has eight) to those who look for a file or remove one."""
-MOST_IN_A_BATCH = 1
+MOST_IN_A_BATCH = 32
 
 InThread: TypeAlias = Callable[..., Deferred[Any]]
 
