@@ -331,6 +331,30 @@ class CacheMachine(Promises):
         else:
             self.run(work())
 
+    @rule(thing=things, places=st.lists(st.integers(0, 5), max_size=12))
+    def purge_beside(self, thing: Thing, places: list[int]) -> None:
+        """A purge comes while a thing that a client has by now is stored: nothing of it stays."""
+        told: list[Status] = []
+
+        async def client() -> None:
+            served = await self.serve(thing)
+            if served is not None:
+                told.append(served[0].status)
+
+        async def purge() -> None:
+            await self.cache.purge(thing)
+
+        self.drain()
+        self.run(client())
+        self.step(places)
+        # What is stale is asked for once more, after that.
+        stored = told in ([Status.MISS], [Status.HIT])
+        self.run(purge())
+        self.drain()
+        if stored:
+            assert self._lies(thing, retired=True) is None, thing
+            self._nowhere(thing)
+
     @rule(thing=things, alone=mostly)
     def refresh(self, thing: Thing, alone: bool = False) -> None:
         async def work_alone() -> None:
