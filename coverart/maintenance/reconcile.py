@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import attrs
@@ -29,7 +29,7 @@ from coverart.index.codec import (
     unpack_entry,
     unpack_file_key,
 )
-from coverart.model import ORIGINAL, FileEntry, FileKey
+from coverart.model import ORIGINAL
 from coverart.store.disk_walk import DiskSlice, read_slice, survey
 from coverart.store.image_store import MTIME_SLACK_S, ImageStore
 
@@ -38,15 +38,6 @@ SLICES_AT_ONCE = 16
 
 Check: TypeAlias = Callable[[], object]
 """Called before each step, also in threads; what it raises ends the work."""
-
-
-@attrs.define(kw_only=True)
-class Mended:
-    """What mending changed."""
-
-    learnt: int = 0
-    forgotten: int = 0
-    dangling: int = 0
 
 
 @attrs.frozen
@@ -59,8 +50,8 @@ class Difference:
     """Files as the index knows them and the disk does not hold them."""
     dangling: list[str] = attrs.field(factory=list)
     """Symlinks whose file is gone or lost."""
-    outdated: list[tuple[str, bytes]] = attrs.field(factory=list)
-    """Symlinks that lead to another image than the alias that the index knows."""
+    outdated: dict[str, bytes] = attrs.field(factory=dict)
+    """Symlinks that lead to another image than the alias that the index knows, and that alias."""
     overdue: list[str] = attrs.field(factory=list)
     """Symlinks that nginx serves though their alias is past its time."""
     nameless: dict[bytes, bytes] = attrs.field(factory=dict)
@@ -89,7 +80,10 @@ def compare(disk: DiskSlice, known: Mapping[bytes, bytes], now: float, before: f
         if old is None:
             found.news[key] = value
         elif not is_alias(key):
-            if not _holds(size_of(value), stored_at_of(value), unpack_entry(old)):
+            if (
+                size_of(value) != size_of(old)
+                or stored_at_of(value) > stored_at_of(old) + MTIME_SLACK_S
+            ):
                 found.lost[key] = old
         elif counted(checked_at_of(value), now) > counted(checked_at_of(old), now) + MTIME_SLACK_S:
             found.news[key] = value
@@ -103,15 +97,10 @@ def compare(disk: DiskSlice, known: Mapping[bytes, bytes], now: float, before: f
         for name, (key, value, image, _) in zip(folder.link_names, folder.links, strict=True):
             alias = known.get(key)
             if alias is not None and ref_of(alias) != ref_of(value):
-                found.outdated.append((f"{folder.path}/{name}", alias))
+                found.outdated[f"{folder.path}/{name}"] = alias
             if image in found.lost:
                 found.dangling.append(f"{folder.path}/{name}")
     return found
-
-
-def _holds(size_bytes: int, stored_at: float, entry: FileEntry) -> bool:
-    """Say whether a file is what an entry is of, not cut short nor stored anew since."""
-    return size_bytes == entry.size_bytes and stored_at <= entry.stored_at + MTIME_SLACK_S
 
 
 class Stuck:
@@ -193,43 +182,32 @@ class Reconciler:
         seen: list[tuple[DiskSlice, Difference]] = await self._in_thread(read)
         return seen
 
-    async def mend(self, found: Difference, check: Check) -> Mended:
+    async def mend(self, found: Difference, check: Check) -> tuple[int, int]:
         """
         Learn what is new, forget what is lost.
 
-        What came back meanwhile is left alone; what was stored anew while the index could not be
-        told is learnt.
+        What was stored anew while the index could not be told is learnt.
+
+        :returns: how many things were learnt, how many files forgotten.
         """
         news = list(found.news.items())
         for start in range(0, len(news), LEARN_AT_ONCE):
             check()
             await self._index.learn_packed(news[start : start + LEARN_AT_ONCE])
-        mended = Mended(learnt=len(news))
-        lost: list[tuple[FileKey, FileEntry]] = []
-        if found.lost:
-            lost = await self._in_thread(self._still_lost, found)
-        for key, entry in lost:
+        learnt, forgotten = len(news), 0
+        for packed, value in found.lost.items():
             check()
+            key, entry = unpack_file_key(packed), unpack_entry(value)
             with self._stuck.told(self._store.path_of(key, entry.media)):
                 # From the disk first, as when a request finds it so (miss.py).
                 anew = await self._in_thread(self._store.remove_spoilt, key, entry)
                 if anew is not None:
                     await self._index.put_file(key, anew)
-                    mended.learnt += 1
+                    learnt += 1
                 elif await self._index.forget_file(key, entry):
                     await self._index.settle([key])
-                    mended.forgotten += 1
-        return mended
-
-    def _still_lost(self, found: Difference) -> list[tuple[FileKey, FileEntry]]:
-        """In a thread: the lost files that have not come between two looks."""
-        lost = [(unpack_file_key(key), unpack_entry(value)) for key, value in found.lost.items()]
-        still = []
-        for key, entry in lost:
-            status = self._store.stat(self._store.path_of(key, entry.media))
-            if status is None or not _holds(status.st_size, status.st_mtime, entry):
-                still.append((key, entry))
-        return still
+                    forgotten += 1
+        return learnt, forgotten
 
     async def tidy(self, found: Difference, before: float, check: Check) -> int:
         """
@@ -251,17 +229,16 @@ class Reconciler:
     def _tidy_links(self, found: Difference, before: float, check: Check) -> int:
         """In a thread. Each is looked at once more: it may have been made anew since."""
         links = self._store.links
-        dangling = 0
-        for path in found.dangling:
-            check()
-            with self._stuck.told(path):
-                dangling += links.remove_dangling(path)
-        for path, alias in found.outdated:
-            check()
-            with self._stuck.told(path):
-                links.remove_if_outdated(path, unpack_alias(alias))
-        for path in found.overdue:
-            check()
-            with self._stuck.told(path):
-                links.retire(path, before)
-        return dangling
+        outdated = found.outdated
+
+        def each(paths: Iterable[str], act: Callable[[str], object]) -> int:
+            count = 0
+            for path in paths:
+                check()
+                with self._stuck.told(path):
+                    count += act(path) is True
+            return count
+
+        each(outdated, lambda path: links.remove_if_outdated(path, unpack_alias(outdated[path])))
+        each(found.overdue, lambda path: links.retire(path, before))
+        return each(found.dangling, links.remove_dangling)

@@ -64,15 +64,6 @@ class Sweep(Evicted):
     elapsed_s: float = 0.0
 
 
-@attrs.define
-class _Look:
-    """What a look at the whole disk showed."""
-
-    size_bytes: int = 0
-    overdue: list[str] = attrs.field(factory=list)
-    oldest: list[Packed] = attrs.field(factory=list)
-
-
 class _OldestOnDisk(MemoryIndex):
     """The order of eviction while the index is away, which is told of each file that goes."""
 
@@ -180,7 +171,8 @@ class Cleanup:
         began = time.monotonic()
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {
             "removing unfinished files": self._remove_orphans,
-            "ordering files for eviction": self._order,
+            # So that it is that of the setting.
+            "ordering files for eviction": lambda _: self._index.prepare(self._evictor.check),
             "counting uses": lambda _: self._before_evicting(),
             "evicting": self._evict,
             "retiring aliases": lambda sweep: self._evictor.retire(sweep, self._expired_before),
@@ -243,10 +235,6 @@ class Cleanup:
             await self._compare(numbers, done)
             await self._index.set_whole()
 
-    async def _order(self, _: Sweep) -> None:
-        """Make the order of eviction that of the setting."""
-        await self._index.prepare(self._evictor.check)
-
     async def _settle_doubts(self, done: Sweep) -> None:
         """Look after files that a killed process was storing or removing."""
         while keys := await self._index.doubtful(BATCH):
@@ -267,48 +255,51 @@ class Cleanup:
         What is over the limit after OLDEST_AT_ONCE files is the next sweep's, in a second. Files
         that can't be removed are learnt again when the index is compared with the disk.
         """
-        look = await self._see_disk()
-        found = Difference(overdue=look.overdue)
+        size_bytes, overdue, files = await self._see_disk()
+        found = Difference(overdue=overdue)
         await self._reconciler.tidy(found, self._expired_before, self._go_on)
-        done.retired += len(look.overdue)
+        done.retired += len(overdue)
         oldest = _OldestOnDisk(self._index)
-        for start in range(0, len(look.oldest), LEARN_AT_ONCE):
-            await oldest.learn_packed(look.oldest[start : start + LEARN_AT_ONCE])
+        for start in range(0, len(files), LEARN_AT_ONCE):
+            await oldest.learn_packed(files[start : start + LEARN_AT_ONCE])
             await deferLater(self._clock, 0)
         evictor = self._evictor_by(oldest, Alone())
         await evictor.evict(
             done,
             max_bytes=self._bounds.max_bytes,
             clean_to_bytes=self._bounds.clean_to_bytes,
-            beside_bytes=look.size_bytes - oldest.size_bytes,
+            beside_bytes=size_bytes - oldest.size_bytes,
         )
         self._index.size_bytes -= done.evicted_bytes
 
-    async def _see_disk(self) -> _Look:
-        """Look at the whole disk: the index learns how much it holds."""
-        before = self._index.size_bytes
-        look: _Look = await self._in_thread(self._look)
-        # What was stored meanwhile may have been seen or not.
-        self._index.size_bytes += look.size_bytes - before
-        return look
+    async def _see_disk(self) -> tuple[int, list[str], list[Packed]]:
+        """
+        Look at the whole disk: the index learns how much it holds.
 
-    def _look(self) -> _Look:
+        :returns: the bytes, the symlinks past their time, and the OLDEST_AT_ONCE oldest files.
+        """
+        before = self._index.size_bytes
+        seen: tuple[int, list[str], list[Packed]] = await self._in_thread(self._look)
+        # What was stored meanwhile may have been seen or not.
+        self._index.size_bytes += seen[0] - before
+        return seen
+
+    def _look(self) -> tuple[int, list[str], list[Packed]]:
         """In a thread."""
-        look = _Look()
         root, now, before = os.fspath(self._store.root), self._now(), self._expired_before
+        sizes: list[int] = []
+        overdue: list[str] = []
 
         def files() -> Iterator[Packed]:
             for number in survey(root)[0]:
                 self._go_on()
                 for folder in read_slice(root, number).folders:
-                    look.size_bytes += folder.size_bytes
-                    look.overdue += folder.overdue(before, now)
+                    sizes.append(folder.size_bytes)
+                    overdue.extend(folder.overdue(before, now))
                     yield from folder.files
 
-        look.oldest = heapq.nsmallest(
-            OLDEST_AT_ONCE, files(), key=lambda file: stored_at_of(file[1])
-        )
-        return look
+        oldest = heapq.nsmallest(OLDEST_AT_ONCE, files(), key=lambda file: stored_at_of(file[1]))
+        return sum(sizes), overdue, oldest
 
     async def _reconcile(self, done: Sweep, slices: int) -> None:
         """Compare some slices with the disk, first those in which something was odd."""
@@ -322,9 +313,9 @@ class Cleanup:
             before = self._expired_before
             group = numbers[start : start + SLICES_AT_ONCE]
             for _, found in await self._reconciler.look(group, before, self._evictor.check):
-                mended = await self._reconciler.mend(found, self._evictor.check)
-                done.learnt += mended.learnt
-                done.forgotten += mended.forgotten
+                learnt, forgotten = await self._reconciler.mend(found, self._evictor.check)
+                done.learnt += learnt
+                done.forgotten += forgotten
                 done.dangling += await self._reconciler.tidy(found, before, self._evictor.check)
                 done.slices += 1
                 await deferLater(self._clock, 0)

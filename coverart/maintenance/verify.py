@@ -180,9 +180,9 @@ class Scanner:
             self._scan.learnt += len(found.news)
             self._scan.forgotten += len(found.lost)
         else:
-            mended = await self._reconciler.mend(found, _go_on)
-            self._scan.learnt += mended.learnt
-            self._scan.forgotten += mended.forgotten
+            learnt, forgotten = await self._reconciler.mend(found, _go_on)
+            self._scan.learnt += learnt
+            self._scan.forgotten += forgotten
 
     def _verify(self, disk: DiskSlice) -> None:
         """In a thread: take files that are not what their name says for damaged."""
