@@ -194,9 +194,9 @@ class _Child(ProcessProtocol):
         text = self._unfinished[childFD] + data
         *events, self._unfinished[childFD] = re.split(rb"\n(?!\t)", text)
         for event in events:
-            self.log.info(
-                "{text}", text=event.decode(errors="replace"), log_system=f"process {self.number}"
-            )
+            # This process's log sets off further lines too.
+            said = event.decode(errors="replace").replace("\n\t", "\n")
+            self.log.info("{said}", said=said, log_system=f"process {self.number}")
 
     def processExited(self, reason: Failure) -> None:
         """It is gone; something it started might still hold its output, which is no matter."""
@@ -252,4 +252,4 @@ def _how(reason: Failure) -> str:
     if isinstance(value, ProcessTerminated) and value.signal is not None:
         return f"was ended by {signal.Signals(value.signal).name}"
     code = getattr(value, "exitCode", 0)
-    return f"ended with code {code}, the reason is in its lines above" if code else "ended"
+    return f"ended with code {code}, its own lines in the log say why" if code else "ended"
