@@ -24,7 +24,7 @@ class Script:
 
     @sha.default
     def _hash(self) -> str:
-        return hashlib.sha1(self.text.encode()).hexdigest()  # noqa: S324 - Redis' own name for it
+        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
 def load_scripts(folder: Path) -> dict[str, Script]:
