@@ -24,7 +24,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, react
 
-from coverart.coordination.leases import Alone
+from coverart.coordination.leader import Alone
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import Address
 from coverart.coordination.untold_mark import Mark

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from coverart.coordination.leases import Alone
+from coverart.coordination.leader import Alone
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.maintenance.verify import Scanner

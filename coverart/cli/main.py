@@ -28,7 +28,7 @@ from coverart.cli.command import (
     settings_of,
 )
 from coverart.cli.output import progress, scan_table, show, status_table, table
-from coverart.coordination.leases import LEADER_LIFE_S
+from coverart.coordination.leader import LEADER_LIFE_S
 from coverart.index.base import SLICES, Index
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Bounds
 from coverart.maintenance.verify import Scanner

@@ -10,7 +10,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from coverart.cache.download import InThread
-from coverart.coordination.leases import Leadership
+from coverart.coordination.leader import Leadership
 from coverart.index.base import Index, IndexAway
 from coverart.maintenance.hit_log import Batch, HitLog
 from coverart.metrics import DIRECT_HITS, Metrics

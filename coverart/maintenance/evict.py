@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from coverart.cache.download import InThread
-from coverart.coordination.leases import Leadership
+from coverart.coordination.leader import Leadership
 from coverart.index.base import LEARN_AT_ONCE, Index, LostLease
 from coverart.index.codec import pack_seen
 from coverart.maintenance.reconcile import Check, Stuck

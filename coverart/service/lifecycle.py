@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
 from coverart.cache.lookup import CoverCache
-from coverart.coordination.leases import RedisFetches
+from coverart.coordination.leader import RedisFetches
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache

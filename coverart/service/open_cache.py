@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from coverart.coordination.leases import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
+from coverart.coordination.leader import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.untold_mark import Mark
 from coverart.errors import StoreFailed

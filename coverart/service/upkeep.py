@@ -8,7 +8,7 @@ from twisted.internet.defer import DeferredLock
 from twisted.logger import Logger
 
 from coverart.cache.lookup import CoverCache
-from coverart.coordination.leases import LEADER_LIFE_S
+from coverart.coordination.leader import LEADER_LIFE_S
 from coverart.maintenance.count_hits import Intake
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Cleanup
 from coverart.model import MEGABYTE

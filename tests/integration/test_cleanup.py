@@ -15,7 +15,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from coverart.cli.command import opened
-from coverart.coordination.leases import RedisLeadership
+from coverart.coordination.leader import RedisLeadership
 from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.model import Entity
 from coverart.service.open_cache import OpenCache, bounds_of

@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from coverart.coordination.leases import RedisLeadership
+from coverart.coordination.leader import RedisLeadership
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import parse_address
 from coverart.model import Entity, ListingKey

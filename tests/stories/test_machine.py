@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from coverart.coordination.leases import RedisLeadership
+from coverart.coordination.leader import RedisLeadership
 from coverart.coordination.lua_scripts import Script
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import parse_address

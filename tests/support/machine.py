@@ -33,7 +33,7 @@ from coverart.cache.answers import Held, Status
 from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
-from coverart.coordination.leases import Alone, Leadership
+from coverart.coordination.leader import Alone, Leadership
 from coverart.errors import BadUpstream, CoverError
 from coverart.index.base import Index
 from coverart.index.eviction_order import Eviction

@@ -24,7 +24,7 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 from coverart.cache.lookup import CoverCache
 from coverart.coordination import untold_mark
-from coverart.coordination.leases import Leadership
+from coverart.coordination.leader import Leadership
 from coverart.maintenance.sweep import Cleanup
 from coverart.metrics import Metrics
 from coverart.service.lifecycle import CoverService, Parts

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.coordination.leases import Alone
+from coverart.coordination.leader import Alone
 from coverart.index.base import IndexAway
 from coverart.index.eviction_order import Eviction
 from coverart.index.memory import MemoryIndex

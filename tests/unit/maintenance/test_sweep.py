@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.coordination.leases import Alone
+from coverart.coordination.leader import Alone
 from coverart.index.base import IndexAway, Seen
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.sweep import Bounds, Cleanup, Sweep
