@@ -196,7 +196,7 @@ async def _lead(cache: OpenCache, *, wait: bool) -> None:
     """
     Take the lead.
 
-    A process that was killed leads on until its lease ends; one that still leads after that is
+    A process that was killed leads on until its lock ends; one that still leads after that is
     alive, and cleans by itself.
     """
     patience_s = LEADER_LIFE_S + ASK_FOR_LEAD_S if wait else 0.0
@@ -268,7 +268,7 @@ async def _would_evict(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
 
 
 async def _status_in_redis(settings: Settings, reactor: Any) -> dict[str, Any]:
-    index, _, _, link = index_for(settings, reactor, settings.directory())
+    index, _, link = index_for(settings, reactor, settings.directory())
     if link is None:
         raise AssertionError("called with Redis only")
     link.connect()

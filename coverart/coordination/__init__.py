@@ -9,5 +9,5 @@ Redis a process has the cache for itself, and neither needs asking.
     lua_scripts         Lua scripts, as they lie in `.lua` files
     redis_client        the connection: scripts, and what is said when Redis is away
     fetch_lock          one fetch among all processes
-    leases              who leads
+    leader              which process cleans
 """

@@ -77,29 +77,8 @@ class RedisGarbled(RedisAway):
     """Redis answers, and holds something else than what this program writes there."""
 
 
-class _Listener(txredisapi.SubscriberProtocol):  # type: ignore[misc]
-    """Hears one channel."""
-
-    def connectionMade(self) -> Any:
-        # Not after a login that was refused.
-        self.whenConnected().addCallback(self._subscribe)
-        return super().connectionMade()
-
-    def _subscribe(self, _: object) -> None:
-        # One that is lost before the answer is made anew.
-        self.subscribe([self.factory.channel]).addErrback(lambda _: None)
-        self.factory.listening(True)
-
-    def messageReceived(self, pattern: bytes, channel: bytes, message: bytes) -> None:  # noqa: ARG002
-        self.factory.heard(message)
-
-    def connectionLost(self, why: Any) -> None:
-        self.factory.listening(False)
-        super().connectionLost(why)
-
-
 class RedisLink:
-    """One process's way to Redis: a connection for commands, one to listen."""
+    """One process's connection to Redis."""
 
     log = Logger()
 
@@ -119,7 +98,6 @@ class RedisLink:
         self._reactor = reactor
         self._sentinel: Any = None
         self._commands: Any = None
-        self._listener: Any = None
         self._away_until = 0.0
         self._away = False
         self._refusal = ""
@@ -134,25 +112,25 @@ class RedisLink:
 
     def connect(self) -> None:
         """Begin; what is asked before the connection stands waits for it."""
-        self._commands = self._start(_Factory(self.address, self._lost))
-
-    def listen(self, channel: bytes, heard: Callable[[bytes], None]) -> None:
-        """Call `heard` with each message on a channel, for as long as the link lives."""
-        factory = _ListenerFactory(self.address, lambda _: None)
-        factory.channel = channel
-        factory.heard = heard
-        self._listener = factory
-        self._start(factory)
-
-    @property
-    def listening(self) -> bool:
-        """Whether messages are heard now; those sent while not are lost."""
-        return self._listener is not None and self._listener.is_listening
+        address = self.address
+        factory = self._commands = _Factory(address, self._lost)
+        endpoint: Any
+        if address.service is not None:
+            self._sentinel = txredisapi.Sentinel(address.hosts)
+            factory.sentinel_manager = self._sentinel
+            factory.service_name = address.service
+            factory.is_master = True
+            endpoint = txredisapi._SentinelEndpoint(factory)  # noqa: SLF001 - made nowhere else
+        elif address.path is not None:
+            endpoint = UNIXClientEndpoint(self._reactor, address.path)
+        else:
+            ((host, port),) = address.hosts
+            endpoint = HostnameEndpoint(self._reactor, host, port, timeout=5)
+        factory.startConnecting(endpoint)
 
     async def close(self) -> None:
-        for factory in (self._commands, self._listener):
-            if factory is not None:
-                await factory.disconnect()
+        if self._commands is not None:
+            await self._commands.disconnect()
         if self._sentinel is not None:
             await self._sentinel.disconnect()
 
@@ -309,23 +287,6 @@ class RedisLink:
                 why=why,
             )
 
-    def _start(self, factory: Any) -> Any:
-        address = self.address
-        if address.service is not None:
-            if self._sentinel is None:
-                self._sentinel = txredisapi.Sentinel(address.hosts)
-            factory.sentinel_manager = self._sentinel
-            factory.service_name = address.service
-            factory.is_master = True
-            endpoint = txredisapi._SentinelEndpoint(factory)  # noqa: SLF001 - made nowhere else
-        elif address.path is not None:
-            endpoint = UNIXClientEndpoint(self._reactor, address.path)
-        else:
-            ((host, port),) = address.hosts
-            endpoint = HostnameEndpoint(self._reactor, host, port, timeout=5)
-        factory.startConnecting(endpoint)
-        return factory
-
 
 class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
     """Makes one connection, again and again; a refused login is trouble like any other."""
@@ -354,14 +315,3 @@ class _Factory(txredisapi.RedisFactory):  # type: ignore[misc]
 
     def connectionError(self, why: str) -> None:
         self._refused(why)
-
-
-class _ListenerFactory(_Factory):
-    protocol = _Listener
-    channel = b""
-    heard: Callable[[bytes], None]
-    is_listening = False
-
-    def listening(self, now: bool) -> None:
-        """Told by the protocol."""
-        self.is_listening = now

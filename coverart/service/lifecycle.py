@@ -12,7 +12,6 @@ from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
 from coverart.cache.lookup import CoverCache
-from coverart.coordination.leader import RedisFetches
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache
@@ -56,8 +55,6 @@ class CoverService(Service):
         opened.start()
         opened.store.serving.take()
         opened.before_changes()
-        if isinstance(opened.fetches, RedisFetches):
-            opened.fetches.start()
         if link is not None:
             Deferred.fromCoroutine(self._check_redis(link)).addErrback(
                 lambda failure: self.log.failure(

@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from coverart.coordination.leader import Alone, Fetches, Leadership, RedisFetches, RedisLeadership
+from coverart.coordination.fetch_lock import locks_prefix
+from coverart.coordination.leader import Alone, Leadership, RedisLeadership
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.untold_mark import Mark
 from coverart.errors import StoreFailed
@@ -36,7 +37,6 @@ class OpenCache:
     index: Index
     store: ImageStore
     threads: DiskThreads
-    fetches: Fetches
     leadership: Leadership
     link: RedisLink | None
     """None if the index is in the memory of this process."""
@@ -89,7 +89,7 @@ class OpenCache:
 def open_cache(settings: Settings, reactor: Any, now: Callable[[], float] = time.time) -> OpenCache:
     """:raises ConfigError: the cache directory can't be used."""
     store = open_store(settings, now)
-    index, fetches, leadership, link = index_for(settings, reactor, store.root, now)
+    index, leadership, link = index_for(settings, reactor, store.root, now)
     metrics = Metrics()
     return OpenCache(
         reactor=reactor,
@@ -97,7 +97,6 @@ def open_cache(settings: Settings, reactor: Any, now: Callable[[], float] = time
         index=index,
         store=store,
         threads=DiskThreads(reactor),
-        fetches=fetches,
         leadership=leadership,
         link=link,
         metrics=metrics,
@@ -124,18 +123,16 @@ def open_store(settings: Settings, now: Callable[[], float] = time.time) -> Imag
 
 def index_for(
     settings: Settings, reactor: Any, root: Path, now: Callable[[], float] = time.time
-) -> tuple[Index, Fetches, Leadership, RedisLink | None]:
+) -> tuple[Index, Leadership, RedisLink | None]:
     """
     The index and what goes with it: all in this process, or shared by Redis.
 
     :param root: the cache directory.
     """
     if settings.redis_url is None:
-        alone = Alone()
-        return MemoryIndex(eviction=settings.cache_eviction, now=now), alone, alone, None
+        return MemoryIndex(eviction=settings.cache_eviction, now=now), Alone(), None
     link = RedisLink(settings.redis_url, reactor, reactor)
     mark = Mark(root)
     index = RedisIndex(link, settings.cache_name, mark, eviction=settings.cache_eviction, now=now)
-    fetches = RedisFetches(link, index.prefix, reactor, mark)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    return index, fetches, RedisLeadership(link, index.prefix, name), link
+    return index, RedisLeadership(link, locks_prefix(settings.cache_name), name), link
