@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import pytest_twisted
 
+from coverart.service import upkeep
 from tests.support.contents import disk_bytes, fill
 from tests.support.redis_server import RedisServer
-from tests.support.running import Proxy
+from tests.support.running import Machine, Proxy
 from tests.support.talk import becomes, until
 
 
@@ -85,9 +86,11 @@ async def test_direct_hits_are_hits(sim, run, shared, nginx, tmp_path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_between_sweeps(sim, run, nginx) -> None:
     """It needs no cleanup: what nginx sent is told some seconds later."""
-    proxy = await run(COVER_ART_HIT_LOG=str(nginx.path))
+    machine = Machine()
+    proxy = await run(machine=machine, COVER_ART_HIT_LOG=str(nginx.path))
     await proxy.stored(sim.catalogue.examples()["thumbnail"])
     nginx.sent(proxy.files()[0], 5)
+    machine.advance(upkeep.HIT_LOG_EVERY_S)
     told = await becomes(lambda: status(proxy), lambda told: told["direct_hits"], "it is told")
     assert did(told) == (5, 5, 1)
 
