@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -348,5 +349,9 @@ def is_of(child: ProxyChild, token: str) -> bool:
 
 
 def disk_bytes(child: ProxyChild) -> int:
-    """What the files hold."""
-    return sum((child.root / name).stat().st_size for name in child.files())
+    """What the files hold; some may go meanwhile."""
+    held = 0
+    for name in child.files():
+        with contextlib.suppress(FileNotFoundError):
+            held += (child.root / name).stat().st_size
+    return held
