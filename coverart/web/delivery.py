@@ -6,9 +6,8 @@ What nginx sends in our place: accel.py.
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
+import zlib
 from typing import Any
 
 import attrs
@@ -66,14 +65,23 @@ class OpenFile(Source):
 
 
 class Packed(Source):
-    """A body that was compressed by gzip, sent as it was before."""
+    """A body that was compressed by zlib, sent as it was before; read from its beginning on."""
 
     def __init__(self, packed: bytes) -> None:
-        self._file = gzip.GzipFile(fileobj=io.BytesIO(packed))
+        self._packed = packed
+        self._unpacker = zlib.decompressobj()
+        self._at = 0
 
     def read(self, at: int, count: int) -> bytes:
-        self._file.seek(at)
-        return self._file.read(count)
+        while self._at < at:
+            self._unpack(min(PIECE_BYTES, at - self._at))
+        return self._unpack(count)
+
+    def _unpack(self, count: int) -> bytes:
+        data = self._unpacker.decompress(self._packed, count)
+        self._packed = self._unpacker.unconsumed_tail
+        self._at += len(data)
+        return data
 
 
 class Arriving(Source):

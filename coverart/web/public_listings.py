@@ -7,7 +7,6 @@ the piece that is on its way, however large its listing is.
 
 from __future__ import annotations
 
-import gzip
 import os
 import zlib
 from collections import OrderedDict
@@ -46,7 +45,7 @@ def pack(body: bytes, public_url: str | None) -> PackedBody:
     """
     if public_url is not None:
         body = listings.rewrite(body, public_url)
-    return PackedBody(gzip.compress(body, compresslevel=1), len(body))
+    return PackedBody(zlib.compress(body, 1), len(body))
 
 
 class PublicListings:
