@@ -249,7 +249,7 @@ promises() { # headers that browsers go by
 refusal() {
     local answer
     answer=$(curl -si "$BASE/metrics" | tr -d '\r')
-    is '*{"error": "not from here"}' "$answer" && is '*access-control-allow-origin: \**' "$answer"
+    is '*{"error": "for operators, not from this address"}' "$answer" && is '*access-control-allow-origin: \**' "$answer"
 }
 healthy() { at "$front" curl -sf -o /dev/null http://127.0.0.1:2019/config/; }
 neighbour() { # in the network of the two, but not Caddy: not believed

@@ -274,7 +274,7 @@ async def test_operators_only(run, nginx) -> None:
     for path in ("/health", "/ready", "/"):
         assert (await shut.get(path)).status == 200, path
     denied = await shut.get("/metrics")
-    assert denied.json == {"error": "not from here"}
+    assert denied.json == {"error": "for operators, not from this address"}
     await until(
         lambda: any(line["client"] == "10.1.2.3" for line in access(behind)), "real address"
     )
