@@ -466,7 +466,9 @@ class CoverCache:
                     detail=detail,
                 )
             else:
-                self.log.failure("refresh of {key}", failure, key=spell(thing))
+                self.log.failure(
+                    "refresh of {key} failed, serving the old answer", failure, key=spell(thing)
+                )
 
         self._refreshes.run(key, lambda _: self._refresh_once(thing)).addErrback(failed)
 
