@@ -160,19 +160,6 @@ class Directory:
         os.utime(temporary.fd, (stored_at, stored_at))
         os.fsync(temporary.fd)
 
-    def write(self, path: str, body: bytes, stored_at: float) -> bool:
-        """Make a small file visible at `path`, whole. :returns: False if a later one lies there."""
-        temporary = self.begin()
-        try:
-            self.append(temporary, body)
-            self.make_durable(temporary, stored_at)
-            put = self.put_latest(temporary.path, path, stored_at)
-        except OSError:
-            self.abandon(temporary)
-            raise
-        os.close(temporary.fd)
-        return put
-
     def abandon(self, temporary: Temporary) -> None:
         """Throw a temporary file away; where that can't be, a sweep does when it can."""
         with contextlib.suppress(OSError):

@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 from coverart.model import Entity, ImageRef, MediaType
 from coverart.store import layout
 from coverart.store.image_store import ImageStore
+from tests.support.disk import put_file
 from tests.support.redis_server import RedisServer
 from tests.support.running import ROOT, ProxyChild, UnprivilegedChild
 from tests.support.talk import SAFETY_S, ask, until
@@ -68,7 +69,7 @@ def thousand(root: Path) -> None:
         mbid = f"{number:03x}00000-0000-4000-8000-000000000000"
         key = ImageRef(owner=Entity.RELEASE, mbid=mbid, image_id=7).at(250)
         path = layout.image_path(key, MediaType.JPEG)
-        store.write(path, b"\xff\xd8\xff\xe0" + bytes(2000), 1_600_000_000.0 + number)
+        put_file(store, path, b"\xff\xd8\xff\xe0" + bytes(2000), 1_600_000_000.0 + number)
 
 
 async def sweeps(child: ProxyChild) -> int:

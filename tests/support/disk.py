@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from coverart.index.codec import (
 )
 from coverart.model import Alias, AliasKey, FileEntry, FileKey
 from coverart.store import layout
+from coverart.store.atomic_files import Directory
 from coverart.store.disk_walk import read_slice, survey
 
 LATE = float("inf")
@@ -35,6 +37,19 @@ class Link:
     @property
     def retired(self) -> bool:
         return self.path.endswith(layout.RETIRED)
+
+
+def put_file(store: Directory, path: str, body: bytes, at: float) -> None:
+    """Make a file visible at a path, as what was asked for at that time; a later one stays."""
+    temporary = store.begin()
+    try:
+        store.append(temporary, body)
+        store.make_durable(temporary, at)
+        store.put_latest(temporary.path, path, at)
+    except OSError:
+        store.abandon(temporary)
+        raise
+    os.close(temporary.fd)
 
 
 def unpacked(

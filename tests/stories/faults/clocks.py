@@ -98,6 +98,8 @@ async def apart(stage: Stage, *, by_s: float) -> None:
     for first, other, number in ((ahead, behind, 0), (behind, ahead, 3)):
         thing = stage.thumbnail(number)
         stage.whole(await stage.ask(first.port, thing.path), thing, "MISS", of="one")
+        # It was answered before it was stored.
+        await first.settled()
         seen = await stage.ask(other.port, thing.path)
         stage.whole(seen, thing, "HIT", of="the other")
         stage.at_once(seen)

@@ -17,6 +17,7 @@ from coverart.maintenance.sweep import Bounds, Cleanup, Sweep
 from coverart.model import Entity, FileEntry, ImageKey, ImageRef, ListingKey, MediaType
 from coverart.store import layout
 from coverart.store.image_store import ImageStore
+from tests.support.disk import put_file
 from tests.support.doubles import at_once, folder
 from tests.support.strategies import MBID
 
@@ -77,7 +78,7 @@ class SweepTests(SynchronousTestCase):
         for number in range(count):
             key = ImageRef(owner=ref.owner, mbid=ref.mbid, image_id=number + 1).at(250)
             at = NOW + 60 * number
-            self.store.write(self.path(key), JPEG, at)
+            put_file(self.store, self.path(key), JPEG, at)
             entry = FileEntry(size_bytes=len(JPEG), stored_at=at, media=MediaType.JPEG)
             self.done(MemoryIndex.put_file(self.index, key, entry))
             keys.append(key)
@@ -172,7 +173,7 @@ class SweepTests(SynchronousTestCase):
         At once: it was forgotten by one comparison and learnt by the next.
         """
         key = ListingKey(entity=Entity.RELEASE, mbid=MBID)
-        self.store.write(layout.listing_path(key), b'{"images": []}', NOW + 60)
+        put_file(self.store, layout.listing_path(key), b'{"images": []}', NOW + 60)
         self.done(self.index.put_file(key, FileEntry(size_bytes=2, stored_at=NOW)))
         done: Sweep = self.done(self.cleanup(500, 400).sweep(slices=4096))
         self.assertEqual((done.learnt, done.forgotten), (1, 0))

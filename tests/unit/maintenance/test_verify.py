@@ -42,7 +42,7 @@ from coverart.store import layout
 from coverart.store.disk_walk import read_slice, survey
 from coverart.store.image_store import ImageStore, link_target
 from coverart.store.packed_names import Names
-from tests.support.disk import LATE, packed, unpacked, walk
+from tests.support.disk import LATE, packed, put_file, unpacked, walk
 from tests.support.doubles import at_once
 from tests.support.strategies import MBID, OTHER_MBID, examples, image_refs, image_requests
 
@@ -199,7 +199,7 @@ class Disk(SynchronousTestCase):
     def put(self, key: ImageKey, body: bytes = JPEG, media: MediaType = MediaType.JPEG) -> str:
         """Store an image. :returns: its path."""
         path = layout.image_path(key, media)
-        self.store.write(path, body, NOW)
+        put_file(self.store, path, body, NOW)
         return path
 
     def fill(self) -> None:
@@ -208,8 +208,11 @@ class Disk(SynchronousTestCase):
         self.put(REF.at(250))
         self.put(REF.at(500))
         self.put(other.at(ORIGINAL), PNG, MediaType.PNG)
-        self.store.write(
-            layout.listing_path(ListingKey(entity=Entity.RELEASE, mbid=MBID)), LISTING, NOW
+        put_file(
+            self.store,
+            layout.listing_path(ListingKey(entity=Entity.RELEASE, mbid=MBID)),
+            LISTING,
+            NOW,
         )
         for size, at in ((250, NOW), (500, NOW + 60)):
             request = ImageRequest(alias=FRONT, size=size)
@@ -487,7 +490,7 @@ class ScannerTests(Disk):
         remove_damaged = self.store.remove_damaged
 
         def fetched_meanwhile(damaged: str) -> bool:
-            self.store.write(path, JPEG, NOW + 60)
+            put_file(self.store, path, JPEG, NOW + 60)
             self.result(index.put_file(REF.at(250), entry))
             return remove_damaged(damaged)
 
@@ -501,7 +504,7 @@ class ScannerTests(Disk):
         self.fill()
         index = self.learnt()
         path = layout.listing_path(ListingKey(entity=Entity.RELEASE, mbid=MBID))
-        self.store.write(path, b"\0" * len(LISTING), NOW)
+        put_file(self.store, path, b"\0" * len(LISTING), NOW)
         self.assertEqual(self.scan(index, verify=True).damaged_names, [path])
         self.assertFalse((self.root / path).exists())
         self.assertEqual(self.result(index.totals()).files, 3)
