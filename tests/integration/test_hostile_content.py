@@ -520,6 +520,8 @@ async def test_full_folder(raw, run, lines) -> None:
     for file in (IMAGE_FILE, LIST_FILE):
         (proxy.root / file).mkdir(parents=True)
         (proxy.root / file / "mine").write_bytes(b"precious")
+    # The first one is sent before the disk said no.
+    assert (await proxy.stored(BY_ID)).body == JPEG
     for path, file in ((BY_ID, IMAGE_FILE), (LIST, LIST_FILE)):
         answer = await proxy.get(path)
         assert answer.status == 200
@@ -556,12 +558,12 @@ async def test_accel_of_bad_files(raw, run, tmp_path) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"s" * len(JPEG))
     for bad in ("a symlink out of the cache", "a pipe", "an empty folder", "a symlink to a pipe"):
-        await proxy.get(BY_ID)
-        await proxy.settled()
+        await proxy.stored(BY_ID)
         BAD[bad](proxy.root / IMAGE_FILE, outside)
+        answer = await proxy.stored(BY_ID)
+        assert (answer["X-Cache-Status"], answer.body) == ("MISS", JPEG), bad
         answer = await proxy.get(BY_ID)
         assert answer["X-Accel-Redirect"] == f"/cache-files/{IMAGE_FILE}"
-        assert answer["X-Cache-Status"] == "MISS", bad
         assert (proxy.root / IMAGE_FILE).read_bytes() == JPEG
 
 
@@ -574,7 +576,7 @@ async def test_accel_of_unknown_files(raw, run, tmp_path, bad) -> None:
     outside.write_bytes(JPEG)
     (proxy.root / IMAGE_FILE).parent.mkdir(parents=True)
     BAD[bad](proxy.root / IMAGE_FILE, outside)
-    answer = await proxy.get(BY_ID)
+    answer = await proxy.stored(BY_ID)
     assert (answer.status, answer["X-Cache-Status"]) == (200, "MISS")
     assert not (proxy.root / IMAGE_FILE).is_symlink()
     assert (proxy.root / IMAGE_FILE).read_bytes() == JPEG
