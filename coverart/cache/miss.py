@@ -110,12 +110,14 @@ class _Named:
     request: ImageRequest
     alias: Alias | None
     known: Alias | None
+    elsewhere: Alias | None = attrs.field(init=False)
+    """The alias, where the name is not the image's own."""
 
-    @property
-    def elsewhere(self) -> Alias | None:
-        """The alias, where the name is not the image's own."""
-        own = self.request.alias.own_ref
-        return None if self.alias is None or self.alias.target.ref == own else self.alias
+    @elsewhere.default
+    def _not_own(self) -> Alias | None:
+        if self.alias is None or self.alias.target.ref == self.request.alias.own_ref:
+            return None
+        return self.alias
 
 
 @attrs.frozen(kw_only=True)

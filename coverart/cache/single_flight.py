@@ -97,8 +97,9 @@ class Flight(Generic[K, T]):
         # Out of the way first: a waiter that asks again from its callback starts anew.
         del self._running[key]
         self.ended += 1
-        _tell(running.waiters, result)
-        _tell(running.patient, result)
+        for waiters in (running.waiters, running.patient):
+            if waiters:
+                _tell(waiters, result)
         if not self._running:
             idle, self._idle = self._idle, []
             for d in idle:

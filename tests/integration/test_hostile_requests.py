@@ -159,6 +159,7 @@ async def test_forged_headers(sim, run, lines) -> None:
         lines.clear()
         path = sim.catalogue.examples()["thumbnail"].encode()
         await exchange(proxy, request(path))
+        await proxy.settled()
         plain = await exchange(proxy, request(path))
         ((_, right, whole),) = answers(bytes(plain.received))
         assert b"X-Cache-Status: HIT" in right
@@ -386,7 +387,7 @@ async def test_pipelined(sim, proxy) -> None:
 async def test_query_flood(sim, proxy) -> None:
     """Ten thousand spellings of one cover's query are one file and one fetch."""
     path = sim.catalogue.examples()["thumbnail"]
-    await proxy.get(path)
+    await proxy.stored(path)
     files, links, asked = proxy.files(), proxy.links(), sim.counts.requests()
     wire = await connect(proxy.port)
     for number in range(10_000):
@@ -533,7 +534,7 @@ async def test_idle_connections(sim, proxy) -> None:
 async def test_no_more_descriptors(sim, proxy, monkeypatch, lines) -> None:
     """Out of file descriptors, a hit is a 503 to come back after; what is held stays held."""
     path = sim.catalogue.examples()["thumbnail"]
-    await proxy.get(path)
+    await proxy.stored(path)
     files = proxy.files()
 
     def none_left(path: str) -> int:
