@@ -18,8 +18,8 @@ tests by what they are about:
     fetched, kept, refreshed    test_cache, test_listings, test_far_index, test_time
     the disk and its limit      test_cleanup, test_limit, test_unstored, test_cli
     Redis and other processes   test_index, test_claims, test_shared, test_redis_trouble, test_sentinel,
-                                test_process, test_processes
-    counted and measured        test_hits, test_walk
+                                test_twistd, test_processes
+    counted and measured        test_hit_counts, test_walk
     too much, or hostile        test_overload, test_hostile_…, test_redirect_safety
     the simulated archive       test_simulator
 
