@@ -1,8 +1,9 @@
 """
 `python -m tests.coverage [pytest's arguments]`: what the tests run of the package, and what not.
 
-Lines and branches; those of child processes too, unless they are killed: twistd, its workers, the
-command. Settings are in `pyproject.toml`. Exits as pytest does.
+Lines and branches, those of child processes too: workers, the command. A process that a signal ends
+tells nothing, and twistd lets SIGTERM end it; so what only its parent runs looks as if nobody ran it
+(`service/processes.py`). Settings are in `pyproject.toml`. Exits as pytest does.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 from pathlib import Path
@@ -32,6 +33,7 @@ def on_the_map() -> list[str]:
     return found
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every file of the package that holds code, by its name."""
     paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
