@@ -70,6 +70,8 @@ async def test_refused_early_with_either_index(sim, run, redis: RedisServer) -> 
     examples = sim.catalogue.examples()
     proxy = await run(COVER_ART_REDIS_URL=redis.url, COVER_ART_MAX_WAITING="1")
     await proxy.get(examples["thumbnail"])
+    # Until it is on the disk it takes the room of one.
+    await proxy.settled()
     sim.faults.add(Rule(hop="release", does=Gate(name="hold")))
     waits = start(proxy.get(examples["png"]))
     await sim.faults.gates.reached("hold", 1)
