@@ -104,7 +104,7 @@ def compare(disk: DiskSlice, known: Mapping[bytes, bytes], now: float, before: f
 
 
 class Stuck:
-    """Tells of files that can't be removed or renamed: once for each folder and reason."""
+    """Tells of files that can't be read, removed or renamed: once for each folder and reason."""
 
     log = Logger()
 
@@ -117,8 +117,8 @@ class Stuck:
         if trouble not in self._known:
             self._known.add(trouble)
             self.log.warn(
-                "{path} can't be removed or renamed ({reason}): it stays, and so may others of its "
-                "folder; the cleanup goes on with the next file and tries again next time",
+                "{path} can't be read, removed or renamed ({reason}): it stays, and so may others of "
+                "its folder; the cleanup goes on with the next file and tries again next time",
                 path=path,
                 reason=error.strerror,
             )
@@ -161,7 +161,7 @@ class Reconciler:
         self, numbers: Sequence[int], before: float, check: Check
     ) -> list[tuple[DiskSlice, Difference]]:
         """
-        Read some slices and compare them.
+        Read some slices and compare them; of one that can't be read now, the operator is told.
 
         The index is asked first: a file is on the disk before it is told to the index, so one that
         is stored in between shows as news at most, and learning what is known changes nothing.
@@ -174,13 +174,21 @@ class Reconciler:
             seen = []
             for number, part in zip(numbers, known, strict=True):
                 check()
-                disk = read_slice(self._root, number)
-                self._inspect(disk)
-                seen.append((disk, compare(disk, part, self._store.now(), before)))
+                if (disk := self.read(number)) is not None:
+                    self._inspect(disk)
+                    seen.append((disk, compare(disk, part, self._store.now(), before)))
             return seen
 
         seen: list[tuple[DiskSlice, Difference]] = await self._in_thread(read)
         return seen
+
+    def read(self, number: int) -> DiskSlice | None:
+        """One slice, in a thread; None if it can't be read now, of which the operator is told."""
+        try:
+            return read_slice(self._root, number)
+        except OSError as error:
+            self._stuck.tell(error.filename, error)
+            return None
 
     async def mend(self, found: Difference, check: Check) -> tuple[int, int]:
         """

@@ -30,7 +30,7 @@ from coverart.maintenance.evict import BATCH, Evicted, Evictor
 from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck
 from coverart.metrics import Metrics
 from coverart.model import FileEntry, FileKey
-from coverart.store.disk_walk import read_slice, survey
+from coverart.store.disk_walk import survey
 from coverart.store.image_store import ImageStore
 from coverart.store.orphans import remove_orphans
 
@@ -293,7 +293,8 @@ class Cleanup:
         def files() -> Iterator[Packed]:
             for number in survey(root)[0]:
                 self._go_on()
-                for folder in read_slice(root, number).folders:
+                disk = self._reconciler.read(number)
+                for folder in () if disk is None else disk.folders:
                     sizes.append(folder.size_bytes)
                     overdue.extend(folder.overdue(before, now))
                     yield from folder.files

@@ -168,12 +168,12 @@ class Scanner:
 
     async def _look_again(self, number: int, before: Difference) -> None:
         """Mend what still differs."""
-        ((_, found),) = await self._reconciler.look([number], -math.inf, _go_on)
-        still = Difference(
-            {key: value for key, value in found.news.items() if key in before.news},
-            {key: value for key, value in found.lost.items() if before.lost.get(key) == value},
-        )
-        await self._settle(still)
+        for _, found in await self._reconciler.look([number], -math.inf, _go_on):
+            still = Difference(
+                {key: value for key, value in found.news.items() if key in before.news},
+                {key: value for key, value in found.lost.items() if before.lost.get(key) == value},
+            )
+            await self._settle(still)
 
     async def _settle(self, found: Difference) -> None:
         if self._dry_run:
@@ -189,9 +189,10 @@ class Scanner:
         for folder in disk.folders:
             for i in range(len(folder.files) - 1, -1, -1):
                 path = f"{folder.path}/{folder.file_names[i]}"
-                # Unless it went meanwhile.
-                if self._store.examine(path) is None and self._store.stat(path) is not None:
-                    folder.take_for_damaged(i)
+                with self._stuck.told(path):
+                    # Unless it went meanwhile.
+                    if self._store.examine(path) is None and self._store.stat(path) is not None:
+                        folder.take_for_damaged(i)
 
     async def _remove_damaged(self, disk: DiskSlice) -> None:
         if self._dry_run or not self._scan.verified:

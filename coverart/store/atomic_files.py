@@ -28,6 +28,18 @@ from coverart.store.layout import INCOMING
 TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """No symlink, and no waiting for the other end of a pipe."""
 
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+FAULTS_OF_THE_FILE = _GONE | {errno.EACCES, errno.EPERM, errno.ENXIO}
+"""
+There is no file to open, whoever tries again: nothing, a symlink, a folder, a pipe, a file of
+somebody else's. Any other error is of the disk or of this process, and says nothing of the file.
+"""
+
+
+def is_gone(error: OSError) -> bool:
+    """Say whether an error means that nothing is there, not that it can't be read now."""
+    return error.errno in _GONE
+
 
 @attrs.frozen(kw_only=True)
 class Temporary:

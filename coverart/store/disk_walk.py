@@ -2,7 +2,8 @@
 The one reader of the disk: what lies in the folders of one slice, and what lies above them.
 
 It reads names, symlinks and what stat says, and no contents; packed, as an index takes it in. A
-folder that vanishes while it is read counts as empty. All of it blocks: call it in a thread.
+folder that is not there, or vanishes while it is read, counts as empty; one that can't be read does
+not. All of it blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import attrs
 
 from coverart.coordination import untold_mark
 from coverart.freshness import counted
-from coverart.index.base import Packed
+from coverart.index.base import SLICES, Packed
 from coverart.index.codec import ages, checked_at_of, size_of
 from coverart.model import Entity
 from coverart.store import layout
+from coverart.store.atomic_files import is_gone
 from coverart.store.packed_names import Link, Names
+from coverart.store.symlinks import leads_nowhere
 
 _UP = len("../../../..")
 """What a symlink holds begins with the way up to the cache directory."""
@@ -94,7 +97,11 @@ class DiskSlice:
 
 
 def read_slice(root: str, number: int) -> DiskSlice:
-    """Everything in the folders of one slice."""
+    """
+    Everything in the folders of one slice.
+
+    :raises OSError: some of it can't be read now, so nobody can say what is there.
+    """
     folders = [_read_folder(root, entity, f"{number:03x}") for entity in Entity]
     part = DiskSlice(number, folders)
     if any(folder.links for folder in folders):
@@ -104,7 +111,7 @@ def read_slice(root: str, number: int) -> DiskSlice:
                 # Asked of the disk only where the file lies in another slice.
                 if held.get(key) != media:
                     target = root + folder.targets[i][_UP:]
-                    if not os.access(target, os.F_OK):
+                    if leads_nowhere(target):
                         part.dangling.append(f"{folder.path}/{folder.link_names[i]}")
     return part
 
@@ -114,14 +121,15 @@ def _read_folder(root: str, entity: Entity, digits: str) -> Folder:
     folder = Folder(layout.folder(entity, digits), entity)
     try:
         fd = os.open(f"{root}/{folder.path}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
+        try:
+            files, links = _list(fd, folder)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if not is_gone(error):
+            error.filename = folder.path
+            raise
         return folder
-    try:
-        files, links = _list(fd, folder)
-    except OSError:
-        return folder
-    finally:
-        os.close(fd)
     names = Names(entity, digits)
     packed = names.files(files)
     if None not in packed and 0 not in [size_bytes for _, size_bytes, _ in files]:
@@ -169,9 +177,10 @@ def _list(
                     links.append((name, os.readlink(name, dir_fd=fd), status.st_mtime))
                 else:
                     folder.strangers.append(row.name)
-            except OSError:
-                # It went while it was looked at.
-                continue
+            except OSError as error:
+                # Else it went while it was looked at.
+                if not is_gone(error):
+                    raise
     return files, links
 
 
@@ -179,7 +188,7 @@ def survey(root: str) -> tuple[list[int], list[str]]:
     """
     Look at the folders above those of images.
 
-    :returns: the slices that have folders, and the paths of what is not the cache's.
+    :returns: the slices that have folders, or may have, and the paths of what is not the cache's.
     """
     numbers: set[int] = set()
     strangers: list[str] = []
@@ -187,7 +196,15 @@ def survey(root: str) -> tuple[list[int], list[str]]:
     for _ in range(_LEVELS):
         below = []
         for folder in level:
-            for name, is_folder in _names(f"{root}/{folder}"):
+            try:
+                names = _names(f"{root}/{folder}")
+            except OSError as error:
+                if not is_gone(error):
+                    # Who reads the slices below it is told why they can't be read, if they can't.
+                    digits = "".join(folder.split("/")[1:-1][-1:])
+                    numbers.update(n for n in range(SLICES) if f"{n:03x}".startswith(digits))
+                continue
+            for name, is_folder in names:
                 path = folder + name
                 if not is_folder or not _ABOVE(path):
                     if path not in (layout.INCOMING, untold_mark.NAME):
@@ -202,8 +219,5 @@ def survey(root: str) -> tuple[list[int], list[str]]:
 
 def _names(folder: str) -> list[tuple[str, bool]]:
     """The names in a folder, and whether they are folders: symlinks may spread a cache over disks."""
-    try:
-        with os.scandir(folder) as rows:
-            return [(row.name, row.is_dir()) for row in rows]
-    except OSError:
-        return []
+    with os.scandir(folder) as rows:
+        return [(row.name, row.is_dir()) for row in rows]

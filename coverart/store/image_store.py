@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
@@ -24,7 +25,7 @@ from coverart.model import (
     Target,
 )
 from coverart.store import layout
-from coverart.store.atomic_files import Directory
+from coverart.store.atomic_files import FAULTS_OF_THE_FILE, Directory
 from coverart.store.symlinks import Links
 
 MTIME_SLACK_S = 1.0
@@ -72,6 +73,7 @@ class ImageStore(Directory):
         none, but not what was stored anew: the same image whole, or any listing that parses.
 
         :returns: what was stored anew; None if nothing is left.
+        :raises OSError: it can't be read now, and stays; or it can't be removed.
         """
         path = self.path_of(key, entry.media)
         found = self.examine(path)
@@ -90,6 +92,7 @@ class ImageStore(Directory):
         It is looked at once more: a good one may have been stored there since.
 
         :returns: whether it is gone.
+        :raises OSError: it can't be read now, and stays; or it can't be removed.
         """
         return self.examine(path) is None and self.remove(path)
 
@@ -101,14 +104,17 @@ class ImageStore(Directory):
         return any(os.path.lexists(p) or os.path.lexists(p + layout.RETIRED) for p in paths)
 
     def find(self, thing: ImageRequest | ListingKey) -> OnDisk | None:
-        """What the disk holds for a request, whatever the index says."""
+        """What the disk holds for a request, whatever the index says, as far as it can be read."""
         if isinstance(thing, ListingKey):
-            return self.examine(layout.listing_path(thing))
-        paths = layout.candidates(thing)
-        for path in (*paths, *(path + layout.RETIRED for path in paths)):
-            found = self.examine(path)
-            if found is not None:
-                return found
+            paths: tuple[str, ...] = (layout.listing_path(thing),)
+        else:
+            paths = layout.candidates(thing)
+            paths = (*paths, *(path + layout.RETIRED for path in paths))
+        for path in paths:
+            with suppress(OSError):
+                found = self.examine(path)
+                if found is not None:
+                    return found
         return None
 
     def examine(self, path: str) -> OnDisk | None:
@@ -117,6 +123,8 @@ class ImageStore(Directory):
 
         A symlink must point at an image's own place, an image begin as its name says, a listing
         parse.
+
+        :raises OSError: it can't be read now.
         """
         place = layout.identify(layout.unretired(path))
         if place is None:
@@ -128,7 +136,11 @@ class ImageStore(Directory):
             if place.file_key is None or path.endswith(layout.RETIRED):
                 return None
             return OnDisk(key=place.file_key, entry=self._examine_file(path, place.media))
-        except (OSError, BadUpstream):
+        except BadUpstream:
+            return None
+        except OSError as error:
+            if error.errno not in FAULTS_OF_THE_FILE:
+                raise
             return None
 
     def _examine_link(self, path: str) -> OnDisk | None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from coverart.freshness import counted
 from coverart.model import Alias, AliasKey, ImageKey, ImageRequest, MediaType
 from coverart.store import layout
-from coverart.store.atomic_files import Directory
+from coverart.store.atomic_files import Directory, is_gone
 
 
 class Links:
@@ -116,13 +116,28 @@ class Links:
                         os.unlink(link)
 
     def remove_dangling(self, path: str) -> bool:
-        """Remove a symlink whose file is gone. :returns: whether it was one."""
+        """
+        Remove a symlink whose file is gone. :returns: whether it was one.
+
+        :raises OSError: nobody can say now whether it is.
+        """
         link = self._directory.absolute(path)
-        if os.path.islink(link) and not os.path.exists(link):
+        if os.path.islink(link) and leads_nowhere(link):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(link)
             return True
         return False
+
+
+def leads_nowhere(link: str) -> bool:
+    """Say whether nothing is at a path, or where its symlink leads. :raises OSError: it can't be told."""
+    try:
+        os.stat(link)
+    except OSError as error:
+        if not is_gone(error):
+            raise
+        return True
+    return False
 
 
 def _paths(key: AliasKey) -> Iterator[str]:

@@ -7,7 +7,6 @@ this process does (delivery.py).
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,7 @@ from coverart.cache.lookup import CoverCache, Looked
 from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, NotInArchive, StoreFailed
 from coverart.model import ORIGINAL, ImageRequest, ListingKey
+from coverart.store.atomic_files import FAULTS_OF_THE_FILE
 from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
@@ -34,11 +34,6 @@ from coverart.web.delivery import Arriving, Body, OpenFile, Packed, Source
 from coverart.web.error_answers import explain
 from coverart.web.headers import cacheable, say_status, sized, span_to_send, typed
 from coverart.web.public_listings import PackedBody, PublicListings, pack
-
-_FAULTS_OF_THE_FILE = frozenset(
-    {errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENOTDIR}
-)
-"""Not to be opened, whoever tries again: a symlink, a folder, a pipe, a file of somebody else's."""
 
 
 @attrs.frozen(kw_only=True)
@@ -151,7 +146,7 @@ class Covers(Resource):
         if isinstance(error, FileNotFoundError):
             # Evicted between the look and the opening: the second look finds it missing.
             return
-        if isinstance(error, OSError) and error.errno not in _FAULTS_OF_THE_FILE:
+        if isinstance(error, OSError) and error.errno not in FAULTS_OF_THE_FILE:
             self.log.warn(
                 "can't serve {path}: {reason}; answering 503",
                 path=held.path,

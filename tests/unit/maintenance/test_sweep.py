@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.coordination.leader import Alone
@@ -165,6 +167,43 @@ class SweepTests(SynchronousTestCase):
         # Once more than all: an index that is not whole is compared with what it knows first.
         self.assertEqual((done.slices, done.forgotten), (4096, 1))
         self.assertEqual(self.held([stays, goes]), [True, False])
+
+    def test_a_folder_that_cannot_be_read(self) -> None:
+        """The index keeps what it knows of it, the operator is told once, the sweep goes on."""
+        keys = self.fill(3)
+        folder_path = self.store.absolute(os.path.dirname(self.path(keys[0])))
+        opens = os.open
+
+        def fails(path: Any, *args: Any, **kwargs: Any) -> int:
+            if str(path).startswith(folder_path):
+                raise OSError(errno.EIO, "Input/output error", path)
+            return opens(path, *args, **kwargs)
+
+        self.patch(os, "open", fails)
+        cleanup = self.cleanup(500, 400)
+        with capturedLogs() as told:
+            for _ in range(2):
+                done: Sweep = self.done(cleanup.sweep(slices=4096))
+                self.assertEqual((done.forgotten, self.held(keys)), (0, [True] * 3))
+        self.assertEqual(self.done(self.index.totals()).files, 3)
+        lines = [formatEvent(event) for event in told]
+        self.assertEqual(len([line for line in lines if "Input/output error" in line]), 1, lines)
+
+    def test_a_folder_above_that_cannot_be_read(self) -> None:
+        """What is below it is looked at all the same: one failure at the start hides no file."""
+        self.fill(3)
+        above = self.store.absolute("release")
+        lists, failures = os.scandir, ["once"]
+
+        def fails(path: Any) -> Any:
+            if path == f"{above}/" and failures:
+                raise OSError(errno.EMFILE, failures.pop(), path)
+            return lists(path)
+
+        self.patch(os, "scandir", fails)
+        self.index = MemoryIndex()
+        done: Sweep = self.done(self.cleanup(500, 400).sweep())
+        self.assertEqual((done.learnt, failures), (3, []))
 
     def test_listing_stored_anew(self) -> None:
         """

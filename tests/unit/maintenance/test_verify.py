@@ -1,5 +1,6 @@
 """Reading a whole directory: names straight to packed keys, and what a scan makes of it."""
 
+import errno
 import shutil
 import tempfile
 from pathlib import Path
@@ -497,6 +498,23 @@ class ScannerTests(Disk):
         self.patch(self.store, "remove_damaged", fetched_meanwhile)
         self.assertEqual(self.scan(index, verify=True).damaged_names, [path])
         self.assertEqual((self.root / path).read_bytes(), JPEG)
+        self.assertEqual(self.result(index.totals()).files, 4)
+
+    def test_unreadable(self) -> None:
+        """A file that can't be read now is not damaged: it stays, and stays known."""
+        self.fill()
+        index = self.learnt()
+        path = layout.image_path(REF.at(250), MediaType.JPEG)
+        opens = self.store.open
+
+        def fails(opened: str) -> int:
+            if opened == path:
+                raise OSError(errno.EMFILE, "Too many open files", opened)
+            return opens(opened)
+
+        self.patch(self.store, "open", fails)
+        self.assertEqual(self.scan(index, verify=True).damaged, 0)
+        self.assertTrue((self.root / path).exists())
         self.assertEqual(self.result(index.totals()).files, 4)
 
     def test_damaged_listing(self) -> None:

@@ -477,6 +477,41 @@ class LinkTests(StoreTests):
         self.assertEqual(pathlib.Path(self.store.absolute(THUMB)).read_bytes(), JPEG)
 
 
+class UnreadableTests(StoreTests):
+    """A file that can't be read for now: nobody can say what it is."""
+
+    def test_stays(self) -> None:
+        """A disk that fails, or a process without descriptors, makes no file damaged: it stays."""
+        entry = FileEntry(size_bytes=len(JPEG), stored_at=1000, media=MediaType.JPEG)
+        self.put()
+        for code in (errno.EIO, errno.EMFILE, errno.ENOMEM):
+
+            def refuses(path: str, code: int = code) -> int:
+                raise OSError(code, os.strerror(code), path)
+
+            self.patch(self.store, "open", refuses)
+            self.assertRaises(OSError, self.store.remove_spoilt, REF.at(250), entry)
+            self.assertRaises(OSError, self.store.remove_damaged, THUMB)
+            self.assertIsNone(self.store.find(ImageRequest(alias=REF.own_name, size=250)))
+            self.assertEqual((self.root / THUMB).read_bytes(), JPEG)
+
+    def test_link_stays(self) -> None:
+        """A symlink whose file can't be looked at is none without a file."""
+        self.put()
+        request = ImageRequest(alias=FRONT, size=250)
+        self.store.links.make(request, REF.at(250), MediaType.JPEG, 1000)
+        looked_at = os.stat
+
+        def refuses(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+            if str(path).endswith(LINK) and kwargs.get("follow_symlinks", True):
+                raise OSError(errno.EIO, "Input/output error", path)
+            return looked_at(path, *args, **kwargs)
+
+        self.patch(os, "stat", refuses)
+        self.assertRaises(OSError, self.store.links.remove_dangling, LINK)
+        self.assertTrue((self.root / LINK).is_symlink())
+
+
 class FindTests(StoreTests):
     """What is adopted from the disk."""
 
