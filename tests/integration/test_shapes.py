@@ -198,6 +198,7 @@ async def test_purged(sim, run) -> None:
     item = sim.catalogue.release(0)
     held = f"/release/{item.mbid}/{item.front.id}-250"
     await proxy.get(held)
+    await proxy.settled()
     assert len(proxy.files()) == 1
     loose = f"/release//{item.mbid}/%30{item.front.id}-250.webp/x"
     for path in (f"//admin/purge{loose}", f"/%61dmin/purge{loose}", f"/admin/%70urge{loose}"):
