@@ -32,7 +32,7 @@ class Mark:
 
     def left(self) -> bool:
         """Say whether there is one."""
-        return self._unwritten or os.path.lexists(self._path)
+        return self._unwritten or os.access(self._path, os.F_OK)
 
     def clear(self) -> None:
         """Take it away, if it can be."""
