@@ -3,7 +3,7 @@ The index's keys and values as short byte strings, for both indexes (pure).
 
 A million entries have to fit into little memory, in this process or in Redis, so keys are
 binary: a kind byte, the sixteen bytes of the MBID, then what tells things of one MBID apart.
-Keys of one MBID share their first bytes after the kind, which is what shards are cut by.
+Keys of one MBID share their first bytes after the kind, by which slices are cut.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ from coverart.model import (
 
 _ENTITIES = tuple(Entity)
 _ENTITY_CODES = {entity: code for code, entity in enumerate(_ENTITIES)}
-_SIZE_CODES = {size: code for code, size in enumerate((ORIGINAL, *SIZES))}
+SIZE_CODES = {size: code for code, size in enumerate((ORIGINAL, *SIZES))}
+"""The last byte of an image's key."""
 _ALL_SIZES = (ORIGINAL, *SIZES)
 _MEDIA: tuple[MediaType | None, ...] = (None, *MediaType)
-_MEDIA_CODES = {media: code for code, media in enumerate(_MEDIA)}
+MEDIA_CODES = {media: code for code, media in enumerate(_MEDIA)}
+"""The first byte of a packed entry; of an original's alias it is the second."""
 _EXTENSIONS: tuple[str | None, ...] = (None, "jpg", "png", "gif", "pdf")
 _EXTENSION_CODES = {extension: code for code, extension in enumerate(_EXTENSIONS)}
 
@@ -50,11 +52,8 @@ _TIME = struct.Struct(">d")
 
 LARGEST_FILE_BYTES = (1 << 32) - 1
 
-# For names.py and rebuild.py, which pack without the values in between.
+# For store/packed_names.py, which packs names of files without values of the model in between.
 
-MEDIA_CODES = _MEDIA_CODES
-"""The first byte of a packed entry; of an original's alias it is the second."""
-SIZE_BYTES = {size: bytes([code]) for size, code in _SIZE_CODES.items()}
 ROLE_BYTES: dict[str, bytes] = {
     "front": _FRONT.to_bytes(8, "big"),
     "back": _BACK.to_bytes(8, "big"),
@@ -78,11 +77,6 @@ def pack_kinds(entity: Entity) -> tuple[bytes, bytes, bytes]:
 def size_of(entry: bytes) -> int:
     """The bytes of the file of a packed entry."""
     return int.from_bytes(entry[1:5], "big")
-
-
-def media_of(entry: bytes) -> MediaType | None:
-    """The type in a packed entry."""
-    return _MEDIA[entry[0]]
 
 
 def stored_at_of(entry: bytes) -> float:
@@ -137,7 +131,7 @@ def pack_file_key(key: FileKey) -> bytes:
             _IMAGE | _ENTITY_CODES[ref.owner],
             bytes.fromhex(ref.mbid.replace("-", "")),
             ref.image_id,
-            _SIZE_CODES[key.size],
+            SIZE_CODES[key.size],
         )
     return _SHORT_KEY.pack(
         _LISTING | _ENTITY_CODES[key.entity], bytes.fromhex(key.mbid.replace("-", ""))
@@ -161,7 +155,7 @@ def unpack_file_key(packed: bytes) -> FileKey:
 
 def pack_size(size: int) -> bytes:
     """The last byte of an image's key."""
-    return bytes([_SIZE_CODES[size]])
+    return bytes([SIZE_CODES[size]])
 
 
 def slice_of(packed: bytes) -> int:
@@ -201,7 +195,7 @@ def pack_subject(subject: Subject) -> bytes:
 
 def pack_entry(entry: FileEntry) -> bytes:
     """13 bytes. :raises struct.error: larger than LARGEST_FILE_BYTES."""
-    return _ENTRY.pack(_MEDIA_CODES[entry.media], entry.size_bytes, entry.stored_at)
+    return _ENTRY.pack(MEDIA_CODES[entry.media], entry.size_bytes, entry.stored_at)
 
 
 def unpack_entry(packed: bytes) -> FileEntry:

@@ -19,6 +19,7 @@ from coverart.index.base import (
 )
 from coverart.index.codec import (
     FIRST_ALIAS,
+    SIZE_CODES,
     ages,
     checked_at_of,
     entity_of,
@@ -44,7 +45,6 @@ from coverart.index.eviction_order import (
 )
 from coverart.model import (
     ORIGINAL,
-    SIZES,
     Absence,
     Alias,
     AliasKey,
@@ -396,6 +396,6 @@ class MemoryIndex:
         if original is not None:
             media = unpack_entry(original).media
             return Target(ref=ref, extension=None if media is None else media.extension)
-        if any(pack_file_key(ref.at(size)) in files for size in SIZES):
+        if any(pack_file_key(ref.at(size)) in files for size in SIZE_CODES):
             return Target(ref=ref)
         return None

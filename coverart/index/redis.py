@@ -48,6 +48,7 @@ from coverart.index.base import (
 )
 from coverart.index.batched_lookups import Gathered
 from coverart.index.codec import (
+    SIZE_CODES,
     is_alias,
     is_packed,
     pack_alias_key,
@@ -172,7 +173,7 @@ class RedisIndex:
     async def _find_all(self, asked: Sequence[bytes]) -> Sequence[Any]:
         replies: list[Any] = [None] * len(asked)
         try:
-            *replies, self._whole = await self._run("find", *asked)
+            *replies, self._whole = await self._run("find", len(SIZE_CODES), *asked)
         except RedisAway:
             self._whole = None
         return replies

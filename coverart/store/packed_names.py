@@ -1,7 +1,7 @@
 """
 The names in one folder of the cache as packed keys, a million of them in seconds (pure).
 
-`layout.identify`, `layout.read_link` and `packing` say the same of a single path in the words of
+`layout.identify`, `layout.read_link` and `codec` say the same of a single path in the words of
 the model and are the reference; this goes from text to bytes, all names of a folder at once,
 without values in between.
 """
@@ -16,7 +16,7 @@ from coverart.index.codec import (
     LARGEST_FILE_BYTES,
     MEDIA_CODES,
     ROLE_BYTES,
-    SIZE_BYTES,
+    SIZE_CODES,
     pack_kinds,
     pack_raw_alias,
     pack_raw_entry,
@@ -36,9 +36,9 @@ _TEXTS = re.compile(
 """In what symlinks hold, with a null around each: the places of images, in pieces."""
 
 _JPEG = MEDIA_CODES[MediaType.JPEG]
-_ORIGINAL = SIZE_BYTES[ORIGINAL][0]
+_ORIGINAL = SIZE_CODES[ORIGINAL]
 _ENDS = {f".{media.extension}": (_ORIGINAL, MEDIA_CODES[media]) for media in MediaType} | {
-    f"_{size}.{MediaType.JPEG.extension}": (SIZE_BYTES[size][0], _JPEG) for size in SIZES
+    f"_{size}.{MediaType.JPEG.extension}": (SIZE_CODES[size], _JPEG) for size in SIZES
 }
 """What follows the id of an image: its packed size and type."""
 _OWNERS = {entity.value: pack_kinds(entity)[0] for entity in (Entity.RELEASE, Entity.EVENT)}

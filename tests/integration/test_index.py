@@ -10,11 +10,21 @@ from twisted.internet.defer import Deferred, gatherResults
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import parse_address
 from coverart.coordination.untold_mark import Mark
+from coverart.index import codec
 from coverart.index.base import Index
 from coverart.index.memory import MemoryIndex
 from coverart.index.redis import RedisIndex
-from coverart.model import ImageRequest
-from tests.support.index_promises import FRONT, PROMISES, Promise, clock
+from coverart.model import ImageRequest, Target
+from tests.support.index_promises import (
+    FRONT,
+    OWN,
+    PROMISES,
+    REF,
+    Promise,
+    clock,
+    entry,
+    request,
+)
 from tests.support.redis_server import RedisServer
 
 
@@ -53,6 +63,16 @@ async def test_one_way_for_many(shared_redis) -> None:
     await gatherResults(Deferred.fromCoroutine(index.find_image(each)) for each in requests)
     assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 2
     await link.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_more_size(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that the archive may derive some day is found by its image's id like all others."""
+    monkeypatch.setitem(codec.SIZE_CODES, 2000, len(codec.SIZE_CODES))
+    await index.put_file(REF.at(2000), entry())
+    found = await index.find_image(request(OWN, 2000))
+    assert (found.key, found.entry) == (REF.at(2000), entry())
+    assert (await index.find_image(request(OWN, 250))).target == Target(ref=REF)
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)

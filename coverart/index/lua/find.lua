@@ -1,7 +1,7 @@
 -- include keys
--- Keys of listings, and of names with the size as it ends an image's key. Of each: entry, absence,
--- alias; and if a size of the name's own image is held, the entry of the original, and 1. At the end:
--- what is known of whether the index is whole.
+-- How many sizes there are; keys of listings, and of names with the size as it ends an image's key.
+-- Of each: entry, absence, alias; and if a size of the name's own image is held, the entry of the
+-- original, and 1. At the end: what is known of whether the index is whole.
 local function file(k, ...)
   local entry = redis.call('HGET', bucket(k), k)
   return {entry, not entry and absent(k), ...}
@@ -13,8 +13,11 @@ local function find(word)
   -- A group owns no image.
   local own = entity(k) ~= 1 and not is_role(k)
   if own then
-    local held = redis.call('HMGET', bucket(base), base .. '\0', base .. '\1', base .. '\2', base .. '\3')
-    if held[1] or held[2] or held[3] or held[4] then
+    local sizes, any = {}, false
+    for code = 0, ARGV[1] - 1 do sizes[code + 1] = base .. string.char(code) end
+    local held = redis.call('HMGET', bucket(base), unpack(sizes))
+    for _, entry in ipairs(held) do any = any or entry end
+    if any then
       local entry = held[size:byte() + 1]
       return {entry, not entry and absent(base .. size), false, held[1], 1}
     end
@@ -25,6 +28,6 @@ local function find(word)
   return {false, absent(k) or own and absent(base .. size)}
 end
 local found = {}
-for i = 1, #ARGV do found[i] = find(ARGV[i]) end
-found[#ARGV + 1] = redis.call('GET', p .. 'whole')
+for i = 2, #ARGV do found[i - 1] = find(ARGV[i]) end
+found[#ARGV] = redis.call('GET', p .. 'whole')
 return found
