@@ -249,7 +249,7 @@ async def _would_evict(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
     # Redis has others to answer too.
     most = totals.files if cache.link is None else MOST_COUNTED
     files = freed = 0
-    for _, entry in await index.oldest(most if over else 0):
+    for _, entry in await index.first_to_evict(most if over else 0):
         if freed >= over:
             break
         files += 1

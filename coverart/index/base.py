@@ -268,7 +268,7 @@ class Index(Protocol):
 
     # For the leader; these raise IndexAway where the others would find nothing.
 
-    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
+    async def first_to_evict(self, count: int) -> list[tuple[FileKey, FileEntry]]:
         """Up to `count` files, the first to be evicted in front."""
 
     async def forget_files(

@@ -19,7 +19,7 @@ A = TypeVar("A")
 AskAll = Callable[[list[Q]], Coroutine[Deferred[Any], Any, Sequence[A]]]
 
 
-class Gathered(Generic[Q, A]):
+class BatchedLookups(Generic[Q, A]):
     """Asks many at once what its callers ask one by one."""
 
     def __init__(self, ask_all: AskAll[Q, A], most: int) -> None:

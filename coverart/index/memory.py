@@ -317,7 +317,7 @@ class MemoryIndex:
             tallies=dict(self._tallies),
         )
 
-    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
+    async def first_to_evict(self, count: int) -> list[tuple[FileKey, FileEntry]]:
         return [(unpack_file_key(key), self._entry(key)) for key in self._queue.first(count)]
 
     async def forget_files(

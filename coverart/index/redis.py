@@ -46,7 +46,7 @@ from coverart.index.base import (
     Totals,
     found_file,
 )
-from coverart.index.batched_lookups import Gathered
+from coverart.index.batched_lookups import BatchedLookups
 from coverart.index.codec import (
     SIZE_CODES,
     is_alias,
@@ -145,7 +145,7 @@ class RedisIndex:
         """What Redis said last of whether the index is whole; None where it could not be asked."""
         self._locks = HeldLocks(link, _SCRIPTS["renew"], self._keys)
         # Asked for with each request: a round trip of its own costs more than all the rest of a hit.
-        self._finds: Gathered[bytes, Any] = Gathered(self._find_all, _FINDS)
+        self._finds: BatchedLookups[bytes, Any] = BatchedLookups(self._find_all, _FINDS)
 
     @property
     def available(self) -> bool:
@@ -345,8 +345,8 @@ class RedisIndex:
             words = [word for pair in seen[start : start + _BATCH] for word in pair]
             await self._lead("learn", None, *self._rules, *words)
 
-    async def oldest(self, count: int) -> list[tuple[FileKey, FileEntry]]:
-        reply = await self._lead("oldest", [], count) if count > 0 else []
+    async def first_to_evict(self, count: int) -> list[tuple[FileKey, FileEntry]]:
+        reply = await self._lead("first_to_evict", [], count) if count > 0 else []
         return self._readable(_file, _pairs(reply))
 
     async def forget_files(

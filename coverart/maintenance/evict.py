@@ -101,7 +101,7 @@ class Evictor:
         try:
             while size_bytes > clean_to_bytes:
                 victims: list[tuple[FileKey, FileEntry]] = []
-                for key, entry in await self._index.oldest(BATCH):
+                for key, entry in await self._index.first_to_evict(BATCH):
                     if size_bytes <= clean_to_bytes:
                         break
                     victims.append((key, entry))

@@ -121,7 +121,7 @@ async def test_mends_both_ways(sim, run, shared) -> None:
         await proxy.get(examples[name])
     victim, moved, *_ = [name for name in proxy.files() if name.startswith("release/")]
     index = proxy.cache.index
-    known = dict(await index.oldest(10))
+    known = dict(await index.first_to_evict(10))
     # One goes behind the index's back, one comes.
     (proxy.root / victim).unlink()
     key = next(k for k, e in known.items() if proxy.cache.store.path_of(k, e.media) == moved)

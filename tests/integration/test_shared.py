@@ -163,7 +163,7 @@ async def test_killed_between_file_and_index(sim, pair) -> None:
     answer = await pair[0].stored(path)
     index = pair[0].cache.index
     (name,) = pair[0].files()
-    ((key, entry),) = await index.oldest(1)
+    ((key, entry),) = await index.first_to_evict(1)
     # As if the process had been killed: the file is there, in doubt, and unknown.
     assert await index.forget_file(key, entry)
     assert name == image_path(key, entry.media)

@@ -103,7 +103,7 @@ async def empty_knows_nothing(index: Index) -> None:
     equal((totals.size_bytes, totals.files, totals.oldest), (0, 0, None))
     equal((sum(totals.by_entity.values()), sum(totals.aliases.values())), (0, 0))
     assert totals.absences in (0, None)
-    equal(await index.oldest(10), [])
+    equal(await index.first_to_evict(10), [])
     assert index.kind
     assert index.available
 
@@ -426,13 +426,13 @@ async def oldest_in_order(index: Index) -> None:
     ]
     for n in range(20):
         await index.put_file(*files[n * 7 % 20])
-    equal(await index.oldest(0), [])
-    equal(await index.oldest(5), files[:5])
-    equal(await index.oldest(5), files[:5])
+    equal(await index.first_to_evict(0), [])
+    equal(await index.first_to_evict(5), files[:5])
+    equal(await index.first_to_evict(5), files[:5])
     for file in files[:3]:
         await index.forget_file(*file)
-    equal(await index.oldest(2), files[3:5])
-    equal(await index.oldest(100), files[3:])
+    equal(await index.first_to_evict(2), files[3:5])
+    equal(await index.first_to_evict(100), files[3:])
     equal((await index.totals()).oldest, NOW + 3)
 
 
@@ -443,7 +443,7 @@ async def oldest_knows_the_renewed(index: Index) -> None:
     for at in (0, 5, 0, 9):
         await index.put_file(first, FileEntry(size_bytes=1, stored_at=NOW + at))
     await index.put_file(second, FileEntry(size_bytes=1, stored_at=NOW + 4))
-    equal([key for key, _ in await index.oldest(10)], [second, first])
+    equal([key for key, _ in await index.first_to_evict(10)], [second, first])
     equal((await index.totals()).oldest, NOW + 4)
 
 
@@ -675,13 +675,13 @@ class Model:
             equal(totals.aliases.get(entity, 0), [k.entity for k in self.aliases].count(entity))
         if totals.absences is not None:
             equal(totals.absences, len(self.absences))
-        oldest = await index.oldest(len(self.files) + 1)
+        oldest = await index.first_to_evict(len(self.files) + 1)
         equal(dict(oldest), self.files)
         equal(len(oldest), len(self.files))
         ages = [held.stored_at for _, held in oldest]
         equal(ages, sorted(ages))
         if self.files:
-            equal(await index.oldest(1), oldest[:1])
+            equal(await index.first_to_evict(1), oldest[:1])
 
 
 async def keeps_step(index: Index, story: Sequence[Step] | Iterable[Step]) -> None:
@@ -736,7 +736,7 @@ async def learns_files_and_names(index: Index) -> None:
     known: list[Seen] = [(REF.at(250), entry(10, NOW + 9)), (REF.at(500), entry(20))]
     known += [(LISTING, listing), (FRONT, newer)]
     equal(await held(index, MBID), packed(*known))
-    equal([key for key, _ in await index.oldest(3)], [LISTING, REF.at(500), REF.at(250)])
+    equal([key for key, _ in await index.first_to_evict(3)], [LISTING, REF.at(500), REF.at(250)])
     totals = await index.totals()
     equal((totals.files, totals.size_bytes), (3, 33))
     equal(totals.aliases.get(Entity.RELEASE), 2)

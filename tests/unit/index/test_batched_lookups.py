@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.index.batched_lookups import Gathered
+from coverart.index.batched_lookups import BatchedLookups
 
 
-class GatheredTests(SynchronousTestCase):
+class BatchedLookupsTests(SynchronousTestCase):
     """A far side that answers when the test says so."""
 
     def setUp(self) -> None:
         self.asked: list[list[str]] = []
         self.gates: list[Deferred[None]] = []
-        self.gathered: Gathered[str, str] = Gathered(self.ask_all, 3)
+        self.lookups: BatchedLookups[str, str] = BatchedLookups(self.ask_all, 3)
 
     async def ask_all(self, questions: list[str]) -> Sequence[str]:
         self.asked.append(questions)
@@ -27,14 +27,14 @@ class GatheredTests(SynchronousTestCase):
 
     def test_at_once(self) -> None:
         """One by itself waits for nobody."""
-        d = self.gathered.ask("a")
+        d = self.lookups.ask("a")
         self.assertEqual(self.asked, [["a"]])
         self.gates[0].callback(None)
         self.assertEqual(self.successResultOf(d), "A")
 
     def test_together(self) -> None:
         """Those that come meanwhile go in one, in their order, and each gets its own answer."""
-        first, *others = [self.gathered.ask(question) for question in "abc"]
+        first, *others = [self.lookups.ask(question) for question in "abc"]
         self.assertEqual(self.asked, [["a"]])
         self.gates[0].callback(None)
         self.assertEqual(self.successResultOf(first), "A")
@@ -44,7 +44,7 @@ class GatheredTests(SynchronousTestCase):
 
     def test_bounded(self) -> None:
         """No more than so many at once; the rest with the one after."""
-        waiters = [self.gathered.ask(question) for question in "abcdef"]
+        waiters = [self.lookups.ask(question) for question in "abcdef"]
         for gate in range(3):
             self.gates[gate].callback(None)
         self.assertEqual(self.asked, [["a"], ["b", "c", "d"], ["e", "f"]])
@@ -53,20 +53,20 @@ class GatheredTests(SynchronousTestCase):
     def test_again(self) -> None:
         """After all were answered it begins anew, also from within an answer."""
         later: list[Deferred[str]] = []
-        first = self.gathered.ask("a")
-        first.addCallback(lambda _: later.append(self.gathered.ask("b")))
+        first = self.lookups.ask("a")
+        first.addCallback(lambda _: later.append(self.lookups.ask("b")))
         self.gates[0].callback(None)
         self.assertEqual(self.asked, [["a"], ["b"]])
         self.gates[1].callback(None)
         self.assertEqual(self.successResultOf(later[0]), "B")
-        last = self.gathered.ask("c")
+        last = self.lookups.ask("c")
         self.assertEqual(self.asked, [["a"], ["b"], ["c"]])
         self.gates[2].callback(None)
         self.assertEqual(self.successResultOf(last), "C")
 
     def test_one_leaves(self) -> None:
         """Who leaves takes no answer from the others, whether it was asked already or not."""
-        waiters = [self.gathered.ask(question) for question in "abc"]
+        waiters = [self.lookups.ask(question) for question in "abc"]
         waiters[0].cancel()
         waiters[1].cancel()
         self.gates[0].callback(None)
@@ -77,12 +77,12 @@ class GatheredTests(SynchronousTestCase):
 
     def test_failure(self) -> None:
         """An error is told to each of those it concerns; those after them are asked all the same."""
-        waiters = [self.gathered.ask(question) for question in "abcd"]
+        waiters = [self.lookups.ask(question) for question in "abcd"]
         self.gates[0].callback(None)
         self.gates[1].errback(OSError("away"))
         failures = [self.failureResultOf(d, OSError) for d in waiters[1:]]
         self.assertEqual(len({id(failure) for failure in failures}), 3)
-        d = self.gathered.ask("e")
+        d = self.lookups.ask("e")
         self.gates[2].callback(None)
         self.assertEqual(self.successResultOf(d), "E")
 
@@ -92,5 +92,5 @@ class GatheredTests(SynchronousTestCase):
         async def short(_: list[str]) -> Sequence[str]:
             return []
 
-        gathered: Gathered[str, str] = Gathered(short, 3)
-        self.failureResultOf(gathered.ask("a"), ValueError)
+        lookups: BatchedLookups[str, str] = BatchedLookups(short, 3)
+        self.failureResultOf(lookups.ask("a"), ValueError)

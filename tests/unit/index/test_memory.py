@@ -142,7 +142,9 @@ class MemoryIndexTests(SynchronousTestCase):
             taken, _ = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             self.assertLess(taken, 400_000, eviction)
-            self.assertEqual(self.result(index.oldest(9)), [(REF.at(250), image), (listing, entry)])
+            self.assertEqual(
+                self.result(index.first_to_evict(9)), [(REF.at(250), image), (listing, entry)]
+            )
             due = self.result(index.due_aliases(NOW + 20_000, 9, ""))
             self.assertEqual([key for key, _ in due], [BACK, FRONT])
 

@@ -241,7 +241,7 @@ class UseTests(IntakeCase):
         order: list[Any] = []
 
         async def look() -> None:
-            order.extend(key for key, _ in await self.index.oldest(2))
+            order.extend(key for key, _ in await self.index.first_to_evict(2))
 
         self.finish(look())
         self.assertEqual(order, [OTHER.at(500), REF.at(250)])
