@@ -173,6 +173,7 @@ async def slow(stage: Stage) -> None:
     seen = await within(asking)
     stage.whole(seen, thing, "MISS", of="")
     stage.bounded(seen, TIMEOUT, TIMEOUT_S)
+    await proxy.settled()
     stage.claim("disk", "the whole file", len(proxy.files()) == 1)
     await stage.exact(proxy)
     lines = stage.log.about("could not be fetched", thing.path)

@@ -97,6 +97,7 @@ async def play(stage: Stage, *, fault: Fault) -> None:
     for cold in (thing, listing):
         seen = await stage.ask(pair[0].port, cold.path)
         stage.whole(seen, cold, "MISS", of="cold")
+        await pair[0].settled()
         seen = await stage.ask(pair[1].port, cold.path)
         stage.whole(seen, cold, "HIT", of="just fetched by another")
     for proxy in pair:
