@@ -120,6 +120,7 @@ class Cleanup:
         self._cursor = 0
         self._stopping = False
         self._directory = store.identity()
+        self._was_away = False
 
     def _evictor_by(self, index: Index, leadership: Leadership) -> Evictor:
         return Evictor(
@@ -155,18 +156,25 @@ class Cleanup:
                 await self._see_disk()
             return None
         done = Sweep()
-        before, self._directory = self._directory, await self._in_thread(self._store.identity)
-        if self._directory is None:
+        directory = await self._in_thread(self._store.identity)
+        self._was_away |= directory is None
+        if directory is None:
             # An unmounted disk is no reason to forget what is on it.
             self.log.warn(
                 "{dir} is gone or read-only: nothing is cleaned up", dir=str(self._store.root)
             )
             return done
-        if self._directory != before:
+        if self._was_away or directory != self._directory:
             self.log.info(
-                "{dir} is another directory now: comparing all of it with the index",
+                "{dir} {what}: comparing all of it with the index",
                 dir=str(self._store.root),
+                what=(
+                    "can be used again"
+                    if directory == self._directory
+                    else "is another directory now"
+                ),
             )
+            self._was_away, self._directory = False, directory
             slices = SLICES
         began = time.monotonic()
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import unittest.mock
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from coverart.coordination.leader import Alone
 from coverart.index.base import IndexAway, Seen
 from coverart.index.memory import MemoryIndex
-from coverart.maintenance.sweep import Bounds, Cleanup, Sweep
+from coverart.maintenance.sweep import SLICES_A_SWEEP, Bounds, Cleanup, Sweep
 from coverart.model import Entity, FileEntry, ImageKey, ImageRef, ListingKey, MediaType
 from coverart.store import layout
 from coverart.store.image_store import ImageStore
@@ -167,6 +168,18 @@ class SweepTests(SynchronousTestCase):
         # Once more than all: an index that is not whole is compared with what it knows first.
         self.assertEqual((done.slices, done.forgotten), (4096, 1))
         self.assertEqual(self.held([stays, goes]), [True, False])
+
+    def test_the_same_directory_again(self) -> None:
+        """A directory that could not be used for a moment is no other one; it is compared whole."""
+        self.fill(1)
+        cleanup = self.cleanup(500, 400)
+        with capturedLogs() as told:
+            with unittest.mock.patch.object(self.store, "identity", lambda: None):
+                self.done(cleanup.sweep())
+            slices = [self.done(cleanup.sweep()).slices for _ in range(2)]
+        lines = [formatEvent(event) or "" for event in told]
+        self.assertFalse([line for line in lines if "another directory" in line])
+        self.assertEqual(slices, [4096, SLICES_A_SWEEP])
 
     def test_a_folder_that_cannot_be_read(self) -> None:
         """The index keeps what it knows of it, the operator is told once, the sweep goes on."""
