@@ -56,7 +56,7 @@ class Source(Protocol):
 
         :raises FileNotInArchive: the art is there, this file of it is not (yet, or any more).
         :raises CoverError: it could not be had whole.
-        :raises ValueError: can_fetch() says no.
+        :raises ValueError: it is an original whose extension is not known.
         """
 
     async def listing(self, key: ListingKey, deadline: FetchDeadline) -> bytes:

@@ -78,11 +78,16 @@ class Upstream:
         return known and bool(size or target.extension)
 
     async def image(self, target: Target, size: int, sink: Sink, deadline: FetchDeadline) -> None:
-        """Fetch one size of an image into `sink`: one request if the node is known, else two."""
-        name = file_name(target.ref, size, target.extension)
+        """Fetch one size of an image into `sink`: one request if the node is known, else two or three."""
+        ref = target.ref
+        name = file_name(ref, size, target.extension)
+        folder = self._folder(ref)
+        if folder is None and ref.mbid not in self._nodes:
+            # The node was known when can_fetch() was asked, and has failed another fetch since.
+            folder = (await self._hop_1(ref.owner, f"{ref.mbid}/{ref.image_id}", deadline)).base
         if deadline.hops == 0:
             self._metrics.target_known.inc()
-        await self._file(self._folder(target.ref), target.ref.mbid, name, sink, deadline)
+        await self._file(folder, ref.mbid, name, sink, deadline)
 
     async def listing(self, key: ListingKey, deadline: FetchDeadline) -> bytes:
         """Fetch the listing of an entity as the archive has it."""
@@ -139,8 +144,6 @@ class Upstream:
                 self._metrics.node_known.inc()
                 self._learn(hop, mbid, name)
                 return
-        if folder is None:
-            raise ValueError(f"no way known to {name}")
         hop = await self._redirects.to_file(f"{folder}mbid-{mbid}/{name}", sink, deadline)
         self._learn(hop, mbid, name)
 

@@ -397,6 +397,13 @@ class ImageTests(UpstreamTests):
         self.chain(THUMB, b"small")
         self.assertEqual(self.result(self.image()), b"small")
 
+    def test_way_lost_while_waiting(self) -> None:
+        """If the way was known when it was asked for, and is not any more: hop 1 tells it again."""
+        self.upstream = self.made({})
+        self.archive.on(f"{CAA}/release/{MBID}/{PNG.ref.image_id}", redirect(f"{IA}/{FULL}"))
+        self.chain(THUMB, b"small")
+        self.assertEqual(self.result(self.image()), b"small")
+
     def test_mirror_of_two_hosts(self) -> None:
         """Where hop 1 leads for one item says nothing of where another lies."""
         self.upstream = self.made({})
