@@ -34,13 +34,12 @@ from bench.fronts import shipped
 from bench.kills import seen_on_disk, settled
 from bench.million import start_redis
 from bench.processes import LOCAL, VARIANTS, Bench, Child, free_port
-from coverart.model import ORIGINAL, ImageRequest
+from coverart.model import ORIGINAL, SIZES, ImageRequest
 from coverart.simulator.draw import Studio
 from coverart.store.layout import identify
 
 APPS = 3
 CLIENTS = 8
-SIZES = (250, 500, 1200)
 SWEEP_S = 5.0
 TROUBLE_EVERY_S = 8.0
 MOST_GROWTH = 1.5

@@ -19,7 +19,12 @@ ORIGINAL = 0
 MEGABYTE = 1 << 20
 
 SIZES = (250, 500, 1200)
-"""The thumbnails the archive derives (https://musicbrainz.org/doc/Cover_Art_Archive/API)."""
+"""
+The thumbnails the archive derives (https://musicbrainz.org/doc/Cover_Art_Archive/API).
+
+A new one goes to the end: the place here is the size's code in the index (docs/contributing.md has
+the other places).
+"""
 
 
 class Entity(StrEnum):

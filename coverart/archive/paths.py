@@ -20,11 +20,11 @@ _MBID = rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _WHOLE = re.compile(rb"/(?:[!-$&-~]|%(?!00)[0-9a-fA-F]{2})*")
 """What HTTP servers take: printable ASCII, the rest encoded (RFC 3986 section 2.1), and no NUL."""
 _IS_MBID = re.compile(_MBID).fullmatch
+_SIZES = {str(size).encode(): size for size in SIZES}
 _FILE = re.compile(
     rb"mbid-(?P<mbid>" + _MBID + rb")/mbid-(?P<again>" + _MBID + rb")-(?P<id>[0-9]+)"
-    rb"(?:_thumb(?P<size>250|500|1200))?\.(?i:jpe?g|png|gif|pdf)"
+    rb"(?:_thumb(?P<size>" + b"|".join(_SIZES) + rb"))?\.(?i:jpe?g|png|gif|pdf)"
 )
-_SIZES = {str(size).encode(): size for size in SIZES}
 _ENTITIES = {entity.value.encode(): entity for entity in Entity}
 _MOST_DIGITS = 18
 """Ids are PostgreSQL bigints; so many digits always fit 63 bits."""

@@ -31,7 +31,8 @@ _ENTITIES: dict[str, tuple[Entity, ...]] = {
     "event": ("event",),
 }
 _FILE = re.compile(
-    r"mbid-(?P<mbid>[^/]*)-(?P<id>\d{1,20})(?:_thumb(?P<size>250|500|1200))?\.(?P<ext>\w+)"
+    r"mbid-(?P<mbid>[^/]*)-(?P<id>\d{1,20})"
+    rf"(?:_thumb(?P<size>{'|'.join(map(str, THUMBNAIL_SIZES))}))?\.(?P<ext>\w+)"
 )
 _NODE_PATH = re.compile(r"/\d+/items/mbid-(?P<mbid>[0-9a-f-]{36})/(?P<name>[^/]+)")
 _DOWNLOAD_PATH = re.compile(r"/download/mbid-(?P<mbid>[0-9a-f-]{36})(?P<rest>/.*)?")

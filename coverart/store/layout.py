@@ -41,7 +41,8 @@ _PATH = re.compile(
     r"(?P<entity>release|release-group|event)/(?P<a>[0-9a-f])/(?P<b>[0-9a-f]{2})/(?P<c>[0-9a-f]{3})/"
     r"(?P<mbid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
     r"(?:(?P<listing>\.json)"
-    r"|_(?P<name>front|back|[1-9][0-9]{0,17})(?:_(?P<size>250|500|1200))?\.(?P<ext>jpg|png|gif|pdf))",
+    r"|_(?P<name>front|back|[1-9][0-9]{0,17})"
+    rf"(?:_(?P<size>{'|'.join(map(str, SIZES))}))?\.(?P<ext>{'|'.join(_BY_EXTENSION)}))",
 )
 
 

@@ -20,7 +20,7 @@ from coverart.cache.lookup import CoverCache
 from coverart.index.base import Totals
 from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
-from coverart.model import MEGABYTE
+from coverart.model import MEGABYTE, SIZES
 from coverart.web.access_log import LoggedRequest
 from coverart.web.error_answers import explain
 from coverart.web.headers import json_body, sized
@@ -72,6 +72,8 @@ class OperatorRoutes:
         )
         page = _PAGE.format(
             version=escape(__version__),
+            size=SIZES[0],
+            sizes=", ".join(f"<code>-{size}</code>" for size in SIZES[1:]),
             files=f"{totals.files:,}",
             used=f"{totals.size_bytes / MEGABYTE:,.1f}",
             limit=f"{self._service.limit_bytes / MEGABYTE:,.0f}",
@@ -183,8 +185,7 @@ td, th {{ text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px s
 Ask it as you would ask the archive; it answers with the image itself.</p>
 <table>
 <tr><th>Path<th>Answer
-<tr><td><code>/release/{{mbid}}/front-250</code><td>front cover, also <code>-500</code>,
-<code>-1200</code> or in full
+<tr><td><code>/release/{{mbid}}/front-{size}</code><td>front cover, also {sizes} or in full
 <tr><td><code>/release/{{mbid}}/{{id}}</code><td>one image, by its id
 <tr><td><code>/release-group/{{mbid}}/front</code><td>front cover of a release group
 <tr><td><code>/event/{{mbid}}/front</code><td>poster of an event

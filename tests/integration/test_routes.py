@@ -11,6 +11,7 @@ import attrs
 import pytest
 import pytest_twisted
 
+from coverart.model import SIZES
 from coverart.simulator import answers
 from coverart.simulator.catalogue import Image
 from coverart.simulator.faults import Gate, Rule
@@ -28,7 +29,7 @@ TYPES = {
 }
 CAST = {"jpeg": 0, "png": 1, "gif": 2, "animated": 3, "pdf": 4, "large": 11}
 VARIES = {"date", "x-cache-status", "cache-status"}
-SIZES = (None, 250, 500, 1200)
+ALL_SIZES = (None, *SIZES)
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +53,7 @@ def sha256(body: bytes) -> str:
 def spellings(base: str, name: str | int, image: Image) -> list[Asked]:
     """Every way to write one name: each size, with and without an extension, right or not."""
     found = []
-    for size in SIZES:
+    for size in ALL_SIZES:
         suffix = "" if size is None else f"-{size}"
         extension = image.ext if size is None else "jpg"
         for ending in ("", f".{extension}", ".jpg", ".PNG", "?download=1&x=/../y"):
@@ -64,7 +65,7 @@ def spellings(base: str, name: str | int, image: Image) -> list[Asked]:
 def downloads(mbid: str, image: Image) -> list[Asked]:
     """The archive.org spelling of an image in all its sizes."""
     found = []
-    for size in SIZES:
+    for size in ALL_SIZES:
         name = f"_thumb{size}.jpg" if size else f".{image.ext}"
         path = f"/download/mbid-{mbid}/mbid-{mbid}-{image.id}{name}"
         found.append(Asked(path=path, image=image, size=size, by_id=True))

@@ -7,11 +7,12 @@ import hashlib
 import attrs
 import pytest_twisted
 
+from coverart.model import SIZES
 from tests.support.talk import Answer, ask
 
 OWN = {"x-served-by", "server", "date", "connection"}
 """What each server says of itself, and of the moment."""
-SIZES = (None, 250, 500, 1200)
+ALL_SIZES = (None, *SIZES)
 FROM_0 = ("bytes=0-99", "bytes=0-9")
 
 
@@ -31,7 +32,7 @@ def paths(catalogue) -> list[str]:
     for index in (0, 1, 2, 4):
         item = catalogue.release(index)
         front = item.front
-        for size in SIZES:
+        for size in ALL_SIZES:
             suffix, thumb = ("", "") if size is None else (f"-{size}", f"_thumb{size}")
             for name in ("front", front.id):
                 base = f"/release/{item.mbid}/{name}{suffix}"

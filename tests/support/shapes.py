@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from coverart.archive.paths import parse, spell
 from coverart.errors import Malformed, NotInArchive
-from coverart.model import ImageRequest
+from coverart.model import SIZES, ImageRequest
 from coverart.simulator.answers import Answer, Places, redirect_service
 from coverart.simulator.catalogue import Catalogue
 
@@ -24,9 +24,7 @@ _SIZES = (
     "",
     "",
     "",
-    "-250",
-    "-500",
-    "-1200",
+    *(f"-{size}" for size in SIZES),
     "-1000",
     "-300",
     "-large",

@@ -11,6 +11,7 @@ from coverart.archive.paths import parse, spell
 from coverart.errors import Malformed, NotInArchive
 from coverart.model import (
     ORIGINAL,
+    SIZES,
     AliasKey,
     Entity,
     ImageRequest,
@@ -31,7 +32,7 @@ from tests.support.strategies import (
 FILE_NAME = re.compile(
     r"(release|release-group|event)/[0-9a-f]/[0-9a-f]{2}/[0-9a-f]{3}/"
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-    r"(\.json|_(front|back|[1-9][0-9]*)(_(250|500|1200))?\.(jpg|png|gif|pdf))"
+    rf"(\.json|_(front|back|[1-9][0-9]*)(_({'|'.join(map(str, SIZES))}))?\.(jpg|png|gif|pdf))"
 )
 
 

@@ -21,6 +21,8 @@ from coverart.index.codec import (
     unpack_file_key,
 )
 from coverart.model import (
+    ORIGINAL,
+    SIZES,
     Alias,
     AliasKey,
     Entity,
@@ -85,7 +87,7 @@ class KeyTests(SynchronousTestCase):
             kin.extend(
                 ImageRef(owner=entity, mbid=MBID, image_id=image_id).at(size)
                 for image_id in (1, 250, 10**18 - 1)
-                for size in (0, 250, 500, 1200)
+                for size in (ORIGINAL, *SIZES)
             )
         self.assertEqual(len({pack_subject(subject) for subject in kin}), len(kin))
 
