@@ -174,7 +174,7 @@ class SweepTests(SynchronousTestCase):
         self.fill(1)
         cleanup = self.cleanup(500, 400)
         with capturedLogs() as told:
-            with unittest.mock.patch.object(self.store, "identity", lambda: None):
+            with unittest.mock.patch.object(self.store, "identity", return_value=None):
                 self.done(cleanup.sweep())
             slices = [self.done(cleanup.sweep()).slices for _ in range(2)]
         lines = [formatEvent(event) or "" for event in told]
