@@ -8,6 +8,5 @@ Redis a process has the cache for itself, and neither needs asking.
     untold_mark         a mark in the cache directory: Redis was not told of all that lies there
     lua_scripts         Lua scripts, as they lie in `.lua` files
     redis_client        the connection: scripts, and what is said when Redis is away
-    fetch_lock          one fetch among all processes
     leader              which process cleans
 """

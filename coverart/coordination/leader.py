@@ -22,8 +22,18 @@ from coverart.coordination.lua_scripts import load_scripts
 from coverart.coordination.redis_client import RedisAway, RedisLink
 
 LEADER_LIFE_S = 15.0
+_LOCKS_LAYOUT = 1
 
 _SCRIPTS = load_scripts(Path(__file__).with_name("lua"))
+
+
+def locks_prefix(cache_name: str) -> bytes:
+    """
+    The beginning of the keys of the leader's lock and those of fetches.
+
+    Apart from the layout of the index, so that old and new versions have one leader and one fetch.
+    """
+    return f"coverart:{_LOCKS_LAYOUT}:{cache_name}:".encode()
 
 
 class Leadership(Protocol):

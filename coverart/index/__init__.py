@@ -9,6 +9,7 @@ promises: one in memory, one in Redis that processes share.
     codec               keys and entries as bytes
     eviction_order      what is evicted first
     base                the promises
+    claims              who fetches a thing, among all processes
     memory              the index of one process
     redis               the index that processes share
 """

@@ -18,18 +18,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from coverart.coordination.fetch_lock import (
-    ERROR_LIFE_S,
-    LOCK_LIFE_S,
-    HeldLocks,
-    locks_prefix,
-    pack_error,
-    pause_s,
-    unpack_error,
-)
+from coverart.coordination.leader import locks_prefix
 from coverart.coordination.lua_scripts import load_scripts
 from coverart.coordination.redis_client import RedisAway, RedisGarbled, RedisLink
 from coverart.coordination.untold_mark import Mark
@@ -47,9 +38,9 @@ from coverart.index.base import (
     found_file,
 )
 from coverart.index.batched_lookups import BatchedLookups
+from coverart.index.claims import LONGEST_WAIT_S, Claims, pack_error
 from coverart.index.codec import (
     SIZE_CODES,
-    is_alias,
     is_packed,
     pack_alias_key,
     pack_entry,
@@ -87,7 +78,8 @@ _SCRIPTS = load_scripts(Path(__file__).with_name("lua"))
 _ABSENCE = struct.Struct(">dd")
 _NOT_OURS = (struct.error, LookupError, ValueError)
 """What unpacking something raises that another program, or another version, wrote."""
-_LIFE_MS, _ERROR_MS = int(LOCK_LIFE_S * 1000), int(ERROR_LIFE_S * 1000)
+_ERROR_MS = 2000
+"""Milliseconds for which an error is left for those who wait; they ask more often."""
 _BATCH = 500
 _FINDS = 100
 """Looked up by one script: a millisecond of Redis' time at most."""
@@ -124,10 +116,12 @@ class RedisIndex:
         mark: Mark,
         *,
         eviction: Eviction = "oldest",
+        longest_wait_s: float = LONGEST_WAIT_S,
         now: Callable[[], float] = time.time,
     ) -> None:
         """
         :param name: COVER_ART_CACHE_NAME.
+        :param longest_wait_s: for the claims of other processes.
         :param mark: of the cache directory.
         :param now: the time of day, in seconds since the epoch.
         """
@@ -143,7 +137,7 @@ class RedisIndex:
         self._run_id = self._filling = b""
         self._whole: bytes | None = None
         """What Redis said last of whether the index is whole; None where it could not be asked."""
-        self._locks = HeldLocks(link, _SCRIPTS["renew"], self._keys)
+        self._claims = Claims(self._run, link.clock, longest_wait_s)
         # Asked for with each request: a round trip of its own costs more than all the rest of a hit.
         self._finds: BatchedLookups[bytes, Any] = BatchedLookups(self._find_all, _FINDS)
 
@@ -197,47 +191,23 @@ class RedisIndex:
 
     async def claim_name(self, request: ImageRequest) -> Claim:
         name = _name_of(request)
-        _, claim = await self._claim(name, _YES)
+        _, claim = await self._claims.take(name)
         return claim or Claim(name=name)
 
     async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
         untold = self._is_untold(key)
-        reply, claim = await self._claim(pack_file_key(key), _YES if again or untold else _NO)
+        reply, claim = await self._claims.take(pack_file_key(key), again=again or untold)
+        if reply is None:
+            # Redis does not have in doubt what this process is going to store.
+            self._mark.leave()
         found = self._understood(_found_file, key, None if untold else reply)
         if claim is None and found.entry is None:
             # What is there is no entry.
             return await self.claim(key, again=True)
         return found, claim
 
-    async def _claim(self, name: bytes, again: bytes) -> tuple[list[Any] | None, Claim | None]:
-        token, waited_s = secrets.token_hex(12), 0.0
-        while True:
-            waited = waited_s > 0
-            words = (name, token, _LIFE_MS, again, _YES if waited else _NO)
-            try:
-                became, *known = await self._run("claim", *words)
-            except RedisAway:
-                if not is_alias(name):
-                    self._mark.leave()
-                return None, Claim(name=name, waited=waited)
-            if became == 1:
-                self._locks.add(name, token)
-                return known, Claim(name=name, token=token, waited=waited)
-            if became == 0:
-                return known, None
-            if became != -1:
-                raise unpack_error(became)
-            pause = pause_s(waited_s)
-            await deferLater(self.link.clock, pause)
-            waited_s += pause
-
-    def _ended(self, claims: Sequence[Claim]) -> list[bytes | str]:
-        """The words by which a script ends claims; they are renewed no more."""
-        self._locks.remove(claim.token for claim in claims)
-        return [word for claim in claims if claim.token for word in (claim.name, claim.token)]
-
     async def release(self, claims: Sequence[Claim], error: CoverError | None = None) -> None:
-        words = self._ended(claims)
+        words = self._claims.end(claims)
         if words:
             left = ("",) if error is None else (pack_error(error),)
             await self._ask("release", None, *self._rules, *left, str(_ERROR_MS), *words)
@@ -268,7 +238,7 @@ class RedisIndex:
     async def _put(self, things: Sequence[Seen], claims: Sequence[Claim] = ()) -> list[bool]:
         packed = [pack_seen(thing) for thing in things]
         words = [word for pair in packed for word in pair]
-        told = (str(4 + len(words)), *words, *self._ended(claims))
+        told = (str(4 + len(words)), *words, *self._claims.end(claims))
         reply = await self._tell("store", [key for key, _ in packed], *told)
         return [True] * len(things) if reply is None else [taken == 1 for taken in reply]
 
@@ -278,7 +248,7 @@ class RedisIndex:
         life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
         packed = pack_subject(subject)
         times = _ABSENCE.pack(absence.since, absence.until)
-        told = (packed, times, str(life_ms), *self._ended(claims))
+        told = (packed, times, str(life_ms), *self._claims.end(claims))
         return bool(await self._tell("put_absence", [packed], *told) != 0)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:

@@ -11,8 +11,7 @@ from typing import Any
 
 import attrs
 
-from coverart.coordination.fetch_lock import locks_prefix
-from coverart.coordination.leader import Alone, Leadership, RedisLeadership
+from coverart.coordination.leader import Alone, Leadership, RedisLeadership, locks_prefix
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.untold_mark import Mark
 from coverart.errors import StoreFailed
@@ -133,6 +132,14 @@ def index_for(
         return MemoryIndex(eviction=settings.cache_eviction, now=now), Alone(), None
     link = RedisLink(settings.redis_url, reactor, reactor)
     mark = Mark(root)
-    index = RedisIndex(link, settings.cache_name, mark, eviction=settings.cache_eviction, now=now)
+    index = RedisIndex(
+        link,
+        settings.cache_name,
+        mark,
+        eviction=settings.cache_eviction,
+        # Long enough for a fetch of another process, and for the next that takes it over.
+        longest_wait_s=2 * settings.upstream_timeout,
+        now=now,
+    )
     name = f"{socket.gethostname()}-{os.getpid()}"
     return index, RedisLeadership(link, locks_prefix(settings.cache_name), name), link

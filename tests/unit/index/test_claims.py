@@ -1,13 +1,18 @@
 """How a process waits for another's fetch, and what it is told of a failure."""
 
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.coordination.fetch_lock import locks_prefix, pack_error, pause_s, unpack_error
-from coverart.errors import BadUpstream, CoverError, NotInArchive, Unavailable
+from coverart.coordination.leader import locks_prefix
+from coverart.errors import BadUpstream, CoverError, NotInArchive, Overloaded, Unavailable
+from coverart.index.claims import Claims, pack_error, pause_s, unpack_error
 
 
-class FetchLockTests(SynchronousTestCase):
-    """The words of fetch_lock."""
+class ClaimsTests(SynchronousTestCase):
+    """The words of a claim, and its pauses."""
 
     def test_pauses(self) -> None:
         """Who waits asks soon at first, then four times a second: 40 times in two and a half seconds."""
@@ -38,3 +43,18 @@ class FetchLockTests(SynchronousTestCase):
     def test_old_and_new(self) -> None:
         """Locks have the keys they always had, so that old and new versions have one leader."""
         self.assertEqual(locks_prefix("default"), b"coverart:1:default:")
+
+    def test_waits_within_bounds(self) -> None:
+        """Where another process holds a claim for good, those who wait give up and may come back."""
+
+        async def held(*_: object) -> Any:
+            return [-1, None, None]
+
+        clock = Clock()
+        waiting = Deferred.fromCoroutine(Claims(held, clock, longest_wait_s=30).take(b"name"))
+        clock.pump([0.25] * 119)
+        self.assertNoResult(waiting)
+        clock.pump([0.25] * 2)
+        error = self.failureResultOf(waiting, Overloaded).value
+        self.assertEqual(error.detail, "another process is still fetching it after 30 s")
+        self.assertEqual((error.status, error.retry_after_s), (503, 10))
