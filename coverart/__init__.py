@@ -4,7 +4,7 @@ A self-hosted caching proxy for the MusicBrainz Cover Art Archive.
 The path of one request: `web` takes the method and the path, `archive.paths` says what is asked,
 `cache.lookup` looks in the `index` once and judges by `freshness`. A hit is a file in the `store`
 and is sent. A miss joins the flight of that thing or starts one: `archive` follows the hops,
-`cache.download` takes the bytes, `store` gives them their name, the index learns them. What is
+`cache.download` takes the bytes, `cache.writer` gives them their name, the index learns them. What is
 stale is served at once and refreshed in the background. `maintenance` keeps the disk below its
 limit and the index true; `service` starts, runs and stops it all.
 

@@ -6,7 +6,7 @@ from coverart.errors import BadUpstream
 from coverart.model import ORIGINAL, MediaType
 
 ENOUGH = 8
-"""So many first bytes tell the type."""
+"""First bytes that tell the type."""
 
 _MAGIC = (
     (b"\xff\xd8\xff", MediaType.JPEG),

@@ -1,7 +1,7 @@
 """
 The few ways in which asking for a cover can fail; everything the core raises is one of these.
 
-Each error knows how it is told to a client (design section 5): `status` is the HTTP status and
+Each error knows how it is told to a client (docs/api.md has the table): `status` is the HTTP status and
 the message quotes nothing from the request. `detail`, for the operator's log, may say more.
 """
 
@@ -95,7 +95,7 @@ class NotReached(Unavailable):
 
 
 class Overloaded(Unavailable):
-    """As much is being fetched, or waits to be, as may."""
+    """The fetch limit is reached: as much is being fetched, or waits to be, as may."""
 
     said = "too much is being fetched, try again later"
 

@@ -23,7 +23,7 @@ from coverart.model import (
 )
 
 CLOCK_SLACK_S = 300.0
-"""So far machines that share an index may differ in time."""
+"""Largest tolerated clock difference between machines that share an index."""
 
 
 def counted(at: float, now: float) -> float:
@@ -52,7 +52,7 @@ class Verdict(Enum):
 
 @attrs.frozen(kw_only=True)
 class Lifetimes:
-    """How long answers that may change count as fresh, in seconds (design section 4)."""
+    """How long answers that may change count as fresh, in seconds (COVER_ART_…_TTL)."""
 
     alias_s: float = 86400
     listing_s: float = 86400

@@ -48,7 +48,7 @@ from coverart.http_date import http_date
 from coverart.metrics import Metrics
 
 DRAIN_S = 1.0
-"""So long a body that nobody needs may take, for the sake of its connection."""
+"""Seconds to wait for the end of a body that nobody needs, so that its connection can be used again."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SLOW_DOWN = frozenset({429, 503})

@@ -14,13 +14,13 @@ LONGEST_PAUSE_S = 60.0
 """archive.org refuses connections for about a minute after too many requests."""
 LONGEST_RETRY_AFTER_S = 600.0
 TIMEOUTS_IN_A_ROW = 3
-"""One slow answer says little; so many in a row say that the host is not answering."""
+"""Timeouts in a row that open the circuit: one slow answer says little."""
 FULL_PLACES = 16
-"""With so many allowed at once, a host has recovered and is asked as ever."""
+"""Trial slots at which a host counts as recovered: its circuit is closed."""
 MOST_HOSTS = 1000
-"""Hosts in trouble that are remembered; past that the one to be asked again soonest is forgotten."""
+"""Limit of hosts in trouble that are remembered; past it the one to be asked again soonest is forgotten."""
 CROWDED_S = 1.0
-"""Told to those who find all places of a recovering host taken: it answers, so soon."""
+"""Retry-After while the trial slots of a recovering host are taken."""
 
 
 @attrs.frozen(eq=False)

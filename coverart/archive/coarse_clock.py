@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 LOOK_S = 0.5
-"""What is due is called so much later at most."""
+"""Limit of seconds by which a call is late."""
 
 
 @implementer(IReactorTime)

@@ -20,15 +20,15 @@ from coverart.archive.source import FetchDeadline, Sink
 from coverart.archive.url_policy import Hop, Rules
 from coverart.errors import BadUpstream, PassingTrouble
 
-MOST_REDIRECTS = 3
-"""Four hops: the archive's three and one to spare."""
+MOST_REQUESTS = 3
+"""Requests allowed behind hop 1: archive.org, the node, one spare."""
 RETRY_PAUSE_S = 0.25
 
 T = TypeVar("T")
 
 
 class Redirects:
-    """Where the archive sends, and what it has there."""
+    """Asks hop 1 and follows redirects to files."""
 
     log = Logger()
 
@@ -69,7 +69,7 @@ class Redirects:
         return await self._follow(self.rules.check(url), "node", deadline, sink)
 
     async def _follow(self, hop: Hop, label: str, deadline: FetchDeadline, sink: Sink) -> Hop:
-        for _ in range(MOST_REDIRECTS):
+        for _ in range(MOST_REQUESTS):
             location = await self._client.get(hop, label, deadline, sink)
             if location is None:
                 return hop

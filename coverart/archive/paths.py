@@ -27,7 +27,7 @@ _FILE = re.compile(
 )
 _ENTITIES = {entity.value.encode(): entity for entity in Entity}
 _MOST_DIGITS = 18
-"""Ids are PostgreSQL bigints; so many digits always fit 63 bits."""
+"""Limit of digits of an id, a PostgreSQL bigint: 18 always fit 63 bits."""
 _LONGEST = 8192
 """As much as nginx takes for a whole request line."""
 

@@ -13,16 +13,16 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 GAP_S = 0.002
-"""Between two pieces while there are hits: about twice what a piece takes."""
+"""Seconds between two pieces of work while there are hits: about twice what a piece takes."""
 HITS_S = 0.1
-"""Without a hit for so long, pieces follow each other turn by turn of the reactor."""
+"""Seconds without a hit until pieces follow each other turn by turn of the reactor."""
 BUSY_S = 0.0005
 """
-A turn that is later than that had something else to do; what that led to is done first. Two pieces
+Seconds by which a turn of the reactor is late: other work is running; let it finish. Two pieces
 that are less apart may be of one turn.
 """
 MOST_PASSED = 4
-"""So many busy turns are let pass; then a piece goes on all the same, or it never might."""
+"""Limit of late turns that are let pass; then a piece goes on all the same, or it never might."""
 
 
 def at_once() -> Deferred[None]:

@@ -31,7 +31,7 @@ So many turns of the reactor more, since a reply may have come while the reactor
 something else: timers run before sockets are read, and a late reader is not a silent Redis.
 """
 PAUSE_S = 2.0
-"""So long nothing is asked after a failure, but for one call that finds out."""
+"""Seconds until Redis is asked again after a failure; one call finds out whether it answers."""
 
 
 _CODE = re.compile(r"(?:^|[- ])(OOM|MISCONF|NOREPLICAS|READONLY|MASTERDOWN|LOADING|WRONGTYPE)\b")

@@ -17,10 +17,10 @@ from coverart.metrics import DIRECT_HITS, Metrics
 from coverart.model import FileKey
 
 USES_AT_ONCE = 250
-"""So many uses are told to an index in memory in a millisecond."""
+"""Limit of uses told in one call: an index in memory takes a millisecond for them."""
 
 MOST_USES_KEPT = 20_000
-"""Files whose uses are gathered before they are told."""
+"""Limit of files whose uses are gathered before they are told."""
 
 
 class Intake:

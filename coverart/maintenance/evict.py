@@ -1,8 +1,8 @@
 """
-What leaves the cache for want of room, and the names that leave nginx's sight past their time.
+Evicts files over the limit, and retires expired aliases, whose links are renamed away.
 
-By the order of an index, in batches that leave the reactor free. Whether this process still leads
-is asked before each file.
+In the order of an index, in batches that leave the reactor free. Before each file it checks that
+this process still leads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from coverart.store import layout
 from coverart.store.image_store import ImageStore
 
 BATCH = 200
-"""Files handled at once: a few milliseconds of the reactor's time."""
+"""Limit of files handled at once: a few milliseconds of the reactor's time."""
 RETIRED_AT_ONCE = 20
 """Aliases are handed out once, so a stop waits for a batch of them: a second on a slow disk."""
 
@@ -34,7 +34,7 @@ class Evicted:
     evicted: int = 0
     evicted_bytes: int = 0
     retired: int = 0
-    """Aliases whose time was over: nginx does not serve them directly any more."""
+    """Expired aliases, whose links were renamed away: nginx does not serve them directly any more."""
 
 
 class Evictor:
@@ -147,7 +147,7 @@ class Evictor:
 
     async def retire(self, done: Evicted, before: float) -> None:
         """
-        Take the symlinks of aliases past their time out of nginx's sight.
+        Rename the symlinks of expired aliases away, so that nginx does not see them.
 
         :param before: those last confirmed before that time.
         """

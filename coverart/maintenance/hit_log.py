@@ -39,15 +39,15 @@ from coverart.model import FileKey
 from coverart.store.layout import RETIRED, identify, read_link
 
 BATCH_BYTES = 256 * 1024
-"""So much is taken in at once: some 3,000 lines, a few hundredths of a second of a thread."""
+"""Limit of one batch: some 3,000 lines, a few hundredths of a second of a thread."""
 CUT_BYTES = 1 << 20
-"""A log that was read to its end is cut off once it has so many bytes."""
+"""Size from which a log that was read to its end is cut off."""
 MOST_KNOWN = 20_000
-"""Different lines that are remembered from batch to batch: some 10 MB while a log is read."""
+"""Limit of different lines that are remembered from batch to batch: 10 MB while a log is read."""
 _LONGEST_LINE = 256
 """No path of a file is as long."""
 _BEFORE_BYTES = 4096
-"""So much of what stands before a position tells whether it is still the same log."""
+"""Bytes before a position whose checksum tells whether it is still the same log."""
 
 _ITSELF = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """No symlink, and no waiting for the other end of a pipe."""

@@ -34,7 +34,7 @@ from coverart.store.disk_walk import DiskSlice, read_slice, survey
 from coverart.store.image_store import MTIME_SLACK_S, ImageStore
 
 SLICES_AT_ONCE = 16
-"""So many are read by a thread before the reactor has its turn; a few milliseconds."""
+"""Limit of slices that a thread reads before the reactor has its turn: a few milliseconds."""
 
 Check: TypeAlias = Callable[[], object]
 """Called before each step, also in threads; what it raises ends the work."""

@@ -2,8 +2,9 @@
 Keeping the cache within its limit and true to the disk: the sweep of the elected leader.
 
 It evicts first and mends afterwards, so that the disk stays within its limit whatever is wrong with
-the index. Each step catches its own errors, is done in batches that leave the reactor free, and
-asks before whatever it destroys whether this process still leads.
+the index. Each step catches its own errors and is done in batches that leave the reactor free.
+Before each file or symlink of the cache that it removes, it checks that this process still leads.
+Unfinished files whose writer is gone may be removed by any process, so that step does not ask.
 
 While the index can't be asked there is no leader: then one of the processes of a cache directory,
 the one that has the lock on it, evicts and retires by what one look at the disk shows.
@@ -35,10 +36,10 @@ from coverart.store.image_store import ImageStore
 from coverart.store.orphans import remove_orphans
 
 OLDEST_AT_ONCE = 10_000
-"""So many files are remembered of one look at the whole disk: a few megabytes."""
+"""Limit of files remembered of one look at the whole disk: a few megabytes."""
 SLICES_A_SWEEP = 64
 MANY_ODD = 16
-"""So many slices with a surprise mean that something happened to the whole directory."""
+"""Limit of slices with a surprise: more mean that something happened to the whole directory."""
 
 
 @attrs.frozen(kw_only=True)
@@ -74,7 +75,7 @@ class _OldestOnDisk(MemoryIndex):
     async def forget_files(
         self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
     ) -> list[tuple[FileKey, FileEntry]]:
-        # Before they go: it keeps in mind what it missed, if this process is killed too.
+        # First: the index records the removal even if this process is killed.
         for key, entry in files:
             await self._away.forget_file(key, entry)
         return await super().forget_files(files, fence)
@@ -179,7 +180,7 @@ class Cleanup:
         began = time.monotonic()
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {
             "removing unfinished files": self._remove_orphans,
-            # So that it is that of the setting.
+            # Re-rank first if COVER_ART_CACHE_EVICTION changed.
             "ordering files for eviction": lambda _: self._index.prepare(self._evictor.check),
             "counting uses": lambda _: self._before_evicting(),
             "evicting": self._evict,

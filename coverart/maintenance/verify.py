@@ -29,7 +29,7 @@ from coverart.store.orphans import count_unfinished
 
 SECOND_LOOK_S = 1.0
 MOST_NAMES = 20
-"""So many names of damaged and foreign files are told; all are counted."""
+"""Limit of damaged and of foreign files whose names are told; all are counted."""
 
 
 @attrs.define(kw_only=True)

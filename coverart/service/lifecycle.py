@@ -19,7 +19,7 @@ from coverart.service.timers import ReactorDelay
 from coverart.service.upkeep import Upkeep
 
 STOP_S = 20.0
-"""So long a stop waits for fetches that clients wait for."""
+"""Seconds until a stop gives up on fetches that clients wait for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -32,7 +32,7 @@ class Parts:
     pool: HTTPConnectionPool
     """The connections to the archive."""
     drain: Callable[[float], Awaitable[int]]
-    """Lets running requests end, for so many seconds; returns how many did not."""
+    """Lets running requests end within a number of seconds; returns how many did not."""
     limit_bytes: int
 
 

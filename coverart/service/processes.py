@@ -38,7 +38,7 @@ FIRST_SOCKET = 3
 """The descriptor of a child's first listening socket; the others follow."""
 SHARED_KINDS = frozenset({"tcp", "tcp6", "unix", "systemd"})
 GRACE_S = 30.0
-"""A child that was told to end and did not is killed after so long; it needs 20 s at most."""
+"""Seconds until a child that was told to end is killed; it needs 20 at most."""
 LONG_LIFE_S = 60.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 60.0

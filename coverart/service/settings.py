@@ -208,7 +208,7 @@ class Settings:
         values.number(0, _FOREVER),
         _SECONDS,
         default="3600",
-        means="how long a 404 is remembered",
+        means="how long a 404 counts as fresh; it is answered up to twice as long",
     )
     absent_thumb_ttl: float = _setting(
         "ABSENT_THUMB_TTL",

@@ -25,7 +25,7 @@ def go_by_monotonic_time(reactor: Any) -> None:
 
 
 class Repeated:
-    """Work that is done every so many seconds; after an error it is done again the next time."""
+    """Work that is done at an interval; after an error it is done again the next time."""
 
     log = Logger()
 

@@ -31,8 +31,8 @@ TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 FAULTS_OF_THE_FILE = _GONE | {errno.EACCES, errno.EPERM, errno.ENXIO}
 """
-There is no file to open, whoever tries again: nothing, a symlink, a folder, a pipe, a file of
-somebody else's. Any other error is of the disk or of this process, and says nothing of the file.
+Errors that a retry can't fix: nothing is there, or a symlink, a folder, a pipe, a file of somebody
+else's. Any other error is of the disk or of this process, and says nothing of the file.
 """
 
 

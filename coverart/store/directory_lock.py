@@ -16,7 +16,7 @@ class DirectoryLock:
     def __init__(self, folder: str, *, shared: bool) -> None:
         """:param shared: whether any number may have it, as long as nobody has it alone."""
         self._folder = folder
-        # Who has it alone only looks whether anybody else is there, and is worth waiting for.
+        # The exclusive lock is a brief probe, so shared takers wait.
         self._how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB
         self._fd: int | None = None
 

@@ -15,7 +15,7 @@ from coverart.store.layout import INCOMING
 
 SYMLINK_AGE_S = 60
 UNLOCKED_AGE_S = 3600.0
-"""Where files can't be locked, one that was not written to for so long has no writer."""
+"""Seconds without a write until a file counts as without a writer, where files can't be locked."""
 
 _TEMPORARY = re.compile("[0-9a-f]{24}").fullmatch
 

@@ -1,5 +1,5 @@
 """
-The symlinks by which nginx finds an image under its other names (design section 3).
+The symlinks by which nginx finds an image under its other names: `front`, `back`, merged ids.
 
 Their mtime says when the archive was last asked about the name. One that was not confirmed for
 long, or is stamped ahead of the clock, is retired: out of nginx's sight, and still known after a

@@ -27,15 +27,15 @@ from zope.interface import implementer
 from coverart.metrics import Metrics
 
 KEEP_ALIVE_S = 60.0
-"""So long a connection may be at no request."""
+"""Seconds until a connection without a request is closed."""
 REQUEST_S = 30.0
-"""So long a request may take to arrive, from its first byte to its last."""
+"""Seconds until a request has to be there, from its first byte to its last."""
 STALLED_S = 120
-"""A client that takes nothing of what it was sent for so long is gone; a slow one takes a little."""
+"""Seconds until a client that takes nothing of what it was sent counts as gone."""
 IDLE_S = 10.0
-"""A connection used more recently is not closed to make room: its next request may be on its way."""
+"""Seconds until an idle connection may be closed to make room: a next request may be on its way."""
 MOST_ACCEPTS = 2
-"""Connections accepted in one turn of the reactor, so that those that are there get in between."""
+"""Limit of connections accepted in one turn of the reactor, so that those that are there get in between."""
 MOST_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 1024
 """Kept for connections to the archive, files being written, logs and the like."""

@@ -38,7 +38,7 @@ from coverart.web.public_listings import PackedBody, PublicListings, pack
 
 @attrs.frozen(kw_only=True)
 class DeliveryMode:
-    """How answers are sent (design section 4)."""
+    """How answers are sent: by nginx or by this process, with which URLs, or as redirects."""
 
     accel: str | None = None
     """Internal prefix for X-Accel-Redirect; None: this process sends files itself."""

@@ -24,7 +24,7 @@ from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span
 
 PIECE_BYTES = 64 * 1024
-"""So much is read and written at once."""
+"""Limit of one read and one write."""
 
 
 class Source:

@@ -1,4 +1,4 @@
-"""Headers and statuses of the contract (design section 5), for every route alike."""
+"""Headers and statuses of the contract (docs/api.md), for every route alike."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ OPERATOR_PATHS = frozenset(
     {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json"}
 )
 LOOK_S = 0.25
-"""So often lines are written to the log, and connections that stay too long are closed."""
+"""Seconds between two looks: lines are written to the log, overdue connections closed."""
 DRAIN_LOOK_S = 0.02
 
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
@@ -161,7 +161,7 @@ class CoverSite(Site):
         """
         Let running requests come to their end, to the last byte, and close every connection.
 
-        :param seconds: so long at most.
+        :param seconds: after that it gives up.
         :returns: how many connections were still busy then.
         """
         self.connections.drain()
