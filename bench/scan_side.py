@@ -15,8 +15,8 @@ from twisted.internet.task import react
 
 from coverart.coordination.leader import Alone
 from coverart.index.memory import MemoryIndex
+from coverart.maintenance.scan import Scanner
 from coverart.maintenance.sweep import Bounds, Cleanup
-from coverart.maintenance.verify import Scanner
 from coverart.service.disk_threads import DiskThreads
 from coverart.store.image_store import ImageStore
 

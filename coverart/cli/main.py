@@ -30,8 +30,8 @@ from coverart.cli.command import (
 from coverart.cli.output import progress, scan_table, show, status_table, table
 from coverart.coordination.leader import LEADER_LIFE_S
 from coverart.index.base import SLICES, Index
+from coverart.maintenance.scan import Scanner
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Bounds
-from coverart.maintenance.verify import Scanner
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache, bounds_of, index_for
 from coverart.service.settings import PREFIX, Settings, variables

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from coverart.maintenance.verify import Scan
+from coverart.maintenance.scan import Scan
 
 
 def show(told: dict[str, Any], as_table: Table | None) -> None:

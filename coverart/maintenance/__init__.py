@@ -10,5 +10,5 @@ is compared a part at a time.
     count_hits          tells the index and the counters of nginx's hits
     evict               evicts files and retires aliases
     sweep               the cleanup
-    verify              `coverart scan`
+    scan                `coverart scan`
 """

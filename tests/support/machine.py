@@ -38,8 +38,8 @@ from coverart.errors import BadUpstream, CoverError
 from coverart.index.base import Index
 from coverart.index.eviction_order import Eviction
 from coverart.index.memory import MemoryIndex
+from coverart.maintenance.scan import Scanner
 from coverart.maintenance.sweep import Bounds, Cleanup
-from coverart.maintenance.verify import Scanner
 from coverart.metrics import Metrics
 from coverart.model import (
     AliasKey,

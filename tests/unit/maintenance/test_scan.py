@@ -24,7 +24,7 @@ from coverart.index.codec import (
 )
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.reconcile import Difference, compare
-from coverart.maintenance.verify import SECOND_LOOK_S, Scan, Scanner
+from coverart.maintenance.scan import SECOND_LOOK_S, Scan, Scanner
 from coverart.model import (
     ORIGINAL,
     Alias,
