@@ -23,7 +23,7 @@ MOST_USES_KEPT = 20_000
 """Limit of files whose uses are gathered before they are told."""
 
 
-class Intake:
+class HitCounter:
     """Reads the hit log while this process leads."""
 
     log = Logger()
@@ -54,7 +54,7 @@ class Intake:
         """The batch under way is the last one."""
         self._stopping = True
 
-    async def take_in(self) -> None:
+    async def count(self) -> None:
         """
         Take in all that is new, if this process leads and the index can be asked.
 
@@ -65,7 +65,7 @@ class Intake:
         self._rubbish = 0
         try:
             if self._may_go_on() and await self._in_thread(self._hit_log.begin):
-                await self._take_in()
+                await self._count()
                 self._complained = ""
         except IndexAway:
             pass
@@ -85,7 +85,7 @@ class Intake:
     def _may_go_on(self) -> bool:
         return not self._stopping and self._leadership.token is not None and self._index.available
 
-    async def _take_in(self) -> None:
+    async def _count(self) -> None:
         """
         Batch by batch, to the first that is not full: under load there are always some new lines.
 

@@ -27,6 +27,10 @@ RETIRED_AT_ONCE = 20
 """Aliases are handed out once, so a stop waits for a batch of them: a second on a slow disk."""
 
 
+class Stopping(Exception):
+    """The service stops: a sweep ends where it is."""
+
+
 @attrs.define(kw_only=True)
 class Evicted:
     """What went."""
@@ -55,7 +59,7 @@ class Evictor:
     ) -> None:
         """
         :param index: what tells the order.
-        :param go_on: raises LostLease once the service stops.
+        :param go_on: raises Stopping once the service stops.
         """
         self._index = index
         self._store = store
@@ -70,7 +74,8 @@ class Evictor:
         Called before each step, in a thread too.
 
         :returns: the token of this term.
-        :raises LostLease: another process leads, or this one stops.
+        :raises LostLease: another process leads.
+        :raises Stopping: this one stops.
         """
         self._go_on()
         token = self._leadership.token

@@ -27,7 +27,7 @@ from coverart.coordination.leader import Alone, Leadership
 from coverart.index.base import LEARN_AT_ONCE, SLICES, Index, IndexAway, LostLease, Packed
 from coverart.index.codec import pack_file_key, slice_of, stored_at_of
 from coverart.index.memory import MemoryIndex
-from coverart.maintenance.evict import BATCH, Evicted, Evictor
+from coverart.maintenance.evict import BATCH, Evicted, Evictor, Stopping
 from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck
 from coverart.metrics import Metrics
 from coverart.model import FileEntry, FileKey
@@ -200,11 +200,11 @@ class Cleanup:
             # One step that fails must not keep the others, or the next sweep, from being done.
             try:
                 await step(done)
-            except LostLease:
+            except (LostLease, Stopping) as end:
                 self.log.warn(
                     "cleanup ends at {step}: {reason}",
                     step=name,
-                    reason="the service stops" if self._stopping else "another process leads now",
+                    reason=str(end) or "another process leads now",
                 )
                 break
             except IndexAway as error:
@@ -220,9 +220,9 @@ class Cleanup:
         return done
 
     def _go_on(self) -> None:
-        """:raises LostLease: this process stops."""
+        """:raises Stopping: this process stops."""
         if self._stopping:
-            raise LostLease
+            raise Stopping("the service stops")
 
     @property
     def _expired_before(self) -> float:

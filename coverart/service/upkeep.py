@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from coverart.cache.lookup import CoverCache
 from coverart.coordination.leader import LEADER_LIFE_S
-from coverart.maintenance.count_hits import Intake
+from coverart.maintenance.count_hits import HitCounter
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Cleanup
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache
@@ -29,7 +29,7 @@ class Upkeep:
         opened: OpenCache,
         cache: CoverCache,
         cleanup: Cleanup,
-        hit_log: Intake | None,
+        hit_log: HitCounter | None,
         *,
         limit_bytes: int,
         interval_s: float,
@@ -81,7 +81,7 @@ class Upkeep:
         """Count what nginx sent by itself, if this process leads."""
         # An index that is being filled would not know the files.
         if self._hit_log is not None and not self.rebuilding:
-            await self._hit_log.take_in()
+            await self._hit_log.count()
 
     async def _keep_within(self) -> None:
         """Sweep at once where more is held than the maximum, whichever process stored it."""

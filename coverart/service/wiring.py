@@ -22,7 +22,7 @@ from coverart.archive.url_policy import Rules
 from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
-from coverart.maintenance.count_hits import Intake
+from coverart.maintenance.count_hits import HitCounter
 from coverart.maintenance.hit_log import HitLog
 from coverart.model import MEGABYTE, Entity
 from coverart.service.lifecycle import CoverService, Parts
@@ -127,7 +127,7 @@ def assemble(
     async def flush_uses() -> None:
         await cache.tell_uses()
         if hit_log is not None:
-            await hit_log.take_in()
+            await hit_log.count()
 
     upkeep = Upkeep(
         opened,
@@ -177,11 +177,11 @@ def assemble(
     return everything
 
 
-def _hit_log(settings: Settings, opened: OpenCache) -> Intake | None:
+def _hit_log(settings: Settings, opened: OpenCache) -> HitCounter | None:
     """What reads the hit log, where nginx writes one."""
     if settings.hit_log is None:
         return None
-    return Intake(
+    return HitCounter(
         HitLog(settings.hit_log, opened.store.root, follow=opened.index.eviction != "oldest"),
         index=opened.index,
         in_thread=opened.threads,

@@ -49,7 +49,7 @@ class Temporary:
     fd: int
 
 
-class Directory:
+class AtomicFiles:
     """Files below one root, named by paths relative to it, whatever they are."""
 
     def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:

@@ -20,7 +20,7 @@ from coverart.index.codec import ages, checked_at_of, size_of
 from coverart.model import Entity
 from coverart.store import layout
 from coverart.store.atomic_files import is_gone
-from coverart.store.packed_names import Link, Names
+from coverart.store.packed_names import Names, PackedLink
 from coverart.store.symlinks import leads_nowhere
 
 _UP = len("../../../..")
@@ -42,7 +42,7 @@ class Folder:
     file_names: list[str] = attrs.field(factory=list)
     size_bytes: int = 0
     """Of the files."""
-    links: list[Link] = attrs.field(factory=list)
+    links: list[PackedLink] = attrs.field(factory=list)
     link_names: list[str] = attrs.field(factory=list)
     targets: list[str] = attrs.field(factory=list)
     """What the links hold."""

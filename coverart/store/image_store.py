@@ -25,7 +25,7 @@ from coverart.model import (
     Target,
 )
 from coverart.store import layout
-from coverart.store.atomic_files import FAULTS_OF_THE_FILE, Directory
+from coverart.store.atomic_files import FAULTS_OF_THE_FILE, AtomicFiles
 from coverart.store.symlinks import Links
 
 MTIME_SLACK_S = 1.0
@@ -40,11 +40,11 @@ class OnDisk:
     alias: Alias | None = None
 
 
-class ImageStore(Directory):
+class ImageStore(AtomicFiles):
     """The cache directory, and what its files are."""
 
     def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
-        """As Directory's. :raises StoreFailed: as Directory does."""
+        """As AtomicFiles's. :raises StoreFailed: as AtomicFiles does."""
         super().__init__(root, now)
         self.links = Links(self)
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from coverart.index.base import Packed
 from coverart.index.codec import (
     LARGEST_FILE_BYTES,
     MEDIA_CODES,
@@ -43,9 +44,7 @@ _ENDS = {f".{media.extension}": (_ORIGINAL, MEDIA_CODES[media]) for media in Med
 """What follows the id of an image: its packed size and type."""
 _OWNERS = {entity.value: pack_kinds(entity)[0] for entity in (Entity.RELEASE, Entity.EVENT)}
 
-Packed: TypeAlias = tuple[bytes, bytes]
-"""Key and entry of a file."""
-Link: TypeAlias = tuple[bytes, bytes, bytes, int]
+PackedLink: TypeAlias = tuple[bytes, bytes, bytes, int]
 """Packed key and value of an alias; the packed key of the image, and its type's code."""
 
 
@@ -94,7 +93,7 @@ class Names:
                 said.append(None)
         return said
 
-    def links(self, rows: Sequence[tuple[str, str, float]]) -> list[Link | None]:
+    def links(self, rows: Sequence[tuple[str, str, float]]) -> list[PackedLink | None]:
         """
         For each symlink what it says; None for what is not ours.
 
@@ -106,7 +105,7 @@ class Names:
             return [self.links([row])[0] for row in rows] if len(rows) > 1 else [None]
         mbids = self._mbids(found)
         images = bytes.fromhex("".join([target[4] for target in targets]).replace("-", ""))
-        said: list[Link | None] = []
+        said: list[PackedLink | None] = []
         at = 0
         for (mbid, name, end), (owner, _, _, _, _, image_id, target_end), (_, _, checked_at) in zip(
             found, targets, rows, strict=True

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from coverart.freshness import counted
 from coverart.model import Alias, AliasKey, ImageKey, ImageRequest, MediaType
 from coverart.store import layout
-from coverart.store.atomic_files import Directory, is_gone
+from coverart.store.atomic_files import AtomicFiles, is_gone
 
 
 class Links:
     """The symlinks of one cache directory."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: AtomicFiles) -> None:
         self._directory = directory
 
     def make(self, request: ImageRequest, key: ImageKey, media: MediaType, at: float) -> None:

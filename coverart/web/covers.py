@@ -30,7 +30,7 @@ from coverart.store.atomic_files import FAULTS_OF_THE_FILE
 from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
-from coverart.web.delivery import Arriving, Body, OpenFile, Packed, Source
+from coverart.web.delivery import Arriving, Body, OpenFile, PackedSource, Source
 from coverart.web.error_answers import explain
 from coverart.web.headers import cacheable, say_status, sized, span_to_send, typed
 from coverart.web.public_listings import PackedBody, PublicListings, pack
@@ -245,7 +245,7 @@ class Covers(Resource):
 def _packed(request: LoggedRequest, body: PackedBody, validators: Validators) -> Body:
     typed(request, None)
     span = span_to_send(request, validators)
-    return Body(Packed(body.packed), span)
+    return Body(PackedSource(body.packed), span)
 
 
 def _explain_unless_left(failure: Failure, request: LoggedRequest) -> bytes | int:

@@ -64,7 +64,7 @@ class OpenFile(Source):
         os.close(self.fd)
 
 
-class Packed(Source):
+class PackedSource(Source):
     """A body that was compressed by zlib, sent as it was before; read from its beginning on."""
 
     def __init__(self, packed: bytes) -> None:

@@ -18,7 +18,7 @@ from coverart.index.codec import (
 )
 from coverart.model import Alias, AliasKey, FileEntry, FileKey
 from coverart.store import layout
-from coverart.store.atomic_files import Directory
+from coverart.store.atomic_files import AtomicFiles
 from coverart.store.disk_walk import read_slice, survey
 
 LATE = float("inf")
@@ -39,7 +39,7 @@ class Link:
         return self.path.endswith(layout.RETIRED)
 
 
-def put_file(store: Directory, path: str, body: bytes, at: float) -> None:
+def put_file(store: AtomicFiles, path: str, body: bytes, at: float) -> None:
     """Make a file visible at a path, as what was asked for at that time; a later one stays."""
     temporary = store.begin()
     try:

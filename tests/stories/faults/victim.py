@@ -30,20 +30,20 @@ VARIABLE = "FAULT_OF_VICTIM"
 
 STEPS = {
     "the first byte is there": ("coverart.cache.download:Download.write", "before"),
-    "the temporary file is made": ("coverart.store.atomic_files:Directory.begin", "after"),
-    "half is written": ("coverart.store.atomic_files:Directory.append", "half"),
+    "the temporary file is made": ("coverart.store.atomic_files:AtomicFiles.begin", "after"),
+    "half is written": ("coverart.store.atomic_files:AtomicFiles.append", "half"),
     "all is written, nothing synced": (
-        "coverart.store.atomic_files:Directory.make_durable",
+        "coverart.store.atomic_files:AtomicFiles.make_durable",
         "before",
     ),
-    "it is synced, not renamed": ("coverart.store.atomic_files:Directory.put_in_place", "before"),
+    "it is synced, not renamed": ("coverart.store.atomic_files:AtomicFiles.put_in_place", "before"),
     "it has its name, the index does not know": (
-        "coverart.store.atomic_files:Directory.put_in_place",
+        "coverart.store.atomic_files:AtomicFiles.put_in_place",
         "after",
     ),
     "the link is about to be made": ("coverart.store.symlinks:Links.make", "before"),
     "the link is made, not in its place": (
-        "coverart.store.atomic_files:Directory.put_where_free",
+        "coverart.store.atomic_files:AtomicFiles.put_where_free",
         "before",
     ),
     "the link is in its place": ("coverart.store.symlinks:Links.make", "after"),

@@ -15,8 +15,8 @@ from coverart.coordination.leader import Alone
 from coverart.index.base import IndexAway
 from coverart.index.eviction_order import Eviction
 from coverart.index.memory import MemoryIndex
-from coverart.maintenance import count_hits as intake
-from coverart.maintenance.count_hits import Intake
+from coverart.maintenance import count_hits
+from coverart.maintenance.count_hits import HitCounter
 from coverart.maintenance.hit_log import BATCH_BYTES, CUT_BYTES, HitLog
 from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
@@ -50,21 +50,21 @@ class Leading(Alone):
     token: str | None = "one"  # type: ignore[assignment]  # noqa: S105
 
 
-class IntakeCase(SynchronousTestCase):
+class CountCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.log = Log(folder(self))
         self.index = Index()
         self.leadership = Leading()
         self.metrics = Metrics()
         self.clock = Clock()
-        self.intake = self.make()
+        self.counter = self.make()
         self.events: list[LogEvent] = []
         observer: Any = self.events.append
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
 
-    def make(self, in_thread: Callable[..., Deferred[Any]] = at_once) -> Intake:
-        return Intake(
+    def make(self, in_thread: Callable[..., Deferred[Any]] = at_once) -> HitCounter:
+        return HitCounter(
             HitLog(self.log.path, self.log.root, follow=self.index.eviction != "oldest"),
             index=self.index,
             in_thread=in_thread,
@@ -87,14 +87,14 @@ class IntakeCase(SynchronousTestCase):
         return sum(told["direct_hits"] for told in self.index.told)
 
 
-class IntakeTests(IntakeCase):
+class CountTests(CountCase):
     """One look into the log."""
 
     def test_counted(self) -> None:
         """Hits are told to the index for all, and counted for Prometheus, once."""
         self.log.append(LINE * 3 + OTHER_LINE)
-        self.finish(self.intake.take_in())
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
+        self.finish(self.counter.count())
         self.assertEqual(self.index.told, [{"direct_hits": 4}])
         self.assertEqual(self.metrics.value("coverart_direct_hits_total"), 4)
         self.assertEqual(self.metrics.value("coverart_answers_total", outcome="hits"), 0)
@@ -104,7 +104,7 @@ class IntakeTests(IntakeCase):
         """A long log is told in batches, each written down before the next."""
         count = 3 * (BATCH_BYTES // len(LINE))
         self.log.append(LINE * count)
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual(len(self.index.told), 3)
         self.assertEqual(self.hits(), count)
 
@@ -112,7 +112,7 @@ class IntakeTests(IntakeCase):
         """Who does not lead does not touch it."""
         self.leadership.token = None
         self.log.append(LINE)
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual(self.index.told, [])
         self.assertEqual(os.listdir(self.log.root), ["hits.log"])
 
@@ -121,8 +121,8 @@ class IntakeTests(IntakeCase):
         count = 4 * BATCH_BYTES // len(LINE)
         self.log.append(LINE * count)
         threads = HeldBack()
-        intake = self.make(threads)
-        d = Deferred.fromCoroutine(intake.take_in())
+        counter = self.make(threads)
+        d = Deferred.fromCoroutine(counter.count())
         for _ in range(2):
             threads.let_one_go()
         self.leadership.token = None
@@ -130,36 +130,36 @@ class IntakeTests(IntakeCase):
         self.successResultOf(d)
         self.assertEqual(len(self.index.told), 1)
         self.leadership.token = "another"  # noqa: S105
-        self.finish(self.make().take_in())
+        self.finish(self.make().count())
         self.assertEqual(self.hits(), count)
 
     def test_stopping(self) -> None:
         """A process that ends does not go through a gigabyte first."""
-        self.intake.stop()
+        self.counter.stop()
         self.log.append(LINE)
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual(self.index.told, [])
 
     def test_index_away(self) -> None:
         """What the index did not hear stays in the log, and is told when it is back."""
         self.log.append(LINE * 2)
         self.index.away = True
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual(self.metrics.value("coverart_direct_hits_total"), 0)
         self.index.available = False
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertFalse(self.log.position.exists())
         self.index.away, self.index.available = False, True
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual(self.index.told, [{"direct_hits": 2}])
 
     def test_one_by_one(self) -> None:
         """Asked for twice at once, as by a sweep, it is done twice in turn: both see the end."""
         threads = HeldBack()
-        intake = self.make(threads)
+        counter = self.make(threads)
         self.log.append(LINE)
-        first = Deferred.fromCoroutine(intake.take_in())
-        second = Deferred.fromCoroutine(intake.take_in())
+        first = Deferred.fromCoroutine(counter.count())
+        second = Deferred.fromCoroutine(counter.count())
         threads.let_one_go()
         threads.let_one_go()
         self.log.append(LINE * 2)
@@ -182,14 +182,14 @@ class IntakeTests(IntakeCase):
         self.patch(self.index, "tally", tally)
         self.log.append(LINE * (CUT_BYTES // len(LINE) + 1))
         full = CUT_BYTES // BATCH_BYTES
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual(told, full + 1)
         self.assertGreater(self.log.path.stat().st_size, CUT_BYTES)
 
     def test_rubbish(self) -> None:
         """One line tells how many lines are nothing, however many batches they were in."""
         self.log.append(b"what\n" * (2 * BATCH_BYTES // 5) + LINE)
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         (said,) = self.warnings()
         self.assertIn(f"{2 * BATCH_BYTES // 5} lines of {self.log.path}", said)
         self.assertEqual(self.hits(), 1)
@@ -198,17 +198,17 @@ class IntakeTests(IntakeCase):
         """A log that can't be used is named once, with what to do; then it is well again."""
         os.mkdir(self.log.path)
         for _ in range(3):
-            self.finish(self.intake.take_in())
+            self.finish(self.counter.count())
         (said,) = self.warnings()
         self.assertIn(str(self.log.path), said)
         self.assertIn("must be able to", said)
         os.rmdir(self.log.path)
         self.log.append(LINE)
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual((self.hits(), len(self.warnings())), (1, 1))
         os.unlink(self.log.path)
         os.mkdir(self.log.path)
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertEqual(len(self.warnings()), 2)
 
     def test_not_writable(self) -> None:
@@ -223,11 +223,11 @@ class IntakeTests(IntakeCase):
             return opened(path, flags, mode)
 
         self.patch(os, "open", as_somebody_else)
-        self.finish(self.intake.take_in())
+        self.finish(self.counter.count())
         self.assertIn("Permission denied", self.warnings()[0])
 
 
-class UseTests(IntakeCase):
+class UseTests(CountCase):
     """The order of eviction."""
 
     def test_uses(self) -> None:
@@ -237,7 +237,7 @@ class UseTests(IntakeCase):
             entry = FileEntry(size_bytes=9000, stored_at=at, media=MediaType.JPEG)
             self.finish(self.index.put_file(key, entry))
         self.log.append(LINE * 5 + OTHER_LINE)
-        self.finish(self.make().take_in())
+        self.finish(self.make().count())
         order: list[Any] = []
 
         async def look() -> None:
@@ -257,11 +257,11 @@ class UseTests(IntakeCase):
         self.patch(self.index, "use", use)
         count = 3 * BATCH_BYTES // len(LINE)
         self.log.append(LINE * count)
-        self.finish(self.make().take_in())
+        self.finish(self.make().count())
         self.assertEqual(told, [(REF.at(250), count)])
-        self.patch(intake, "MOST_USES_KEPT", 1)
+        self.patch(count_hits, "MOST_USES_KEPT", 1)
         self.log.append((LINE + OTHER_LINE) * count)
-        self.finish(self.make().take_in())
+        self.finish(self.make().count())
         self.assertGreater(len(told), 5)
         total: Counter[Any] = Counter()
         for key, times in told:
@@ -269,7 +269,7 @@ class UseTests(IntakeCase):
         self.assertEqual(total, {REF.at(250): 2 * count, OTHER.at(500): count})
 
 
-class TalliesTests(IntakeCase):
+class TalliesTests(CountCase):
     """What every process adds."""
 
     def setUp(self) -> None:
