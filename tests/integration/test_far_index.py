@@ -7,6 +7,7 @@ import pytest_twisted
 
 from coverart.simulator.faults import Gate, Rule
 from tests.support.redis_server import RedisServer
+from tests.support.running import reached
 from tests.support.talk import start, until, within
 
 HELD_REQUESTS: tuple[tuple[str, dict[str, str]], ...] = (
@@ -77,7 +78,7 @@ async def test_refused_early_with_either_index(sim, run, redis: RedisServer) -> 
     await proxy.settled()
     sim.faults.add(Rule(hop="release", does=Gate(name="hold")))
     waits = start(proxy.get(examples["png"]))
-    await sim.faults.gates.reached("hold", 1)
+    await reached(sim, "hold")
     refused = await proxy.get(examples["gif"])
     assert (refused.status, refused["x-cache-status"]) == (503, "")
     assert int(refused["retry-after"]) > 0

@@ -13,6 +13,7 @@ from coverart.simulator.faults import Gate, Rule, Status
 from coverart.store.layout import image_path
 from tests.support.contents import holds_what_the_disk_holds, sweep, until_available
 from tests.support.redis_server import KEY, RedisServer
+from tests.support.running import reached
 from tests.support.talk import start, until, within
 
 KINDS = ("thumbnail", "listing", "png")
@@ -31,7 +32,7 @@ async def test_one_fetch_for_all(sim, pair) -> None:
     path = sim.catalogue.examples()["thumbnail"]
     sim.faults.add(Rule(hop="node", does=Gate(name="hold")))
     asked = [start(pair[i % 2].get(path)) for i in range(1000)]
-    await sim.faults.gates.reached("hold", 1)
+    await reached(sim, "hold")
     await until(lambda: sum(proxy.waiting() for proxy in pair) == 1000, "all wait")
     sim.faults.gates.open("hold")
     answers = await within(gatherResults(asked))
@@ -59,7 +60,7 @@ async def test_failure_reaches_all(sim, pair) -> None:
     path = sim.catalogue.examples()["thumbnail"]
     sim.faults.add(Rule(hop="release", does=(Gate(name="hold"), Status(code=503, retry_after="7"))))
     asked = [start(proxy.get(path)) for proxy in pair]
-    await sim.faults.gates.reached("hold", 1)
+    await reached(sim, "hold")
     await until(lambda: all(proxy.waiting() == 1 for proxy in pair), "both wait")
     sim.faults.gates.open("hold")
     answers = await within(gatherResults(asked), 2)
