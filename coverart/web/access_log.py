@@ -52,6 +52,7 @@ class LoggedRequest(Request):
     def gotLength(self, length: int | None) -> None:  # noqa: ARG002
         # No route reads a body; Twisted would write a large one to the disk.
         super().gotLength(0)
+        self._began = time.monotonic()
 
     def handleContentChunk(self, data: bytes) -> None:
         """Part of a body came (http_channel.py bounds it); it is dropped."""
@@ -59,10 +60,6 @@ class LoggedRequest(Request):
     def getRequestHostname(self) -> bytes:
         # No route depends on it, but Klein takes it apart, and breaks over one that is no name.
         return b"localhost"
-
-    def process(self) -> None:
-        self._began = time.monotonic()
-        super().process()
 
     def tell(self, outcome: str, *, joined: bool = False, hops: int = 0) -> None:
         """Note how the answer came about."""

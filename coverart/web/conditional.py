@@ -58,13 +58,16 @@ def condition(header: Header, validators: Validators) -> int | None:
         tags = parse_etags(if_match)
         if not (tags.star_tag or tags.contains(validators.etag)):
             return 412
-    elif (since := http_date(header("if-unmodified-since"))) and _date(validators) > since:
-        return 412
+    elif (said := header("if-unmodified-since")) is not None:
+        since = http_date(said)
+        if since is not None and _date(validators) > since:
+            return 412
     if_none_match = header("if-none-match")
     if if_none_match is not None:
         tags = parse_etags(if_none_match)
         return 304 if tags.star_tag or tags.contains_weak(validators.etag) else None
-    since = http_date(header("if-modified-since"))
+    said = header("if-modified-since")
+    since = None if said is None else http_date(said)
     return 304 if since is not None and _date(validators) <= since else None
 
 

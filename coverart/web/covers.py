@@ -32,7 +32,7 @@ from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
 from coverart.web.delivery import Arriving, Body, OpenFile, PackedSource, Source
 from coverart.web.error_answers import explain
-from coverart.web.headers import cacheable, say_status, sized, span_to_send, typed
+from coverart.web.headers import describe, sized, span_to_send, typed
 from coverart.web.public_listings import PackedBody, PublicListings, pack
 
 
@@ -86,7 +86,7 @@ class Covers(Resource):
         :raises CoverError: as explain() takes it.
         """
         thing = request.thing
-        if isinstance(thing, ListingKey) or self._redirects(thing):
+        if isinstance(thing, ListingKey) or (self._mode.redirect_names and thing.alias.ages):
             return self._by_route(request)
         hit = self._cache.hit(thing)
         if not isinstance(hit, Deferred):
@@ -114,17 +114,13 @@ class Covers(Resource):
         rendered: bytes | int = self._routes.render(request)
         return rendered
 
-    def _redirects(self, thing: ImageRequest) -> bool:
-        """Say whether a name is answered with the URL of its image."""
-        return self._mode.redirect_names and not isinstance(thing.alias.name, int)
-
     @app.route("/release/<path:_>")
     @app.route("/release-group/<path:_>")
     @app.route("/event/<path:_>")
     async def art(self, request: LoggedRequest, _: str) -> Any:
         """Answer with the image or listing that the path names."""
         thing: ImageRequest | ListingKey = request.thing
-        if isinstance(thing, ImageRequest) and self._redirects(thing):
+        if self._mode.redirect_names and isinstance(thing, ImageRequest) and thing.alias.ages:
             return self._pointed(request, thing, await self._cache.point(thing.alias))
         answer = await self._cache.get(thing, request.looked)
         if answer.status is Status.HIT:
@@ -160,16 +156,12 @@ class Covers(Resource):
         """What could not be done, in the words of the contract."""
         return explain(request, failure)
 
-    def _say(self, request: LoggedRequest, answer: Answer | Pointed) -> None:
-        say_status(request, answer)
-        cacheable(request, request.thing, self._cache.lifetimes)
-
     async def _body(self, request: LoggedRequest, answer: Answer) -> Any:
         if isinstance(answer, Held):
             if answer.entry.media is None and self._public is not None:
                 return await self._rewritten(request, answer, self._public)
             return self._file(request, answer)
-        self._say(request, answer)
+        describe(request, answer, self._cache.lifetimes)
         if isinstance(answer, Flowing):
             return self._arriving(request, answer)
         if isinstance(answer, Passing):
@@ -185,7 +177,7 @@ class Covers(Resource):
         """
         media = held.entry.media
         if send_by_nginx(request, self._mode.accel, held.path):
-            self._say(request, held)
+            describe(request, held, self._cache.lifetimes)
             typed(request, media)
             return b""
         fd = self._cache.store.open(held.path)
@@ -194,7 +186,7 @@ class Covers(Resource):
                 # The index knows files by their names, which is all a rebuild reads of them.
                 check_type(os.pread(fd, ENOUGH, 0), media)
             status = os.fstat(fd)
-            self._say(request, held)
+            describe(request, held, self._cache.lifetimes)
             typed(request, media)
             validators = Validators(size_bytes=status.st_size, modified=int(status.st_mtime))
             span = span_to_send(request, validators)
@@ -206,7 +198,7 @@ class Covers(Resource):
     async def _rewritten(self, request: LoggedRequest, held: Held, public: PublicListings) -> Any:
         """A listing whose URLs lead to this proxy, so always sent from here."""
         body, validators = await public.get(held.path)
-        self._say(request, held)
+        describe(request, held, self._cache.lifetimes)
         return _packed(request, body, validators)
 
     async def _passing(self, request: LoggedRequest, passing: Passing) -> Any:
@@ -230,7 +222,7 @@ class Covers(Resource):
         self, request: LoggedRequest, thing: ImageRequest, answer: Pointed | Absent
     ) -> bytes:
         """The immutable URL of the image that a name points at, on this proxy."""
-        self._say(request, answer)
+        describe(request, answer, self._cache.lifetimes)
         if isinstance(answer, Absent):
             raise NotInArchive
         image = answer.target.ref.at(thing.size).own_request

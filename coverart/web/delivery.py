@@ -113,8 +113,7 @@ class Body(Resource):
         """:param span: None for headers alone."""
         super().__init__()
         self._source = source
-        self._at = span.start if span else 0
-        self._stop = span.stop if span else 0
+        self._at, self._stop = (0, 0) if span is None else (span.start, span.stop)
         self._request: Any = None
         self._paused = False
         self._waiting: Deferred[None] | None = None
@@ -145,24 +144,21 @@ class Body(Resource):
 
     def _go_on(self) -> None:
         while not (self._paused or self._ended or self._waiting):
-            self._send_piece()
-
-    def _send_piece(self) -> None:
-        try:
-            data = self._source.read(self._at, min(PIECE_BYTES, self._stop - self._at))
-            if not data:
-                self._waiting = self._source.more(self._at)
-                self._waiting.addCallbacks(self._woken, lambda _: None)
+            try:
+                data = self._source.read(self._at, min(PIECE_BYTES, self._stop - self._at))
+                if not data:
+                    self._waiting = self._source.more(self._at)
+                    self._waiting.addCallbacks(self._woken, lambda _: None)
+                    return
+            except (CoverError, OSError) as error:
+                self._break_off(error)
                 return
-        except (CoverError, OSError) as error:
-            self._break_off(error)
-            return
-        self._at += len(data)
-        self._request.write(data)
-        if self._at >= self._stop:
-            self._request.unregisterProducer()
-            self._end()
-            self._request.finish()
+            self._at += len(data)
+            self._request.write(data)
+            if self._at >= self._stop:
+                self._request.unregisterProducer()
+                self._end()
+                self._request.finish()
 
     def _woken(self, _: None) -> None:
         self._waiting = None

@@ -64,8 +64,12 @@ def sized(request: Request, body: bytes) -> bytes:
     return b"" if request.method == b"HEAD" else body
 
 
-def say_status(request: LoggedRequest, answer: Answer | Pointed) -> None:
-    """How an answer came about, for the client and for the log."""
+def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifetimes) -> None:
+    """
+    Set the headers that say how an answer came about and how long it may be kept; note it for the log.
+
+    By an id a client may keep it for good, by a role for its lifetime.
+    """
     status, joined = answer.status, answer.joined
     told = _CACHE_STATUS[status, joined]
     unstored = answer.unstored if isinstance(answer, Flowing | Passing) else None
@@ -75,17 +79,14 @@ def say_status(request: LoggedRequest, answer: Answer | Pointed) -> None:
     request.setHeader(b"cache-status", told)
     # What a fetch took is told of who began it.
     request.tell(status.value, joined=joined, hops=0 if joined else answer.hops)
-
-
-def cacheable(request: Request, thing: ImageRequest | ListingKey, lifetimes: Lifetimes) -> None:
-    """How long clients may keep an answer: by an id for good, by a role for its lifetime."""
+    thing: ImageRequest | ListingKey = request.thing
     if isinstance(thing, ListingKey):
-        value = b"public, max-age=%d" % lifetimes.listing_s
+        life = b"public, max-age=%d" % lifetimes.listing_s
     elif isinstance(thing.alias.name, int):
-        value = IMMUTABLE
+        life = IMMUTABLE
     else:
-        value = b"public, max-age=%d" % lifetimes.alias_s
-    request.setHeader(b"cache-control", value)
+        life = b"public, max-age=%d" % lifetimes.alias_s
+    request.setHeader(b"cache-control", life)
 
 
 def typed(request: Request, media: MediaType | None) -> None:

@@ -20,8 +20,8 @@ from coverart.web.error_answers import refuse
 from coverart.web.headers import open_to_all
 
 LARGEST_BODY_BYTES = 64 * 1024
-LONGEST_LENGTH = 40
-"""A whole Content-Length line; Python refuses to read numbers of thousands of digits."""
+LONGEST_LENGTH = 24
+"""Digits of a Content-Length; what others take one of more for is in doubt."""
 
 
 class ClientChannel(HTTPChannel):
@@ -45,19 +45,20 @@ class ClientChannel(HTTPChannel):
         self.site.connections.closed(self)
 
     def dataReceived(self, data: bytes) -> None:
-        super().dataReceived(data)
+        try:
+            super().dataReceived(data)
+        except ValueError:
+            # Of a Content-Length: Python reads no number of thousands of digits.
+            self.refuse(400, "malformed request")
         # Most requests come whole. What waits in LineReceiver's buffer is a line without its end.
         if (self.requests or self._buffer) and not self._answering and not self._refused:
             self.site.connections.arriving(self)
 
-    def headerReceived(self, line: bytes) -> bool:
-        if len(line) > LONGEST_LENGTH and line[:14].lower() == b"content-length":
-            self.refuse(400, "malformed request")
-            return False
-        accepted: bool = super().headerReceived(line)
-        return accepted
-
     def allHeadersReceived(self) -> None:
+        lengths = self.requests[-1].requestHeaders.getRawHeaders(b"content-length", ())
+        if lengths and len(lengths[0]) > LONGEST_LENGTH:
+            self.refuse(400, "malformed request")
+            return
         if self.length is not None and self.length > LARGEST_BODY_BYTES:
             self.refuse(413, "request body too large")
             return

@@ -70,36 +70,33 @@ class Front(Resource):
 
     def render(self, request: LoggedRequest) -> bytes | int:
         open_to_all(request)
-        try:
-            return self._answered(request)
-        except CoverError as error:
-            return refuse(request, error)
-
-    def _answered(self, request: LoggedRequest) -> bytes | int:
         inner: IResource | None = None
         methods = METHODS
-        if request.path in OPERATOR_PATHS:
-            request.key = request.path.decode("ascii")
-            inner = self._operators
-        elif (path := _ADMIN.fullmatch(request.path)) is not None:
-            request.thing = parse(path["thing"])
-            request.key = f"{path['verb'].decode()} {spell(request.thing)}"
-            request.postpath = [b"admin", path["verb"], b"thing"]
-            inner, methods = self._admin, b"POST"
-        elif request.path in PAGES:
-            request.key = request.path.decode("ascii")
-        else:
-            read = _read_short if len(request.path) <= _SHORT else _read
-            request.thing, request.key = read(request.path)
-            inner = self._art
-        if request.method not in methods.split(b", "):
-            raise Refused(405, "method not allowed", {b"allow": methods})
-        if request.method == b"OPTIONS":
-            return options(request)
-        if inner is None:
-            return self._page(request)
-        rendered: bytes | int = inner.render(request)
-        return rendered
+        try:
+            if request.path in OPERATOR_PATHS:
+                request.key = request.path.decode("ascii")
+                inner = self._operators
+            elif (path := _ADMIN.fullmatch(request.path)) is not None:
+                request.thing = parse(path["thing"])
+                request.key = f"{path['verb'].decode()} {spell(request.thing)}"
+                request.postpath = [b"admin", path["verb"], b"thing"]
+                inner, methods = self._admin, b"POST"
+            elif request.path in PAGES:
+                request.key = request.path.decode("ascii")
+            else:
+                read = _read_short if len(request.path) <= _SHORT else _read
+                request.thing, request.key = read(request.path)
+                inner = self._art
+            if request.method not in methods.split(b", "):
+                raise Refused(405, "method not allowed", {b"allow": methods})
+            if request.method == b"OPTIONS":
+                return options(request)
+            if inner is None:
+                return self._page(request)
+            rendered: bytes | int = inner.render(request)
+            return rendered
+        except CoverError as error:
+            return refuse(request, error)
 
     @staticmethod
     def _page(request: LoggedRequest) -> bytes:

@@ -45,8 +45,8 @@ class HeaderTests(SynchronousTestCase):
             made = request()
             alias = AliasKey(entity=Entity.RELEASE, mbid=MBID, name=name or "front")
             listing = ListingKey(entity=Entity.RELEASE, mbid=MBID)
-            thing = listing if name is None else ImageRequest(alias=alias, size=250)
-            responses.cacheable(made, thing, lives)
+            made.thing = listing if name is None else ImageRequest(alias=alias, size=250)
+            responses.describe(made, Absent(status=Status.ABSENT), lives)
             return header(made, "cache-control")
 
         self.assertEqual(life(7), "public, max-age=31536000, immutable")
@@ -73,7 +73,9 @@ class HeaderTests(SynchronousTestCase):
         for status in Status:
             for joined in (False, True):
                 made = request()
-                responses.say_status(made, Absent(status=status, joined=joined, hops=2))
+                made.thing = ListingKey(entity=Entity.RELEASE, mbid=MBID)
+                answer = Absent(status=status, joined=joined, hops=2)
+                responses.describe(made, answer, Lifetimes())
                 self.assertEqual(header(made, "x-cache-status"), status.value)
                 self.assertTrue((header(made, "cache-status") or "").startswith("coverart; "))
                 self.assertTrue(made.outcome.startswith(status.value))

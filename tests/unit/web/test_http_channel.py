@@ -110,6 +110,16 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(self.statuses(), [b"400"])
         self.assertEqual(self.held.requests, [])
 
+    def test_length_of_many_digits(self) -> None:
+        """A length is refused however long it is, and nothing behind it is read."""
+        for length in (b"9" * 25, b"0" * 25, b"0" * 4_000, b"9" * 5_000, b"0" * 15_000):
+            self.setUp()
+            self.channel.dataReceived(b"PUT / HTTP/1.1\r\nContent-Length: %b\r\n\r\n" % length)
+            self.channel.dataReceived(ASK)
+            self.assertEqual(self.statuses(), [b"400"], length)
+            self.assertTrue(self.transport.disconnecting)
+        self.assertEqual(self.held.requests, [])
+
     def test_answer_takes_its_time(self) -> None:
         """While an answer is awaited nobody is late, also not who asked for more meanwhile."""
         self.channel.dataReceived(ASK)
