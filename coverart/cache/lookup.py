@@ -206,12 +206,13 @@ class CoverCache:
             answer = Absent(status=Status.ABSENT)
         else:
             self._make_sure_of_room(self._fetcher.resolving)
-            fetch = self._fetcher.begin()
-            alias = await self._fetcher.resolve(key, fetch)
-            if isinstance(alias, Missing):
-                return await self._missing(alias, found, fetch)
-            await self.index.put_alias(key, alias)
-            answer = Pointed(status=Status.MISS, target=alias.target, hops=fetch.hops)
+            # Not claimed: each process asks hop 1 once, one small request.
+            async with self._fetcher.begin() as fetch:
+                alias = await self._fetcher.resolve(key, fetch)
+                if isinstance(alias, Missing):
+                    return await self._missing(alias, found, fetch)
+                await self.index.put_alias(key, alias)
+                answer = Pointed(status=Status.MISS, target=alias.target, hops=fetch.hops)
         return answer
 
     async def purge(self, thing: Thing) -> bool:
@@ -283,7 +284,9 @@ class CoverCache:
         """
         found = (await self._look(thing)).found
         if found.alias is not None or isinstance(thing, ListingKey):
-            await self._ask_again(thing, self._fetcher.begin())
+            # Not claimed as a name or a listing: who is asking already asked before the operator did.
+            async with self._fetcher.begin() as fetch:
+                await self._ask_again(thing, fetch)
         else:
             await self.purge(thing)
         answer = await self.get(thing)
@@ -347,39 +350,35 @@ class CoverCache:
         """A miss, once for all who wait in this process."""
         # In here, so that those who join wait for no turn: each would push the next miss back.
         await self._turn()
-        fetch = self._fetcher.begin()
-        if not fetch.complete:
-            # Served whatever else goes on: without Redis this is how every hit is found.
-            on_disk = await self._fetcher.find(thing)
-            if on_disk is not None:
-                return self._adopted(thing, on_disk)
-        self._make_sure_of_room(len(self._requests) - 1)
-        with self._metrics.fetches.track_inprogress():
-            # Before the claims: who waits in line keeps no other process from the work.
-            try:
-                place = await self._fetcher.place()
-            except Overloaded:
-                self._metrics.overload["waited"].inc()
-                raise
-            self._fetcher.begin_anew(fetch)
-            try:
-                return await self._fetch_here(thing, found, fetch, announce)
-            except CoverError as error:
-                error.hops = fetch.hops
-                # That nothing can be stored is told once a minute (size_limits.py), and whoever
-                # waits in another process has readers of its own.
-                if not isinstance(error, NobodyReads):
-                    self.log.warn(
-                        "{key} could not be fetched: {detail}",
-                        key=spell(thing),
-                        detail=error.detail,
-                    )
-                    await self.index.release(fetch.end_claims(), error)
-                raise
-            finally:
-                place.release()
-                if fetch.claims:
-                    await self.index.release(fetch.end_claims())
+        async with self._fetcher.begin() as fetch:
+            if not fetch.complete:
+                # Served whatever else goes on: without Redis this is how every hit is found.
+                on_disk = await self._fetcher.find(thing)
+                if on_disk is not None:
+                    return self._adopted(thing, on_disk)
+            self._make_sure_of_room(len(self._requests) - 1)
+            with self._metrics.fetches.track_inprogress():
+                # Before the claims: who waits in line keeps no other process from the work.
+                try:
+                    place = await self._fetcher.place()
+                except Overloaded:
+                    self._metrics.overload["waited"].inc()
+                    raise
+                self._fetcher.begin_anew(fetch)
+                try:
+                    return await self._fetch_here(thing, found, fetch, announce)
+                except CoverError as error:
+                    error.hops = fetch.hops
+                    # That nothing can be stored is told once a minute (size_limits.py).
+                    if not isinstance(error, NobodyReads):
+                        self.log.warn(
+                            "{key} could not be fetched: {detail}",
+                            key=spell(thing),
+                            detail=error.detail,
+                        )
+                    raise
+                finally:
+                    place.release()
 
     async def _fetch_here(
         self, thing: Thing, found: Found, fetch: Fetch, announce: Announce[Answer]
@@ -479,24 +478,19 @@ class CoverCache:
 
     async def _refresh_once(self, thing: Thing) -> None:
         place = await self._refreshing.acquire()
-        fetch = self._fetcher.begin()
         try:
-            if isinstance(thing, ListingKey):
-                _, claim = await self.index.claim(thing, again=True)
-            else:
-                claim = await self.index.claim_name(thing)
-            if claim is not None:
-                self._fetcher.claimed(claim, fetch)
-            # Or another process did it.
-            if claim is None or not claim.waited:
-                await self._ask_again(thing, fetch)
-        except CoverError as error:
-            await self.index.release(fetch.end_claims(), error)
-            raise
+            async with self._fetcher.begin() as fetch:
+                if isinstance(thing, ListingKey):
+                    _, claim = await self.index.claim(thing, again=True)
+                else:
+                    claim = await self.index.claim_name(thing)
+                if claim is not None:
+                    self._fetcher.claimed(claim, fetch)
+                # Or another process did it.
+                if claim is None or not claim.waited:
+                    await self._ask_again(thing, fetch)
         finally:
             place.release()
-            if fetch.claims:
-                await self.index.release(fetch.end_claims())
 
     async def _ask_again(self, thing: Thing, fetch: Fetch) -> None:
         found = (await self._look(thing)).found

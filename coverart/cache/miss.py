@@ -30,6 +30,7 @@ from coverart.cache.writer import Link, NewFile, Permit, Writer
 from coverart.errors import (
     BadUpstream,
     CoverError,
+    NobodyReads,
     NotInArchive,
     Overloaded,
     StoreFailed,
@@ -58,17 +59,38 @@ PLACES_A_REQUEST = 2
 T = TypeVar("T")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, kw_only=True)
 class Fetch(FetchDeadline):
-    """The account of one fetch, and what it claims among processes until it is done."""
+    """
+    The account of one fetch. What it claims among processes ends with its `async with` block.
 
-    complete: bool = False
+    A CoverError that leaves the block is also the answer to those who wait in other processes.
+    """
+
+    index: Index
+    complete: bool
     """Whether what the index did not know as it began is not on the disk either."""
-    claims: list[Claim] = attrs.field(factory=list)
+    _claims: list[Claim] = attrs.field(factory=list, init=False)
+
+    async def __aenter__(self) -> Fetch:
+        return self
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        claims = self.end_claims()
+        if not claims:
+            return
+        # That nobody reads here is no answer to those who wait in another process.
+        if isinstance(error, CoverError) and not isinstance(error, NobodyReads):
+            await self.index.release(claims, error)
+        else:
+            await self.index.release(claims)
+
+    def add_claim(self, claim: Claim) -> None:
+        self._claims.append(claim)
 
     def end_claims(self) -> list[Claim]:
-        """The claims, for the one who ends them."""
-        ended, self.claims = self.claims, []
+        """The claims, for the one who ends them with what was fetched."""
+        ended, self._claims = self._claims, []
         return ended
 
 
@@ -168,8 +190,8 @@ class Fetcher:
         return len(self._targets)
 
     def begin(self) -> Fetch:
-        """The account of a fetch that starts now."""
-        fetch = Fetch(at=0.0, complete=self._index.complete)
+        """The account of a fetch that starts now; use it in `async with`, which ends its claims."""
+        fetch = Fetch(at=0.0, index=self._index, complete=self._index.complete)
         self.begin_anew(fetch)
         return fetch
 
@@ -283,7 +305,7 @@ class Fetcher:
 
     def claimed(self, claim: Claim, fetch: Fetch) -> None:
         """A claim was taken for a fetch."""
-        fetch.claims.append(claim)
+        fetch.add_claim(claim)
         if claim.waited:
             self.begin_anew(fetch)
 

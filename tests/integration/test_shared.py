@@ -246,3 +246,21 @@ async def test_written_over(sim, run, redis, lines) -> None:
         assert not [line for line in lines if "is away" in line], junk[:1]
     # Junk that looks like nothing at all is not told from what was never known.
     assert sim.counts.requests("release") <= 2 * len(KINDS)
+
+
+@pytest_twisted.ensureDeferred
+async def test_refresh_that_fails_ends_its_claims(sim, run, redis: RedisServer) -> None:
+    """An operator's refresh that can't have the new image keeps no other process from asking."""
+    shared = {"COVER_ART_REDIS_URL": redis.url, "COVER_ART_ADMIN_TOKEN": "t"}
+    first, second = await run(**shared), await run(**shared)
+    item = sim.catalogue.release(0)
+    front = f"/release/{item.mbid}/front-250"
+    await first.stored(front)
+    sim.catalogue.set_front(item.mbid, item.back.id)
+    sim.faults.add(Rule(hop="node", does=Status(code=503)))
+    refreshed = await first.get(f"/admin/refresh{front}", "POST", authorization="Bearer t")
+    assert refreshed.status == 503
+    client = redis.client()
+    assert all((client.get(key) or b"-").startswith(b"-") for key in client.keys("*get:*"))
+    again = await within(start(second.get(f"/release/{item.mbid}/{item.back.id}-250")), 5)
+    assert again.status == 503
