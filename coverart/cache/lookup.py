@@ -200,7 +200,7 @@ class CoverCache:
         if found.target is not None:
             fresh = self._is_fresh(key, found.alias)
             if not fresh:
-                self._refresh(request)
+                self._refresh(request, fetches=False)
             answer = Pointed(status=Status.HIT if fresh else Status.STALE, target=found.target)
         elif judge_image(request, found, self._now(), self.lifetimes) in _REMEMBERED:
             answer = Absent(status=Status.ABSENT)
@@ -222,18 +222,8 @@ class CoverCache:
         What a fetch of this process has not given its name yet gets none any more. One of another
         process that is under way is stored after it.
         """
-        found = (await self._look(thing)).found
-        revoked = await self._revoke(thing, found)
-        if revoked:
-            found = (await self._look(thing)).found
-        if found.entry is None and (on_disk := await self._fetcher.find(thing)) is not None:
-            # An index that was flushed, or is away, knows nothing of what the next would be served.
-            found = Found(
-                key=on_disk.key,
-                entry=on_disk.entry,
-                alias=on_disk.alias,
-                target=None if on_disk.alias is None else on_disk.alias.target,
-            )
+        revoked = await self._revoke(thing, (await self._look(thing)).found)
+        found = await self._found(thing)
         known = await self.index.forget_absence(
             thing if isinstance(thing, ListingKey) else thing.alias
         )
@@ -248,6 +238,14 @@ class CoverCache:
         if found.key is not None and found.entry is not None:
             known |= await self._drop(found.key, found.entry)
         return known
+
+    async def _found(self, thing: Thing) -> Found:
+        """What the index knows, or what the disk holds where the index was flushed or is away."""
+        found = (await self._look(thing)).found
+        if found.entry is not None or (on_disk := await self._fetcher.find(thing)) is None:
+            return found
+        target = None if on_disk.alias is None else on_disk.alias.target
+        return Found(key=on_disk.key, entry=on_disk.entry, alias=on_disk.alias, target=target)
 
     async def _revoke(self, thing: Thing, found: Found) -> bool:
         """
@@ -282,12 +280,18 @@ class CoverCache:
 
         :raises CoverError: the archive can't be asked; what is held stays.
         """
-        found = (await self._look(thing)).found
-        if found.alias is not None or isinstance(thing, ListingKey):
-            # Not claimed as a name or a listing: who is asking already asked before the operator did.
-            async with self._fetcher.begin() as fetch:
+        found = await self._found(thing)
+        held = True
+        # Not claimed as a name or a listing: who is asking already asked before the operator did.
+        async with self._fetcher.begin() as fetch:
+            if found.alias is not None or isinstance(thing, ListingKey):
                 await self._ask_again(thing, fetch)
-        else:
+            else:
+                held = found.entry is not None and await self._fetcher.fetch_again(
+                    thing, found.target, fetch
+                )
+        if not held:
+            # The archive has it no more, or knows it by another MBID.
             await self.purge(thing)
         answer = await self.get(thing)
         if (landing := self._requests.landing(thing)) is not None:
@@ -446,7 +450,8 @@ class CoverCache:
 
     # Refreshing in the background
 
-    def _refresh(self, thing: Thing) -> None:
+    def _refresh(self, thing: Thing, *, fetches: bool = True) -> None:
+        """:param fetches: whether the image of a name that moved is fetched before it moves here."""
         key = thing if isinstance(thing, ListingKey) else thing.alias
         if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._clock.seconds():
             return
@@ -469,14 +474,14 @@ class CoverCache:
                     "refresh of {key} failed, serving the old answer", failure, key=spell(thing)
                 )
 
-        self._refreshes.run(key, lambda _: self._refresh_once(thing)).addErrback(failed)
+        self._refreshes.run(key, lambda _: self._refresh_once(thing, fetches)).addErrback(failed)
 
     def _pause(self, key: AliasKey | ListingKey) -> None:
         self._pauses[key] = self._clock.seconds() + REFRESH_PAUSE_S
         if len(self._pauses) > MOST_PAUSES:
             self._pauses.popitem(last=False)
 
-    async def _refresh_once(self, thing: Thing) -> None:
+    async def _refresh_once(self, thing: Thing, fetches: bool) -> None:
         place = await self._refreshing.acquire()
         try:
             async with self._fetcher.begin() as fetch:
@@ -488,11 +493,11 @@ class CoverCache:
                     self._fetcher.claimed(claim, fetch)
                 # Or another process did it.
                 if claim is None or not claim.waited:
-                    await self._ask_again(thing, fetch)
+                    await self._ask_again(thing, fetch, fetches=fetches)
         finally:
             place.release()
 
-    async def _ask_again(self, thing: Thing, fetch: Fetch) -> None:
+    async def _ask_again(self, thing: Thing, fetch: Fetch, *, fetches: bool = True) -> None:
         found = (await self._look(thing)).found
         missing: Missing | None = None
         if isinstance(thing, ListingKey):
@@ -502,11 +507,12 @@ class CoverCache:
             missing = fetched if isinstance(fetched, Missing) else None
         else:
             alias = await self._fetcher.resolve(thing.alias, fetch)
-            missing = (
-                alias
-                if isinstance(alias, Missing)
-                else await self._fetcher.repoint(thing, alias, fetch)
-            )
+            if isinstance(alias, Missing):
+                missing = alias
+            elif fetches:
+                missing = await self._fetcher.repoint(thing, alias, fetch)
+            else:
+                await self._fetcher.repoint_unfetched(thing.alias, alias)
         if missing is not None:
             await self._missing(missing, found, fetch)
             if isinstance(missing.subject, ImageKey) and isinstance(thing, ImageRequest):

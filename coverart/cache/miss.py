@@ -279,17 +279,25 @@ class Fetcher:
         """The end of the flight of an image, if one is under way."""
         return self._images.landing(key) if isinstance(key, ImageKey) else None
 
-    async def claim(self, key: FileKey, fetch: Fetch) -> FileEntry | Missing | None:
+    async def claim(
+        self, key: FileKey, fetch: Fetch, *, again: bool = False
+    ) -> FileEntry | Missing | None:
         """
         Claim a file among all processes, for the time of a fetch.
 
+        :param again: also where it is held, unless another process fetches it just now.
         :returns: None; or what is known of it, and nothing has to be fetched.
         :raises CoverError: another process failed to fetch it while this one waited.
         """
-        found, claim = await self._index.claim(key)
+        found, claim = await self._index.claim(key, again=again)
+        if again and claim is not None and not claim.waited:
+            self.claimed(claim, fetch)
+            return None
         if found.entry is not None:
             status = self._store.stat(self._store.path_of(key, found.entry.media))
             if status is not None and status.st_size == found.entry.size_bytes:
+                if claim is not None:
+                    self.claimed(claim, fetch)
                 return found.entry
             await self.lost(key, found.entry)
         if claim is None:
@@ -432,16 +440,40 @@ class Fetcher:
             raise BadUpstream("its image moves to another MBID")
         return None
 
+    async def repoint_unfetched(self, key: AliasKey, alias: Alias) -> None:
+        """Make a name point where the archive says now, whether its image is held or not."""
+        if await self._index.put_alias(key, alias) and self._store.links.exist(key):
+            link = Link(ImageRequest(alias=key, size=ORIGINAL), alias, renewed=True)
+            await self._in_thread(self._writer.link, link, None)
+
+    async def fetch_again(self, request: ImageRequest, target: Target | None, fetch: Fetch) -> bool:
+        """
+        Fetch an image that is held by its own name; what is held stays until the new one is there.
+
+        :returns: whether the archive still has it under this name.
+        :raises CoverError: it could not be had, or can't be stored.
+        """
+        if target is not None and not self._upstream.can_fetch(target, request.size):
+            target = None
+        named = _Named(request=request, alias=None, known=None)
+        got = await self._image(named, target, fetch, lambda _: None, again=True)
+        if isinstance(got, Download) and got.unstored is not None:
+            raise StoreFailed(f"the new one can't be stored ({got.unstored})")
+        return not isinstance(got, Missing | Alias)
+
     async def _image(
         self,
         named: _Named,
         target: Target | None,
         fetch: Fetch,
         announce: Announce[Download],
+        *,
+        again: bool = False,
     ) -> Fetched | Download | Missing | Alias:
         """
         Join the flight of an image, or start it.
 
+        :param again: fetch it also where it is held.
         :param target: None where hop 1 was not asked yet and the name is the image's own.
         :returns: an alias where hop 1 then led elsewhere; a download that was not stored.
         """
@@ -449,7 +481,11 @@ class Fetcher:
         if ref is None:
             raise ValueError("a name that is no image's own needs a target")
         key = ref.at(named.request.size)
-        got = await self._images.run(key, lambda say: self._fly(key, named, target, fetch, say))
+
+        def fly(say: Announce[_Landed | Download | Missing | Alias]) -> Any:
+            return self._fly(key, named, target, fetch, say, again=again)
+
+        got = await self._images.run(key, fly)
         landing = self._images.landing(key)
         if isinstance(got, Download) and landing is not None:
             # Let go of in part, for those who read it and are slow.
@@ -477,9 +513,11 @@ class Fetcher:
         target: Target | None,
         fetch: Fetch,
         announce: Announce[_Landed | Download | Missing | Alias],
+        *,
+        again: bool,
     ) -> _Landed | Download | Missing | Alias:
         """Once for all in this process who want an image."""
-        known = await self.claim(key, fetch)
+        known = await self.claim(key, fetch, again=again)
         if known is not None:
             return known if isinstance(known, Missing) else _Landed(entry=known)
         if target is None:
@@ -527,7 +565,7 @@ class Fetcher:
         if alias is None or (known is not None and known != alias):
             return None
         outdated = known is None and not fetch.complete
-        return Link(request=named.request, alias=alias, outdated=outdated)
+        return Link(named.request, alias, outdated=outdated)
 
     async def _tell(
         self, key: ImageKey, entry: FileEntry, named: _Named, link: Link | None, fetch: Fetch
@@ -560,32 +598,18 @@ class Fetcher:
             return None
         if alias != known and not await self._index.put_alias(request.alias, alias):
             return alias
-        try:
-            if known is None or known == alias:
-                # One symlink: not worth the way to a thread and back, a tenth of a whole miss.
-                self._point_on_disk(request, alias, entry, known)
-            else:
-                await self._in_thread(self._point_on_disk, request, alias, entry, known)
-        except OSError as error:
-            # The image is held and the index knows the way; only nginx's short cut is missing.
-            self.log.warn(
-                "can't link {name}, nginx asks the app for it: {reason}",
-                name=spell(request),
-                reason=error.strerror,
-            )
+        link = Link(
+            request,
+            alias,
+            renewed=known is not None and known.checked_at != alias.checked_at,
+            outdated=known is not None or not self._index.complete,
+        )
+        if link.renewed:
+            await self._in_thread(self._writer.link, link, entry.media)
+        else:
+            # One symlink: not worth the way to a thread and back, a tenth of a whole miss.
+            self._writer.link(link, entry.media)
         return alias
-
-    def _point_on_disk(
-        self, request: ImageRequest, alias: Alias, entry: FileEntry, known: Alias | None
-    ) -> None:
-        """Link what was asked for; where the alias moved or was renewed, see to its other sizes."""
-        if known is not None and known.checked_at != alias.checked_at:
-            self._store.links.confirm(request.alias, alias)
-        elif known is not None or not self._index.complete:
-            self._store.links.remove_outdated(request.alias, alias)
-        if entry.media is not None:
-            key = alias.target.ref.at(request.size)
-            self._store.links.make(request, key, entry.media, alias.checked_at)
 
     async def absent(self, key: AliasKey, asked_at: float, known: Alias | None) -> None:
         """

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from coverart.archive.paths import spell
 from coverart.errors import BadUpstream
-from coverart.model import Alias, FileKey, ImageKey, ImageRequest, MediaType
+from coverart.model import Alias, FileKey, ImageRequest, MediaType
 from coverart.store.atomic_files import Temporary
 from coverart.store.image_store import ImageStore
 
@@ -43,13 +43,16 @@ class Permit:
     """Whether all bytes of the file are there, so that it is committed in a moment."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Link:
-    """A name to be made a symlink to the file; `outdated`: those to other images may lie there."""
+    """A name to be made a symlink to the file that its alias leads to."""
 
     request: ImageRequest
     alias: Alias
-    outdated: bool
+    outdated: bool = False
+    """Whether old links to other images may exist."""
+    renewed: bool = False
+    """Whether the links of the name's other sizes, if they lead to the same image, are confirmed."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -194,22 +197,27 @@ class Writer:
             return attrs.evolve(written, named=named)
         self._store.put_in_place(temporary.path, path)
         if file.link is not None:
-            self._link(file, file.link)
+            self.link(file.link, file.media)
         return attrs.evolve(written, named=True)
 
-    def _link(self, file: NewFile, link: Link) -> None:
-        alias, name = link.alias, link.request
-        key = file.permit.key
-        if not isinstance(key, ImageKey) or file.media is None:
-            return
+    def link(self, link: Link, media: MediaType | None) -> None:
+        """
+        Make a symlink, and see to those of the name's other sizes.
+
+        :param media: the type of the file; None makes none and only sees to the others.
+        """
+        alias, request, links = link.alias, link.request, self._store.links
         try:
-            if link.outdated:
-                self._store.links.remove_outdated(name.alias, alias)
-            self._store.links.make(name, key, file.media, alias.checked_at)
+            if link.renewed:
+                links.confirm(request.alias, alias)
+            elif link.outdated:
+                links.remove_outdated(request.alias, alias)
+            if media is not None:
+                links.make(request, alias.target.ref.at(request.size), media, alias.checked_at)
         except OSError as error:
             # The image is held and the index knows the way; only nginx's short cut is missing.
             self.log.warn(
                 "can't link {name}, nginx asks the app for it: {reason}",
-                name=spell(name),
+                name=spell(request),
                 reason=error.strerror,
             )

@@ -8,6 +8,7 @@ from typing import Any
 from klein import Klein
 from twisted.python.failure import Failure
 
+from coverart.cache.answers import Absent
 from coverart.cache.lookup import CoverCache
 from coverart.errors import Refused
 from coverart.web.access_log import LoggedRequest
@@ -37,7 +38,7 @@ class AdminRoutes:
         """Ask the archive again now; what is held stays if it can't be asked."""
         self._check(request)
         answer = await self._cache.refresh(request.thing)
-        return json_body(request, {"refreshed": answer.status.value != "ABSENT"})
+        return json_body(request, {"refreshed": not isinstance(answer, Absent)})
 
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:

@@ -440,6 +440,61 @@ async def test_failed_refresh_pauses(sim, proxy) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_operators_refresh(sim, run) -> None:
+    """What is held stays if the archive fails; then it is fetched anew, and goes with a 404."""
+    proxy = await run(COVER_ART_ADMIN_TOKEN="t")  # noqa: S106
+    item = sim.catalogue.release(0)
+    names: set[str] = set()
+    for path in (f"/release/{item.mbid}/{item.front.id}-250", f"/release/{item.mbid}/"):
+
+        async def refresh(path: str = path) -> Answer:
+            answer: Answer = await proxy.get(
+                f"/admin/refresh{path}", "POST", authorization="Bearer t"
+            )
+            return answer
+
+        held = await proxy.stored(path)
+        (name,) = set(proxy.files()) - names
+        names.add(name)
+        was = (proxy.root / name).stat().st_ino
+        number = sim.faults.add(Rule(hop="node", does=Html()))
+        assert (await refresh()).status == 502
+        assert (proxy.root / name).stat().st_ino == was
+        again = await proxy.get(path)
+        assert (again["x-cache-status"], again.body) == ("HIT", held.body)
+        sim.faults.remove(number)
+        assert (await refresh()).json == {"refreshed": True}
+        assert (proxy.root / name).stat().st_ino != was
+        assert (await proxy.get(path))["x-cache-status"] == "HIT"
+        totals = await proxy.cache.index.totals()
+        assert totals.size_bytes == sum((proxy.root / n).stat().st_size for n in proxy.files())
+    sim.catalogue.remove_art(item.mbid)
+    for path in (f"/release/{item.mbid}/{item.front.id}-250", f"/release/{item.mbid}/"):
+        answer = await proxy.get(f"/admin/refresh{path}", "POST", authorization="Bearer t")
+        assert answer.json == {"refreshed": False}, path
+        assert (await proxy.get(path))["x-cache-status"] == "ABSENT"
+    assert proxy.files() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_redirect_mode_asks_for_names_only(sim, run) -> None:
+    """COVER_ART_IMAGE_MODE=redirect renews a name by hop 1, and fetches no image for it."""
+    proxy = await run(COVER_ART_IMAGE_MODE="redirect")
+    item = sim.catalogue.release(0)
+    path = f"/release/{item.mbid}/front-250"
+    await proxy.get(path)
+    sim.catalogue.set_front(item.mbid, item.back.id)
+    sim.counts.clear()
+    proxy.now.advance(DAY_S + 1)
+    assert (await proxy.get(path))["x-cache-status"] == "STALE"
+    await proxy.settled()
+    renewed = await proxy.get(path)
+    assert renewed["x-cache-status"] == "HIT"
+    assert str(item.back.id) in renewed["location"]
+    assert hops(sim) == (1, 0, 0)
+
+
+@pytest_twisted.ensureDeferred
 async def test_art_removed(sim, proxy) -> None:
     """A front that is gone at the archive is a 404 after the refresh; the image by id stays."""
     item = sim.catalogue.release(0)

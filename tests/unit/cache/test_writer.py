@@ -173,7 +173,7 @@ class WriterTests(SynchronousTestCase):
         """A name to be made with the image of number 1."""
         alias = Alias(target=Target(ref=image(1).ref), checked_at=500)
         request = ImageRequest(alias=FRONT, size=250)
-        return Link(request=request, alias=alias, outdated=True)
+        return Link(request, alias, outdated=True)
 
     def test_linked(self) -> None:
         """A name comes with the file that it leads to; the error of one keeps no other from its own."""
