@@ -5,9 +5,9 @@ A client's path names a thing; hop 1 of the archive says where the thing lies at
 leads on to the server that has the bytes. Each hop's address is checked before it is asked, one
 deadline bounds them all, and a host that fails is not asked for a while.
 
-    bounded_heads       bounds the head of an answer in bytes
     circuit_breaker     stops asking a host that fails
     coarse_clock        bounds in time, by one timer for all
+    connection          bounds the head of an answer in bytes
     paths               reads a client's path
     source              what a fetch asks of a source of covers
     throttle            lets hits go first

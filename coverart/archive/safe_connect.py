@@ -41,7 +41,7 @@ from twisted.web.iweb import (
 )
 from zope.interface import implementer
 
-from coverart.archive.bounded_heads import connection_factory
+from coverart.archive.connection import connection_factory
 from coverart.archive.url_policy import Rules, is_public
 from coverart.errors import BadUpstream
 

@@ -11,7 +11,7 @@ from twisted.internet import reactor as _reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Client
 
-from coverart.archive import bounded_heads
+from coverart.archive import connection
 from tests.support.certificates import TRUSTED, authority, signed
 from tests.support.contents import nothing_kept
 from tests.support.raw_archive import ALIAS, HOPS, JPEG, KINDS, ok
@@ -19,7 +19,7 @@ from tests.support.talk import LOCAL, until
 
 reactor: Any = _reactor
 
-MOST = bounded_heads.LARGEST_HEAD_BYTES
+MOST = connection.LARGEST_HEAD_BYTES
 HEADS = {
     "headers": (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
     "headers of many names": (
