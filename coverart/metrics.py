@@ -112,7 +112,7 @@ class Metrics:
         self.refreshes = Counter(
             "coverart_refreshes", "Background checks the archive answered.", registry=registry
         )
-        self._asked = Counter(
+        self.upstream_requests = Counter(
             "coverart_upstream_requests",
             "Requests to the archive by hop and by status or error.",
             ["hop", "status"],
@@ -198,10 +198,6 @@ class Metrics:
         if size_bytes:
             bound.sent_bytes(size_bytes)
         self._own_answers.inc()
-
-    def asked(self, hop: str, status: str) -> None:
-        """Count a request to the archive. :param hop: 1, 2 or node."""
-        self._asked.labels(hop, status).inc()
 
     def tallied(self) -> Counts[str]:
         """What this process counted of TALLIED, and those that ended in its place before it."""

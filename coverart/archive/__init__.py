@@ -7,7 +7,7 @@ deadline bounds them all, and a host that fails is not asked for a while.
 
     circuit_breaker     stops asking a host that fails
     coarse_clock        bounds in time, by one timer for all
-    connection          bounds the head of an answer in bytes
+    connection          bounds the head of an answer in bytes, takes no encoded body
     paths               reads a client's path
     source              what a fetch asks of a source of covers
     throttle            lets hits go first

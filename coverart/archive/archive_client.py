@@ -125,6 +125,7 @@ class ArchiveClient:
             await self._turn()
             leave = self._breaker.admit(hop.origin, self._clock.seconds())
             deadline.hops += 1
+            response: IResponse | None = None
             try:
                 answer: Deferred[Any] = self._http.get(
                     _Checked.from_text(hop.url),
@@ -138,10 +139,12 @@ class ArchiveClient:
             except Exception as error:
                 raise self._told(error, hop, label, leave) from error
             finally:
-                self._breaker.returned(leave)
+                if response is None:
+                    self._breaker.returned(leave)
             # Whoever answers chooses the number, and each is a counter of its own for good.
             known = _SMALLEST_STATUS <= response.code <= _LARGEST_STATUS
-            self.metrics.asked(label, str(response.code) if known else "no-status")
+            status = str(response.code) if known else "no-status"
+            self.metrics.upstream_requests.labels(label, status).inc()
             return await self._use(response, hop, sink, leave)
         finally:
             place.release()
@@ -154,7 +157,8 @@ class ArchiveClient:
         if isinstance(error, cancelled) or any(reason.check(*cancelled) for reason in reasons):
             return CancelledError()
         refused_here = isinstance(error, CoverError)
-        self.metrics.asked(label, "refused-here" if refused_here else type(error).__name__)
+        status = "refused-here" if refused_here else type(error).__name__
+        self.metrics.upstream_requests.labels(label, status).inc()
         now = self._clock.seconds()
         match error:
             case TimeoutError():
@@ -187,7 +191,8 @@ class ArchiveClient:
             pause_s = self._breaker.overloaded(leave, self._clock.seconds(), wish_s)
         else:
             self._breaker.succeeded(leave)
-        await leave_unread(response, DRAIN_S, self._clock)
+        if response.length:
+            await leave_unread(response, DRAIN_S, self._clock)
         if code in _REDIRECTS:
             return _location(response)
         said = f"{hop.origin} said {code}"

@@ -63,7 +63,7 @@ class Breaker:
 
     def admit(self, host: str, now: float) -> Leave:
         """
-        Ask for leave to send one request; give it back by returned(), whatever came of it.
+        Ask for leave to send one request; it ends by what came of it, told by one of the others.
 
         :raises Unavailable: not now; `retry_after_s` says when to ask again.
         """
@@ -77,7 +77,7 @@ class Breaker:
         return Leave(host, self._openings)
 
     def returned(self, leave: Leave) -> None:
-        """The request ended: another may take its place."""
+        """The request ended and says nothing of the host: another may take its place."""
         circuit = self._circuits.get(leave.host)
         if circuit is not None and circuit.opened and not self._is_late(leave, circuit):
             circuit.running -= 1
@@ -87,6 +87,8 @@ class Breaker:
         circuit = self._circuits.get(leave.host)
         if circuit is None or self._is_late(leave, circuit):
             return
+        if circuit.opened:
+            circuit.running -= 1
         circuit.timeouts = 0
         circuit.places += 1
         if not circuit.opened or circuit.places >= FULL_PLACES:

@@ -1,5 +1,5 @@
 """
-One connection to the archive: how much may come before a body.
+One connection to the archive: how much may come before a body, and that bodies come as they are.
 
 Twisted bounds a line of an answer but not the number of lines, and writes one to the log for each
 interim answer (1xx).
@@ -16,6 +16,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.client import HTTP11ClientProtocol  # type: ignore[attr-defined]
+from twisted.web.iweb import IResponse
 
 from coverart.errors import BadUpstream
 
@@ -30,7 +31,12 @@ _SILENT = Logger(observer=lambda _: None)  # type: ignore[arg-type]
 
 
 class _Connection(HTTP11ClientProtocol):
-    """A connection on which an answer has to come to its body within LARGEST_HEAD_BYTES."""
+    """
+    A connection on which an answer has to come to its body within LARGEST_HEAD_BYTES.
+
+    Bytes are asked for as they are: images do not compress, and a length can only be checked, and
+    a compressed bomb only be refused, where nothing is decoded on the way.
+    """
 
     _answer: Deferred[Any] | None = None
     _parser: Any
@@ -38,12 +44,14 @@ class _Connection(HTTP11ClientProtocol):
 
     def request(self, request: Any) -> Deferred[Any]:
         self._head_bytes = 0
+        # Below treq, which asks for gzip and would decode it.
+        request.headers.setRawHeaders(b"accept-encoding", [b"identity"])
         answer: Deferred[Any] = super().request(request)
         self._answer = answer
         if self._parser is not None:
             # Twisted offers no other way to it. Its only line is the one for each interim answer.
             self._parser._log = _SILENT  # noqa: SLF001
-        return answer.addErrback(self._explain)
+        return answer.addCallbacks(_plain, self._explain)
 
     def dataReceived(self, data: bytes) -> None:
         super().dataReceived(data)
@@ -57,6 +65,13 @@ class _Connection(HTTP11ClientProtocol):
             said = f"the headers of an answer are larger than {LARGEST_HEAD_BYTES} bytes"
             raise BadUpstream(said) from failure.value
         return failure
+
+
+def _plain(response: IResponse) -> IResponse:
+    for coding in response.headers.getRawHeaders(b"content-encoding", []):
+        if coding.strip().lower() not in (b"", b"identity"):
+            raise BadUpstream("the archive sent an encoded body that was not asked for")
+    return response
 
 
 def connection_factory(quiescent: Callable[..., None], _endpoint: str) -> Any:

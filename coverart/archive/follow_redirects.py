@@ -44,14 +44,13 @@ class Redirects:
         self._clock = clock
         self._jitter = jitter
 
-    async def first(self, url: str, deadline: FetchDeadline) -> Hop:
+    async def first(self, hop: Hop, deadline: FetchDeadline) -> Hop:
         """
-        Ask hop 1. :returns: where it sends, checked and not asked yet.
+        Ask hop 1, which was checked. :returns: where it sends, checked and not asked yet.
 
         :raises NotInArchive: it knows no such art.
         :raises CoverError: it can't be asked, or sends nowhere or astray.
         """
-        hop = self.rules.check(url)
         location = await self._again_once(self._client.get, hop, "1", deadline, None)
         return self.rules.follow(hop, location)
 

@@ -32,13 +32,7 @@ from twisted.internet.interfaces import (
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
-from twisted.web.http_headers import Headers
-from twisted.web.iweb import (
-    IAgent,
-    IAgentEndpointFactory,
-    IBodyProducer,
-    IResponse,
-)
+from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
 from coverart.archive.connection import connection_factory
@@ -167,35 +161,6 @@ class CheckedEndpoints:
         return endpoint
 
 
-@implementer(IAgent)
-@attrs.define(eq=False)
-class _IdentityAgent:
-    """
-    Asks for bytes as they are: images do not compress, and a length can only be checked, and a
-    compressed bomb only be refused, where nothing is decoded on the way.
-    """
-
-    agent: IAgent
-
-    def request(
-        self,
-        method: bytes,
-        uri: bytes,
-        headers: Headers | None = None,
-        bodyProducer: IBodyProducer | None = None,
-    ) -> Any:
-        headers = Headers() if headers is None else headers.copy()
-        headers.setRawHeaders(b"accept-encoding", [b"identity"])
-        return self.agent.request(method, uri, headers, bodyProducer).addCallback(_plain)
-
-
-def _plain(response: IResponse) -> IResponse:
-    for coding in response.headers.getRawHeaders(b"content-encoding", []):
-        if coding.strip().lower() not in (b"", b"identity"):
-            raise BadUpstream("the archive sent an encoded body that was not asked for")
-    return response
-
-
 def make_client(
     reactor: Any,
     rules: Rules,
@@ -213,8 +178,8 @@ def make_client(
     pool = HTTPConnectionPool(clock, persistent=True)
     pool.maxPersistentPerHost = connections_per_host
     pool.cachedConnectionTimeout = int(IDLE_CONNECTION_S)
-    # Documented, and the only way to bound a head.
+    # Documented, and the only way to bound a head and to have bytes as they are.
     pool._factory = connection_factory  # type: ignore[assignment]  # noqa: SLF001
     agent = Agent.usingEndpointFactory(reactor, CheckedEndpoints(reactor, rules), pool)
     no_cookies = IndexableCookieJar(policy=DefaultCookiePolicy(allowed_domains=()))
-    return HTTPClient(_IdentityAgent(agent), no_cookies), pool
+    return HTTPClient(agent, no_cookies), pool

@@ -46,7 +46,8 @@ class Turns:
     def next(self) -> Deferred[None]:
         """Fires when it is the caller's turn: at once, if the last was long enough ago."""
         now = self._clock.seconds()
-        if not self._waiting and now - self._last >= (self._gap_s(now) or BUSY_S):
+        gap_s = GAP_S if now - self._hit_at < HITS_S else BUSY_S
+        if not self._waiting and now - self._last >= gap_s:
             self._last = now
             return succeed(None)
         d: Deferred[None] = Deferred(self._leave)
@@ -61,11 +62,9 @@ class Turns:
 
     def _look_later(self) -> None:
         now = self._clock.seconds()
-        self._due = max(now, self._last + self._gap_s(now))
+        gap_s = GAP_S if now - self._hit_at < HITS_S else 0.0
+        self._due = max(now, self._last + gap_s)
         self._clock.callLater(self._due - now, self._look)
-
-    def _gap_s(self, now: float) -> float:
-        return GAP_S if now - self._hit_at < HITS_S else 0.0
 
     def _look(self) -> None:
         now = self._clock.seconds()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -63,16 +62,23 @@ class _Body(TwistedProtocol):
 
     def connectionMade(self) -> None:
         self._silence = self._clock.callLater(self._silence_s, self._silent)
-        self._or_close(self._sink.begin, self._length)
+        try:
+            self._sink.begin(self._length)
+        except CoverError as error:
+            self._close(error)
 
     def dataReceived(self, data: bytes) -> None:
         if self._error is not None:
             return
         if not self._full:
             self._silence.reset(self._silence_s)
-        self._or_close(self._sink.write, data)
+        try:
+            self._sink.write(data)
+        except CoverError as error:
+            self._close(error)
+            return
         # One read can hold several chunks: those behind the one that filled the sink come all the same.
-        if self._error is None and not self._full:
+        if not self._full:
             room = self._sink.room()
             if room is not None:
                 # Waiting for our own disk is no silence of the archive's.
@@ -96,12 +102,6 @@ class _Body(TwistedProtocol):
             )
         else:
             self.done.errback(PassingTrouble("the archive's answer was cut"))
-
-    def _or_close(self, offer: Callable[..., None], *arguments: Any) -> None:
-        try:
-            offer(*arguments)
-        except CoverError as error:
-            self._close(error)
 
     def _resume(self, _: None) -> None:
         self._full = False

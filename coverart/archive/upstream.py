@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import urljoin
 
+import attrs
 from twisted.logger import Logger
 
 from coverart.archive.follow_redirects import Redirects
@@ -52,7 +53,7 @@ class Upstream:
         """
         self._redirects = redirects
         # As a checked URL is spelled, so that they can be compared.
-        self._bases = {entity: redirects.rules.check(base).url for entity, base in bases.items()}
+        self._bases = {entity: redirects.rules.check(base) for entity, base in bases.items()}
         self._downloads = downloads
         self._metrics = metrics
         self._folders: OrderedDict[tuple[Entity, str], str] = OrderedDict()
@@ -100,13 +101,15 @@ class Upstream:
 
     async def _hop_1(self, entity: Entity, rest: str, deadline: FetchDeadline) -> ArchiveFile:
         base = self._bases[entity]
-        leads_to = await self._redirects.first(f"{base}/{entity.value}/{rest}", deadline)
+        below = f"/{entity.value}/{rest}"
+        asked = attrs.evolve(base, url=base.url + below, path=base.path + below)
+        leads_to = await self._redirects.first(asked, deadline)
         owner = Entity.EVENT if entity is Entity.EVENT else Entity.RELEASE
         file = archive_file(leads_to, owner)
         if owner in self._downloads:
             right = file.base == self._downloads[owner]
         else:
-            right = file.base in (f"{base}/download/", urljoin(leads_to.url, "/download/"))
+            right = file.base in (f"{base.url}/download/", urljoin(leads_to.url, "/download/"))
             right = right and self._redirects.rules.names(leads_to.host, leads_to.port)
             if right:
                 # Of that item alone, as with nodes: a mirror may have several hosts.

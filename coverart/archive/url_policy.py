@@ -55,7 +55,7 @@ class Rules:
 
     def names(self, host: str, port: int) -> bool:
         """Say whether this host is listed in full, by a pattern for none."""
-        return self.trusts(host, port) or host in self.hosts
+        return f"{host}:{port}" in self.hosts or host in self.hosts
 
     def allows(self, scheme: str, host: str, port: int) -> bool:
         """Say whether a connection to this host and port may be opened at all."""

@@ -80,7 +80,7 @@ class MetricsTests(SynchronousTestCase):
 
     def test_format(self) -> None:
         """Prometheus' own parser understands it; when a counter was made is not told."""
-        self.metrics.asked("1", "307")
+        self.metrics.upstream_requests.labels("1", "307").inc()
         families = list(text_string_to_metric_families(self.metrics.expose().decode()))
         samples = {sample.name for family in families for sample in family.samples}
         self.assertIn("coverart_upstream_requests_total", samples)

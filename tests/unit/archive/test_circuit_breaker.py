@@ -35,18 +35,11 @@ class BreakerTests(SynchronousTestCase):
 
     def fails(self, now: float, retry_after_s: float | None = None, host: str = HOST) -> float:
         """One request is sent and finds the host overloaded; the pause that follows."""
-        leave = self.breaker.admit(host, now)
-        self.breaker.returned(leave)
-        return self.breaker.overloaded(leave, now, retry_after_s)
+        return self.breaker.overloaded(self.breaker.admit(host, now), now, retry_after_s)
 
     def succeeds(self, now: float, host: str = HOST) -> None:
         """One request is sent and answered."""
-        self.answered(self.breaker.admit(host, now))
-
-    def answered(self, leave: Leave) -> None:
-        """A request that was sent is answered."""
-        self.breaker.returned(leave)
-        self.breaker.succeeded(leave)
+        self.breaker.succeeded(self.breaker.admit(host, now))
 
     def let_in(self, now: float) -> list[Leave]:
         """All that may be sent at once."""
@@ -104,7 +97,7 @@ class BreakerTests(SynchronousTestCase):
             rounds.append(len(leaves))
             self.assertEqual(self.refused(105), 1)
             for leave in leaves:
-                self.answered(leave)
+                self.breaker.succeeded(leave)
         self.assertEqual(rounds, [1, 2, 4, 8])
         self.assertEqual(FULL_PLACES, 16)
 
@@ -113,7 +106,7 @@ class BreakerTests(SynchronousTestCase):
         self.fails(100)
         self.succeeds(105)
         first, second = self.let_in(105)
-        self.answered(first)
+        self.breaker.succeeded(first)
         self.assertEqual(self.breaker.overloaded(second, 106), 10)
         self.assertEqual(self.refused(106), 10)
         self.assertEqual(len(self.let_in(116)), 1)
@@ -159,7 +152,7 @@ class BreakerTests(SynchronousTestCase):
         self.fails(100)
         probe = self.breaker.admit(HOST, 105)
         self.breaker.timed_out(late, 110)
-        self.answered(probe)
+        self.breaker.succeeded(probe)
         self.assertEqual(len(self.let_in(110)), 2)
 
     def test_late_success(self) -> None:
@@ -265,7 +258,6 @@ class BreakerTests(SynchronousTestCase):
                     self.assertGreaterEqual(now, open_until)
                     continue
                 leave = out.pop(which % len(out))
-                breaker.returned(leave)
                 match what:
                     case "overloaded":
                         told = breaker.overloaded(leave, now, retry_after_s)
@@ -277,6 +269,8 @@ class BreakerTests(SynchronousTestCase):
                         breaker.timed_out(leave, now)
                     case "succeeded":
                         breaker.succeeded(leave)
+                    case _:
+                        breaker.returned(leave)
             except Unavailable as error:
                 wait_s = error.retry_after_s or 0.0
                 self.assertLessEqual(1, wait_s)
