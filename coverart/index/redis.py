@@ -9,13 +9,11 @@ of the cache, so Redis keeps it compact.
 from __future__ import annotations
 
 import secrets
-import struct
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -35,7 +33,6 @@ from coverart.index.base import (
     Seen,
     Stored,
     Totals,
-    found_file,
 )
 from coverart.index.batched_lookups import BatchedLookups
 from coverart.index.claims import LONGEST_WAIT_S, Claims, pack_error
@@ -49,44 +46,41 @@ from coverart.index.codec import (
     pack_size,
     pack_subject,
     slice_of,
-    unpack_alias,
-    unpack_alias_key,
-    unpack_entry,
     unpack_file_key,
 )
 from coverart.index.eviction_order import Eviction
+from coverart.index.replies import (
+    NOT_OURS,
+    found_image,
+    found_packed,
+    pack_absence,
+    pairs,
+    read_alias,
+    read_file,
+    read_totals,
+)
+from coverart.index.untold_changes import Change, UntoldChanges
 from coverart.model import (
     Absence,
     Alias,
     AliasKey,
-    Entity,
     FileEntry,
     FileKey,
     Found,
     ImageRequest,
     ListingKey,
     Subject,
-    Target,
 )
 
 LAYOUT = 1
 """The version in every key; a new one starts with an empty index, filled from the disk."""
-MOST_UNTOLD = 1000
-"""Changes kept for a Redis that is away; the mark makes good what is over that."""
-
 _SCRIPTS = load_scripts(Path(__file__).with_name("lua"))
-_ABSENCE = struct.Struct(">dd")
-_NOT_OURS = (struct.error, LookupError, ValueError)
-"""What unpacking something raises that another program, or another version, wrote."""
 _ERROR_MS = 2000
 """Milliseconds for which an error is left for those who wait; they ask more often."""
 _BATCH = 500
 _FINDS = 100
 """Looked up by one script: a millisecond of Redis' time at most."""
 _NO, _YES = b"0", b"1"
-
-_Change: TypeAlias = tuple[str, Sequence[bytes], tuple[bytes | str, ...]]
-"""A script, what it is about, and its arguments."""
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -132,8 +126,7 @@ class RedisIndex:
         self._keys = (self.prefix, locks_prefix(name))
         self.size_bytes = 0
         self._mark = mark
-        self._untold: OrderedDict[bytes, _Change] = OrderedDict()
-        self._telling = False
+        self._untold = UntoldChanges(self._tell_now, mark)
         self._run_id = self._filling = b""
         self._whole: bytes | None = None
         """What Redis said last of whether the index is whole; None where it could not be asked."""
@@ -158,11 +151,11 @@ class RedisIndex:
     async def find_image(self, request: ImageRequest) -> Found:
         reply = await self._finds.ask(_name_of(request))
         untold = self._is_untold(request.alias)
-        return self._understood(_found_image, request, None if untold else reply)
+        return self._understood(found_image, request, None if untold else reply)
 
     async def find_listing(self, key: ListingKey) -> Found:
         reply = await self._finds.ask(pack_file_key(key))
-        return self._understood(_found_file, key, None if self._is_untold(key) else reply)
+        return self._understood(found_packed, key, None if self._is_untold(key) else reply)
 
     async def _find_all(self, asked: Sequence[bytes]) -> Sequence[Any]:
         replies: list[Any] = [None] * len(asked)
@@ -173,7 +166,7 @@ class RedisIndex:
         return replies
 
     def _is_untold(self, subject: Subject) -> bool:
-        return bool(self._untold) and pack_subject(subject) in self._untold
+        return len(self._untold) > 0 and pack_subject(subject) in self._untold
 
     def _understood(
         self, read: Callable[[T, list[Any]], Found], thing: T, reply: list[Any] | None
@@ -183,7 +176,7 @@ class RedisIndex:
             return Found()
         try:
             return read(thing, reply)
-        except _NOT_OURS as error:
+        except NOT_OURS as error:
             self._garbled(error)
             return Found()
 
@@ -200,7 +193,7 @@ class RedisIndex:
         if reply is None:
             # Redis does not have in doubt what this process is going to store.
             self._mark.leave()
-        found = self._understood(_found_file, key, None if untold else reply)
+        found = self._understood(found_packed, key, None if untold else reply)
         if claim is None and found.entry is None:
             # What is there is no entry.
             return await self.claim(key, again=True)
@@ -247,8 +240,7 @@ class RedisIndex:
     ) -> bool:
         life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
         packed = pack_subject(subject)
-        times = _ABSENCE.pack(absence.since, absence.until)
-        told = (packed, times, str(life_ms), *self._claims.end(claims))
+        told = (packed, pack_absence(absence), str(life_ms), *self._claims.end(claims))
         return bool(await self._tell("put_absence", [packed], *told) != 0)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
@@ -292,21 +284,13 @@ class RedisIndex:
         """None where there is no reply, or one that is not understood."""
         if reply is None:
             return None
-        _, counts, first, leader, tallies = reply
         try:
-            self.size_bytes, files, *rest = (int(count or 0) for count in counts)
-            return Totals(
-                size_bytes=self.size_bytes,
-                files=files,
-                by_entity=dict(zip(Entity, rest[:3], strict=True)),
-                aliases=dict(zip(Entity, rest[3:], strict=True)),
-                oldest=float(first[1]) if first and self.eviction == "oldest" else None,
-                leader=None if leader is None else leader.decode(),
-                tallies={name.decode(): int(times) for name, times in _pairs(tallies)},
-            )
-        except _NOT_OURS as error:
+            totals = read_totals(reply, by_age=self.eviction == "oldest")
+        except NOT_OURS as error:
             self._garbled(error)
             return None
+        self.size_bytes = totals.size_bytes
+        return totals
 
     # For the leader
 
@@ -317,7 +301,7 @@ class RedisIndex:
 
     async def first_to_evict(self, count: int) -> list[tuple[FileKey, FileEntry]]:
         reply = await self._lead("first_to_evict", [], count) if count > 0 else []
-        return self._readable(_file, _pairs(reply))
+        return self._readable(read_file, pairs(reply))
 
     async def forget_files(
         self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
@@ -338,7 +322,7 @@ class RedisIndex:
     ) -> list[tuple[AliasKey, Alias]]:
         minute = int(before // 60) - 1
         reply = await self._lead("due_aliases", [], *self._rules, minute, count, fence)
-        return self._readable(_named, _pairs(reply))
+        return self._readable(read_alias, pairs(reply))
 
     async def prepare(self, check: Callable[[], object]) -> None:
         policy = (self.prefix + b"sum", "policy")
@@ -369,7 +353,7 @@ class RedisIndex:
         return held
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
-        held = dict(_pairs(await self._lead("read_slice", [], f"{number:03x}")))
+        held = dict(pairs(await self._lead("read_slice", [], f"{number:03x}")))
         ours = {key: value for key, value in held.items() if is_packed(key, value)}
         if len(ours) < len(held):
             self._garbled(f"{len(held) - len(ours)} files or aliases")
@@ -383,7 +367,7 @@ class RedisIndex:
 
     async def fill(self) -> None:
         # What is told behind it leaves the mark anew.
-        await self._tell_all()
+        await self._untold.tell_all()
         reply = await self._lead("totals", None)
         self._run_id = self.link.run_id
         if reply is None or reply[0] == b"garbled":
@@ -424,7 +408,7 @@ class RedisIndex:
             self._garbled(error)
             raise
         if self._untold and self.link.available:
-            self._tell_untold()
+            self._untold.start()
         return reply
 
     async def _ask(self, name: str, otherwise: object, *args: bytes | str | float) -> Any:
@@ -444,46 +428,15 @@ class RedisIndex:
 
     async def _tell(self, name: str, subjects: Sequence[bytes], *args: bytes | str) -> Any:
         """Change what is known of things, now or when Redis is back. :returns: None if later."""
+        change = Change(name, subjects, args)
         if not self._untold:
             with suppress(RedisAway):
-                return await self._run(name, *self._rules, *args)
-        self._mark.leave()
-        change = (name, subjects, args)
-        for subject in subjects:
-            self._untold.pop(subject, None)
-            self._untold[subject] = change
-        while len(self._untold) > MOST_UNTOLD:
-            self._untold.popitem(last=False)
-        self._tell_untold()
+                return await self._tell_now(change)
+        self._untold.keep(change)
         return None
 
-    def _tell_untold(self) -> None:
-        if not self._telling:
-            self._telling = True
-            Deferred.fromCoroutine(self._tell_all()).addErrback(
-                lambda failure: self.log.failure(
-                    "telling Redis what it missed failed; the next cleanup compares everything",
-                    failure,
-                )
-            )
-
-    async def _tell_all(self) -> None:
-        try:
-            while self._untold:
-                change = next(iter(self._untold.values()))
-                name, subjects, args = change
-                # It may cross what other processes tell, or come after one of them compared all.
-                self._mark.leave()
-                with suppress(RedisGarbled):
-                    await self._run(name, *self._rules, *args)
-                for subject in subjects:
-                    # Unless there is a later change of it by now.
-                    if self._untold.get(subject) is change:
-                        del self._untold[subject]
-        except RedisAway:
-            return
-        finally:
-            self._telling = False
+    async def _tell_now(self, change: Change) -> Any:
+        return await self._run(change.script, *self._rules, *change.args)
 
     def _readable(self, read: Callable[[P], T], packed: Iterable[P]) -> list[T]:
         """What could be read; the rest is reported."""
@@ -491,7 +444,7 @@ class RedisIndex:
         for each in packed:
             try:
                 good.append(read(each))
-            except _NOT_OURS as error:
+            except NOT_OURS as error:
                 bad = error
         if bad is not None:
             self._garbled(bad)
@@ -516,46 +469,3 @@ class RedisIndex:
 
 def _name_of(request: ImageRequest) -> bytes:
     return pack_alias_key(request.alias) + pack_size(request.size)
-
-
-def _found_image(request: ImageRequest, reply: list[Any]) -> Found:
-    """What "find" says of an image. Raises one of _NOT_OURS if it holds what is not of this index."""
-    entry, absent, packed_alias, original, is_own = (*reply, None, None, None)[:5]
-    alias = None if packed_alias is None else unpack_alias(packed_alias)
-    target = None if alias is None else alias.target
-    if is_own and (own := request.alias.own_ref) is not None:
-        target = Target(ref=own, extension=_extension(original))
-    if target is None or entry is None:
-        return Found(alias=alias, target=target, absence=_absence(absent))
-    key = target.ref.at(request.size)
-    return Found(key=key, entry=unpack_entry(entry), alias=alias, target=target)
-
-
-def _found_file(key: FileKey, reply: list[Any]) -> Found:
-    """The same of what "find" says of a listing, and "claim" of a file."""
-    entry, absent = reply[:2]
-    return found_file(key, None if entry is None else unpack_entry(entry), _absence(absent))
-
-
-def _absence(packed: bytes | None) -> Absence | None:
-    if packed is None:
-        return None
-    since, until = _ABSENCE.unpack(packed)
-    return Absence(since=since, until=until)
-
-
-def _extension(packed: bytes | None) -> str | None:
-    media = None if packed is None else unpack_entry(packed).media
-    return None if media is None else media.extension
-
-
-def _file(packed: Packed) -> tuple[FileKey, FileEntry]:
-    return unpack_file_key(packed[0]), unpack_entry(packed[1])
-
-
-def _named(packed: Packed) -> tuple[AliasKey, Alias]:
-    return unpack_alias_key(packed[0]), unpack_alias(packed[1])
-
-
-def _pairs(flat: Sequence[bytes]) -> Iterator[Packed]:
-    return zip(flat[::2], flat[1::2], strict=True)
