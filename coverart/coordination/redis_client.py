@@ -1,9 +1,9 @@
 """
-The connection to Redis: one address in three forms, scripts by their hash, and what is down is down.
+The connection to Redis: scripts are sent by their hash, and a failed Redis is not asked for two seconds.
 
-The only module that imports txredisapi. A Redis that does not answer must not hold up requests:
-after a failure, calls fail at once for a while, and the disk answers in place of the index. One
-that answers and refuses writes is not down: it is read, and what frees memory goes on.
+The only module that imports txredisapi. A Redis that does not answer must not hold up requests: after
+a failure calls fail at once, and the disk answers in place of the index. A Redis that refuses writes
+still answers: it is read, and scripts that free memory are run.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from coverart.coordination.lua_scripts import Script
 from coverart.coordination.redis_url import Address
 
 REPLY_S = 1.0
-"""A command that takes longer is given up, and its connection with it."""
+"""Seconds until a command is given up, and its connection with it."""
 GRACE_S = 0.05
 GRACE_TURNS = 3
 """
-So many turns of the reactor more, since a reply may have come while the reactor was busy with
-something else: timers run before sockets are read, and a late reader is not a silent Redis.
+Turns of the reactor before it is given up: timers run before sockets are read, so a reply may have
+come while the reactor was busy.
 """
 PAUSE_S = 2.0
 """Seconds until Redis is asked again after a failure; one call finds out whether it answers."""
 
 
 _CODE = re.compile(r"(?:^|[- ])(OOM|MISCONF|NOREPLICAS|READONLY|MASTERDOWN|LOADING|WRONGTYPE)\b")
-"""What an error of Redis is about; before Redis 7, a script's stands in the middle of a sentence."""
+"""The code of an error of Redis; before Redis 7, a script's stands in the middle of a sentence."""
 _REFUSALS = {
     "OOM": "out of memory; the index is kept past maxmemory, by what the cache's limit allows",
     "MISCONF": "it can't save to its disk",
@@ -74,7 +74,7 @@ class _UnknownScript(RedisAway):
 
 
 class RedisGarbled(RedisAway):
-    """Redis answers, and holds something else than what this program writes there."""
+    """Redis answers, and holds data that this program can't have written."""
 
 
 class RedisLink:
@@ -86,7 +86,7 @@ class RedisLink:
         self.address = address
         self.clock = clock
         self._awaited: dict[Deferred[Any], float] = {}
-        """What is not answered yet, and when it was asked, in this order."""
+        """Replies that have not come yet, and when each was asked for, the oldest first."""
         self._watch: IDelayedCall | None = None
         self.run_id = b""
         """
@@ -187,7 +187,7 @@ class RedisLink:
             reply = await self._send(connection, *words)
         except txredisapi.ResponseError as error:
             if words[0] == "INFO" and _FORBIDDEN.match(str(error)):
-                # That says nothing about the other commands.
+                # Other commands may be allowed.
                 return b""
             raise self._refused(error) from error
         except (txredisapi.RedisError, OSError) as error:
@@ -207,7 +207,7 @@ class RedisLink:
         if factory.size:
             return factory.pool[0]
         if self._away:
-            # Known to be gone, and the factory is at it: no use in waiting.
+            # The factory is connecting again: nobody waits for that.
             raise RedisAway(f"{self.address} is away")
         return await self._timed(factory.getConnection(peek=True))
 
@@ -215,7 +215,7 @@ class RedisLink:
         return self._timed(connection.execute_command(*words))
 
     def _timed(self, awaited: Deferred[Any]) -> Deferred[Any]:
-        """Give what is awaited a second, then give up the connection; one timer watches them all."""
+        """Give up the connection after REPLY_S; one timer watches all replies."""
         self._awaited[awaited] = self.clock.seconds()
         if self._watch is None:
             self._watch = self.clock.callLater(REPLY_S, self._look)
@@ -236,7 +236,7 @@ class RedisLink:
             self._watch = self.clock.callLater(GRACE_S, self._look, turns - 1)
         else:
             self._lost(f"no reply within {REPLY_S:g} s")
-            # Its replies would be taken for those of later commands.
+            # A late reply would be taken for that of a later command.
             for connection in list(self._commands.pool):
                 connection.transport.abortConnection()
             for awaited in list(self._awaited):
@@ -252,7 +252,7 @@ class RedisLink:
             self.log.info("Redis at {address} answers again", address=str(self.address))
 
     def _refused(self, error: Exception) -> RedisAway:
-        """What is to be thought of an error that Redis answered with."""
+        """The exception for an error that Redis replied."""
         text = str(error)
         if text.startswith("NOSCRIPT"):
             return _UnknownScript(text)

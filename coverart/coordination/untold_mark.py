@@ -1,4 +1,4 @@
-"""A mark in the cache directory: something there was not told to the index in Redis."""
+"""A mark in the cache directory: the index in Redis may not know all files that lie there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Mark:
     """
     Says, also after this process is killed, that Redis may not know all that lies in a directory.
 
-    Left before a thing is stored or removed of which Redis can't be told; cleared by the leader
-    before it compares everything with the disk, so that one left meanwhile is kept.
+    Left before a file is stored or removed while Redis is away; cleared by the leader before it
+    compares everything with the disk, so that a mark that is left meanwhile stays.
     """
 
     def __init__(self, root: Path) -> None:

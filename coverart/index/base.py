@@ -30,14 +30,14 @@ from coverart.model import (
 )
 
 Seen: TypeAlias = tuple[FileKey, FileEntry] | tuple[AliasKey, Alias]
-"""Something that a look at the disk showed."""
+"""A file or an alias, with what is known of it."""
 
 Packed: TypeAlias = tuple[bytes, bytes]
-"""The same as codec.py packs it: a million of these fit where a million values would not."""
+"""The same as codec.py packs it, since a million values of the model would not fit into memory."""
 
 
 LEARN_AT_ONCE = 2000
-"""So many things are learnt in a few milliseconds."""
+"""Limit of things that learn_packed() takes at once: a few milliseconds of work."""
 
 SLICES = 4096
 """Parts of an index that can be compared with the disk one by one."""
@@ -189,7 +189,7 @@ class Index(Protocol):
         """
         put_file(), put_alias() of the name that led to it, and the end of claims, in one round trip.
 
-        What is taken is not in doubt any more. A name is learnt also where its file is not taken.
+        What is taken is not in doubt any more. An alias is taken also where its file is not.
         """
 
     async def release(self, claims: Sequence[Claim], error: CoverError | None = None) -> None:
@@ -217,13 +217,13 @@ class Index(Protocol):
         """
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
-        """The files of these keys are off the disk as they are out of the index."""
+        """Files that were forgotten are deleted from the disk too: they are in doubt no more."""
 
     async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
         """Files were asked for so many times since the last call."""
 
     async def suspect(self, key: FileKey) -> None:
-        """A file was not as the index said; its neighbours are worth a look."""
+        """A file was not as the index said: its slice is compared with the disk soon."""
 
     async def put_alias(self, key: AliasKey, alias: Alias) -> bool:
         """
@@ -252,7 +252,7 @@ class Index(Protocol):
         """
         Take in what the disk shows, where nothing is known of it yet; at most LEARN_AT_ONCE things.
 
-        :raises IndexAway: not all of it was heard; compare again.
+        :raises IndexAway: Redis has not learnt all of it; compare the disk again.
         """
 
     async def tally(self, counts: Mapping[str, int]) -> None:
@@ -260,7 +260,7 @@ class Index(Protocol):
         Add to tallies that all who share the index have in common, for Totals.
 
         :param counts: what to add, by names that are few and fixed.
-        :raises IndexAway: it was not heard, as far as can be told; tell it again.
+        :raises IndexAway: Redis may not have added them; add them again.
         """
 
     async def totals(self) -> Totals:

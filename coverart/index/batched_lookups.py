@@ -25,7 +25,7 @@ class BatchedLookups(Generic[Q, A]):
     def __init__(self, ask_all: AskAll[Q, A], most: int) -> None:
         """
         :param ask_all: answers questions in their order.
-        :param most: so many at once; more go with the one after.
+        :param most: limit of questions in one call; the others wait for the next.
         """
         self._ask_all = ask_all
         self._most = most

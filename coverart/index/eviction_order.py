@@ -63,10 +63,10 @@ def read_age(place: bytes) -> tuple[float, bytes]:
 
 def mostly_left_over(places: list[bytes], held: int) -> bool:
     """
-    Say whether most of a heap are places that no longer count.
+    Say whether most entries of a heap are stale, so that it has to be built again.
 
-    They are passed over as they come up, which costs less than taking them out; but those behind
-    one that stays in front never come up. So the heap is made anew by then.
+    Stale entries are dropped when they reach the front, which is cheaper than searching for them;
+    behind one that stays in front they would pile up.
     """
     return len(places) > 2 * held + 1000
 
@@ -92,7 +92,8 @@ class ByAge:
                 self._places = [place_by_age(at, key) for at, key in held if at is not None]
                 heapq.heapify(self._places)
         else:
-            # Its place is raised when it comes up. Two now, so that few ever come up at once.
+            # Its place is raised when it comes up. Correct two stale heap entries per call to spread
+            # the work.
             for _ in range(2):
                 self._look()
 
@@ -111,7 +112,7 @@ class ByAge:
         """Being asked for does not make a file younger."""
 
     def remove(self, key: bytes, *, evicted: bool) -> None:  # noqa: ARG002
-        """A file is gone, and whether it was for want of room. Its place is passed over later."""
+        """A file is gone. :param evicted: for want of room. Its stale entry is dropped later."""
         self._held -= 1
 
     def first(self, count: int) -> list[bytes]:
@@ -129,14 +130,14 @@ class ByAge:
         return read_age(self._places[0])[0] if self._settle() else None
 
     def _settle(self) -> bool:
-        """Drop or raise places in front that no longer count. :returns: whether one is left."""
+        """Drop or correct stale entries in front. :returns: whether an entry is left."""
         while self._places:
             if self._look():
                 return True
         return False
 
     def _look(self) -> bool:
-        """Say whether the place in front counts; it is dropped or raised if not."""
+        """Say whether the entry in front is right; a stale one is dropped or corrected."""
         if not self._places:
             return False
         at, key = read_age(self._places[0])

@@ -50,7 +50,7 @@ from coverart.index.codec import (
 )
 from coverart.index.eviction_order import Eviction
 from coverart.index.replies import (
-    NOT_OURS,
+    UNREADABLE,
     found_image,
     found_packed,
     pack_absence,
@@ -79,7 +79,7 @@ _ERROR_MS = 2000
 """Milliseconds for which an error is left for those who wait; they ask more often."""
 _BATCH = 500
 _FINDS = 100
-"""Looked up by one script: a millisecond of Redis' time at most."""
+"""Limit of look-ups by one script: Redis is busy with it for a millisecond at most."""
 _NO, _YES = b"0", b"1"
 
 P = TypeVar("P")
@@ -90,14 +90,13 @@ class RedisIndex:
     """
     The shared index.
 
-    While Redis is away, lookups find nothing (so the disk decides). Changes are kept, told when
-    it is back, and until then the disk decides about those names. Since a process can be killed
-    before that, each change that can't be told leaves a mark in the cache directory: while it is
-    there, or Redis is not the one that was told all (another run_id: it was started anew, perhaps
-    with older data), `whole()` says no, and the leader compares everything with the disk.
+    While Redis is away, look-ups find nothing, so the disk decides; changes are kept and told when
+    it is back (untold_changes.py). `whole()` is False while the mark lies in the cache directory,
+    and where Redis was started anew since the index was filled (another run_id: its data may be
+    older): the leader then compares everything with the disk.
 
-    What is found in Redis and was not written by this program is passed over and reported there:
-    the leader then empties the index and fills it again.
+    Data in Redis that can't be read is ignored and reported in Redis: the leader empties the index
+    and fills it again.
     """
 
     kind = "redis"
@@ -171,12 +170,12 @@ class RedisIndex:
     def _understood(
         self, read: Callable[[T, list[Any]], Found], thing: T, reply: list[Any] | None
     ) -> Found:
-        """What a reply says; nothing if there is none, or if it is not of this index."""
+        """What a reply says; nothing if there is none, or if it can't be read."""
         if reply is None:
             return Found()
         try:
             return read(thing, reply)
-        except NOT_OURS as error:
+        except UNREADABLE as error:
             self._garbled(error)
             return Found()
 
@@ -195,7 +194,7 @@ class RedisIndex:
             self._mark.leave()
         found = self._understood(found_packed, key, None if untold else reply)
         if claim is None and found.entry is None:
-            # What is there is no entry.
+            # The stored value is not a valid entry.
             return await self.claim(key, again=True)
         return found, claim
 
@@ -258,7 +257,7 @@ class RedisIndex:
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
         if keys:
-            # One that is not heard stays in doubt, and is looked after.
+            # Where Redis is away they stay in doubt, and the leader looks at the disk.
             packed = [pack_file_key(key) for key in keys]
             await self._ask("call", None, "SREM", self.prefix + b"doubt", *packed)
 
@@ -281,12 +280,12 @@ class RedisIndex:
         return self._totals(await self._ask("totals", None)) or Totals()
 
     def _totals(self, reply: list[Any] | None) -> Totals | None:
-        """None where there is no reply, or one that is not understood."""
+        """None where there is no reply, or one that can't be read."""
         if reply is None:
             return None
         try:
             totals = read_totals(reply, by_age=self.eviction == "oldest")
-        except NOT_OURS as error:
+        except UNREADABLE as error:
             self._garbled(error)
             return None
         self.size_bytes = totals.size_bytes
@@ -366,7 +365,7 @@ class RedisIndex:
         return reply[0] == self.link.run_id and not self._mark.left()
 
     async def fill(self) -> None:
-        # What is told behind it leaves the mark anew.
+        # First, since a change that is told after the mark is cleared leaves it again.
         await self._untold.tell_all()
         reply = await self._lead("totals", None)
         self._run_id = self.link.run_id
@@ -397,11 +396,11 @@ class RedisIndex:
 
     @property
     def _rules(self) -> tuple[str, str]:
-        """What every change needs: up to when times count, and the order of eviction."""
+        """Arguments of every change: the latest time that counts, and the order of eviction."""
         return repr(self._now() + CLOCK_SLACK_S), self.eviction
 
     async def _run(self, name: str, *args: bytes | str | float) -> Any:
-        """:raises RedisAway: it can't be asked; where what it holds is garbled, that is reported."""
+        """Run a script; data that it can't read is reported. :raises RedisAway: it can't be run."""
         try:
             reply = await self.link.run(_SCRIPTS[name], self._keys, *args)
         except RedisGarbled as error:
@@ -427,7 +426,7 @@ class RedisIndex:
             raise IndexAway(str(error)) from error
 
     async def _tell(self, name: str, subjects: Sequence[bytes], *args: bytes | str) -> Any:
-        """Change what is known of things, now or when Redis is back. :returns: None if later."""
+        """Run a script that changes things, now or when Redis is back. :returns: None if later."""
         change = Change(name, subjects, args)
         if not self._untold:
             with suppress(RedisAway):
@@ -439,19 +438,19 @@ class RedisIndex:
         return await self._run(change.script, *self._rules, *change.args)
 
     def _readable(self, read: Callable[[P], T], packed: Iterable[P]) -> list[T]:
-        """What could be read; the rest is reported."""
+        """The values that can be read; the others are reported to the leader."""
         good, bad = [], None
         for each in packed:
             try:
                 good.append(read(each))
-            except NOT_OURS as error:
+            except UNREADABLE as error:
                 bad = error
         if bad is not None:
             self._garbled(bad)
         return good
 
     def _garbled(self, what: object) -> None:
-        """Something in Redis is not of this program: the leader has to hear of it."""
+        """Tell the leader that Redis holds data that this version can't read."""
         self._whole = None
         Deferred.fromCoroutine(self._tell_garbled(what)).addErrback(
             lambda failure: failure.trap(RedisAway)
@@ -461,8 +460,8 @@ class RedisIndex:
         words = ("SET", self.prefix + b"whole", "garbled", "GET")
         if await self.link.run(_SCRIPTS["call"], self._keys, *words) != b"garbled":
             self.log.warn(
-                "not understood in Redis ({what}): the next cleanup empties the index there and "
-                "fills it again from the disk",
+                "Redis holds data that this version can't read ({what}): the next cleanup empties the "
+                "index there and fills it again from the disk",
                 what=str(what),
             )
 

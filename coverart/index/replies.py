@@ -1,7 +1,7 @@
 """
 Replies of the scripts in `lua/`, as values of the model (pure).
 
-Each function raises one of NOT_OURS where Redis holds what another program, or another version, wrote.
+Each function raises one of UNREADABLE where another program, or another version, wrote the data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from coverart.model import (
     Target,
 )
 
-NOT_OURS = (struct.error, LookupError, ValueError)
+UNREADABLE = (struct.error, LookupError, ValueError)
 _ABSENCE = struct.Struct(">dd")
 
 
