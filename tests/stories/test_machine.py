@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 
 from coverart.coordination.leader import RedisLeadership
 from coverart.coordination.lua_scripts import Script
-from coverart.coordination.redis_client import RedisLink
+from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.coordination.redis_url import parse_address
 from coverart.coordination.untold_mark import Mark
 from coverart.index.base import Index
@@ -32,6 +32,8 @@ class MortalLink(RedisLink):
 
     asked = 0
     dead = False
+    buried = False
+    """What is left of the process is collected as garbage: nothing can wait any more."""
 
     async def run(
         self,
@@ -51,15 +53,25 @@ class MortalLink(RedisLink):
     async def _alive(self, asking: Coroutine[Any, Any, Any]) -> Any:
         if self.dead:
             asking.close()
-            await Deferred()
+            await self._never()
         self.asked += 1
+        failed: Exception | None = None
         try:
             reply = await asking
-        finally:
-            self.asked -= 1
-            if self.dead:
-                await Deferred()
+        except Exception as error:
+            # No other: what is collected as garbage has to end.
+            failed = error
+        self.asked -= 1
+        if self.dead:
+            await self._never()
+        if failed is not None:
+            raise failed
         return reply
+
+    async def _never(self) -> None:
+        if self.buried:
+            raise RedisAway("its process is gone")
+        await Deferred()
 
 
 class RedisMachine(CacheMachine):
@@ -69,12 +81,14 @@ class RedisMachine(CacheMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        self.links: list[MortalLink] = []
         self.redis = self.server.client()
         self.redis.flushall()
 
     def new_process(self) -> None:
         self.far, self.eviction = True, "oldest"
         self.link = MortalLink(parse_address(self.server.url), self.clock, reactor)
+        self.links.append(self.link)
         self.link.connect()
         mark = Mark(self.root)
         index = RedisIndex(self.link, NAME, mark, now=self.now)
@@ -92,6 +106,10 @@ class RedisMachine(CacheMachine):
         for key in self.redis.scan_iter(self.prefix + b"get:*"):
             self.redis.delete(key)
         self.redis.delete(self.prefix + b"lead")
+
+    def bury(self) -> None:
+        for link in self.links:
+            link.buried = True
 
     def let_index_answer(self) -> bool:
         if not self.link.asked:

@@ -145,6 +145,9 @@ class CacheMachine(Promises):
     def process_gone(self) -> None:
         """Whatever has to be let go of when a process died."""
 
+    def bury(self) -> None:
+        """What is left of dead processes is going to be collected as garbage."""
+
     def let_index_answer(self) -> bool:
         """Give an index that is really elsewhere time. :returns: whether anything came of it."""
         return False
@@ -220,6 +223,7 @@ class CacheMachine(Promises):
             globalLogPublisher.removeObserver(self._observer)
             self._small.stop()
             self._die()
+            self.bury()
             self._graves.clear()
             self._folder.cleanup()
 
