@@ -1,7 +1,7 @@
 """
-One request to the archive: a free place, the breaker's leave, bounds in time, an honest error.
+One request to the archive: takes a slot, asks the circuit breaker, sets timeouts, names the error.
 
-The only place that sends requests, with treq. Redirects are not followed here but told
+The only place that sends requests, with treq. Redirects are not followed here but returned
 (follow_redirects.py).
 """
 

@@ -1,7 +1,7 @@
 """
-A clock for what may end a moment late: one timer of the reactor for all that waits.
+A clock whose calls may be up to half a second late: one timer of the reactor for all of them.
 
-A fetch bounds each thing it waits for, and as a rule takes the bound back milliseconds later.
+A fetch sets a timeout on each thing it waits for, and cancels most of them milliseconds later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The archive's index.json: what is accepted as one, and its URLs turned to this proxy."""
+"""The archive's index.json: what is accepted as one, and its URLs rewritten to this proxy's."""
 
 from __future__ import annotations
 

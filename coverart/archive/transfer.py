@@ -168,4 +168,4 @@ def leave_unread(response: IResponse, longest_s: float, clock: IReactorTime) -> 
 
 
 def _enough(_: object, __: float) -> None:
-    """What counted was in the answer's head."""
+    """The head of the answer was all that was needed."""

@@ -1,4 +1,4 @@
-"""Taking in the hits that nginx sent without asking: the leader tells them to the index."""
+"""Counts the hits that nginx served by itself: the leader adds them to the index."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HitCounter:
         self._metrics = metrics
         self._one_by_one = DeferredLock()
         self._rubbish = 0
-        """Lines that are no hits, of this taking-in."""
+        """Lines that are no hits, of this run."""
         self._complained = ""
 
     def stop(self) -> None:
@@ -56,10 +56,10 @@ class HitCounter:
 
     async def count(self) -> None:
         """
-        Take in all that is new, if this process leads and the index can be asked.
+        Count all new lines, if this process leads and the index can be asked.
 
-        What can't be told to the index stays in the log. Called while it is at it, it waits for
-        that, and then looks once more.
+        What can't be told to the index stays in the log. A call during another one waits for it,
+        then reads once more.
         """
         await self._one_by_one.acquire()
         self._rubbish = 0

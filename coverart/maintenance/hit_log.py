@@ -171,7 +171,7 @@ class HitLog:
         return True, place.file_key
 
     def done(self, batch: Batch) -> None:
-        """What is in a batch was told: go on behind it, and cut the log off if it can be."""
+        """Note that a batch was counted: go on behind it, and cut the log off if it is large."""
         inode = os.fstat(self._fd).st_ino
         self._note((inode, batch.end, zlib.crc32(self._before(batch.end))))
         if batch.end < CUT_BYTES or not self._is_still(inode):

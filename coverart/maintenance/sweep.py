@@ -135,7 +135,7 @@ class Cleanup:
         )
 
     def stop(self) -> None:
-        """Do no more: a sweep under way ends behind the file or alias that it is at."""
+        """Do no more: a sweep under way ends after the file or alias in hand."""
         self._stopping = True
 
     async def sweep(self, *, slices: int = SLICES_A_SWEEP) -> Sweep | None:

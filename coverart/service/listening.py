@@ -89,7 +89,7 @@ class _EveryIPv6Address:
 
 
 class Listening(StreamServerEndpointService):
-    """Listens from start to stop, or ends the start in one line."""
+    """Listens from start to stop; if it can't, the start fails with one line."""
 
     # As strports.service() does: a port that is taken ends the start.
     _raiseSynchronously = True
@@ -101,7 +101,7 @@ class Listening(StreamServerEndpointService):
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-    """:raises SystemExit: it can't be listened there; twistd prints the line and ends."""
+    """:raises SystemExit: nobody can listen there; twistd prints the line and ends."""
     try:
         yield
     except CannotListenError as error:

@@ -65,7 +65,7 @@ class AtomicFiles:
         self.serving = DirectoryLock(f"{self._root}/.", shared=True)
         """Lets others see that the directory is served."""
         self.keeping = DirectoryLock(f"{self._root}/{INCOMING}", shared=False)
-        """Had by the one process that keeps the directory in order while nobody is elected."""
+        """Held by the one process that cleans while there is no leader."""
         try:
             (root / INCOMING).mkdir(parents=True, exist_ok=True)
             temporary = self.begin()
@@ -173,7 +173,7 @@ class AtomicFiles:
         os.fsync(temporary.fd)
 
     def abandon(self, temporary: Temporary) -> None:
-        """Throw a temporary file away; where that can't be, a sweep does when it can."""
+        """Remove a temporary file; if that fails, a later sweep does."""
         with contextlib.suppress(OSError):
             os.unlink(temporary.path)
         os.close(temporary.fd)
@@ -187,7 +187,7 @@ class AtomicFiles:
             os.makedirs(os.path.dirname(final), exist_ok=True)
             os.replace(temporary, final)
         except IsADirectoryError:
-            # An empty folder is in nobody's way but ours; of any other the operator is told.
+            # An empty folder goes; any other stays, and the operator is told.
             os.rmdir(final)
             os.replace(temporary, final)
 
@@ -225,10 +225,9 @@ class AtomicFiles:
     @contextlib.contextmanager
     def alone(self, path: str) -> Iterator[None]:
         """
-        Keep other threads and processes waiting that want to compare a stamp and act on it.
+        Lock a folder while a stamp is compared and acted on: other threads and processes wait.
 
-        By a lock on the folder, for as long as a few names are looked at and changed. A file
-        system without locks leaves the two steps apart.
+        A file system without locks leaves the two steps apart.
         """
         folder = os.path.dirname(self.absolute(path))
         os.makedirs(folder, exist_ok=True)

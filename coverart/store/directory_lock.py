@@ -1,4 +1,4 @@
-"""A lock on a folder, by which the processes that use a cache directory see each other."""
+"""A lock on a folder, by which processes that use one cache directory see each other."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import os
 
 class DirectoryLock:
     """
-    A lock that a process has until release() or its end, however that comes.
+    A lock held until release() or the end of the process, however it ends.
 
     A file system without locks gives it to everybody.
     """
 
     def __init__(self, folder: str, *, shared: bool) -> None:
-        """:param shared: whether any number may have it, as long as nobody has it alone."""
+        """:param shared: whether any number of processes may hold it; else one alone."""
         self._folder = folder
         # The exclusive lock is a brief probe, so shared takers wait.
         self._how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB

@@ -51,11 +51,11 @@ class Connections:
         self.most = most
         self.open: set[Any] = set()
         self.draining = False
-        """Each is closed once it is at no request."""
+        """Each is closed once it is idle."""
         self._idle: dict[Any, float] = {}
-        """At no request: since when, in the order in which they became so."""
+        """Idle connections and since when, the longest first."""
         self._arriving: dict[Any, float] = {}
-        """Part of a request is there: the same."""
+        """Connections with part of a request, likewise."""
         self._metrics = metrics
         self._clock = clock
         self._reminded = False
@@ -63,7 +63,7 @@ class Connections:
         self._accepting = True
 
     def watch(self, port: IListeningPort) -> IListeningPort:
-        """Connections come from here too."""
+        """Stop and start accepting on this port, too."""
         self._ports.append(port)
         self._accept_few()
         return port
@@ -114,7 +114,7 @@ class Connections:
             self._idle[channel] = self._clock.seconds()
 
     def drain(self) -> None:
-        """From now on no connection stays that is at no request."""
+        """Close idle connections, and from now on each that becomes idle."""
         self.draining = True
         for channel in list(self._idle):
             channel.loseConnection()
@@ -181,7 +181,7 @@ def raise_file_limit(wanted: int) -> int:
 
 
 def _over(since: dict[Any, float], most: float) -> list[Any]:
-    """Those that are so since then or before; the dict is in that order."""
+    """Those since `most` or before; the dict is in that order."""
     found = []
     for channel, at in since.items():
         if at > most:

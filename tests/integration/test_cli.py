@@ -138,6 +138,7 @@ async def test_verify(sim, run, redis: RedisServer, coverart) -> None:
     assert not file.exists()
     answer = await proxy.get(path)
     assert (answer["X-Cache-Status"], answer.body) == ("MISS", body)
+    await proxy.settled()
     assert (await proxy.get("/cache-status")).json["cached_files"] == 1
 
 
