@@ -60,11 +60,10 @@ _MOST_SAID = 200
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """Bounds on one fetch, in seconds, numbers and bytes."""
+    """Bounds on one fetch, in seconds and numbers."""
 
     total_s: float = 60.0
     concurrency: int = 16
-    largest_image_bytes: int = 128 * 1024 * 1024
     silence_s: float = 30.0
     """How long a host may take to connect and answer, or be silent in the middle of a body."""
 

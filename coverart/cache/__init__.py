@@ -6,6 +6,7 @@ the client's back; what is missing is fetched once for all who ask, who get it w
 
     single_flight       one work for all who ask for the same
     size_limits         how much may be stored, and how much may be in memory
+    uses                how often files were used, told in batches
     writer              files get their names, small ones in batches
     download            one image's way from the archive to its readers and to the disk
     miss                what a miss does

@@ -54,7 +54,6 @@ class Download:
         store: ImageStore,
         room: Room,
         writer: Writer,
-        largest_bytes: int,
         stored_at: float,
         announce: Callable[[Download], object],
     ) -> None:
@@ -75,7 +74,6 @@ class Download:
         self._store = store
         self._room = room
         self._writer = writer
-        self._largest_bytes = largest_bytes
         self._announce = announce
         self._announced = False
         self._buffer = bytearray()
@@ -103,7 +101,7 @@ class Download:
         """
         if self._flushing or self._announced or self._temporary is not None:
             raise BadUpstream("the archive broke off in the middle of an image")
-        self._check_size(length or 0)
+        self._room.check_image(length or 0)
         self._drop(len(self._buffer))
         self.unstored = None
         self.length = length
@@ -121,7 +119,7 @@ class Download:
             reads it any more.
         """
         self.received += len(data)
-        self._check_size(self.received)
+        self._room.check_image(self.received)
         if self.media is None:
             self._head = (self._head + data)[:ENOUGH]
             if len(self._head) == ENOUGH:
@@ -129,7 +127,7 @@ class Download:
         self._buffer += data
         self._room.keep(len(data))
         self._reserve(self.received)
-        if self.media is not None and self.size_bytes > SMALL_BYTES:
+        if self.media is not None and not self._small:
             self._flush()
         if self.unstored is not None:
             self._make_sure_of_memory()
@@ -145,13 +143,17 @@ class Download:
         return max(self.length or 0, self.received)
 
     @property
+    def _small(self) -> bool:
+        return self.size_bytes <= SMALL_BYTES
+
+    @property
     def _crowded(self) -> bool:
-        return self._room.full if self.size_bytes <= SMALL_BYTES else self._room.crowded
+        return self._room.crowded(small=self._small)
 
     def room(self) -> Deferred[None] | None:
         """None while more may be written; else a Deferred that fires when it may."""
         if self._crowded:
-            return self._room.wait()
+            return self._room.wait(small=self._small)
         if len(self._buffer) < BACKLOG_BYTES or not self._flushing:
             return None
         return self._wait()
@@ -225,17 +227,13 @@ class Download:
     def _path(self) -> str:
         return self._store.path_of(self.key, self.media)
 
-    def _check_size(self, size_bytes: int) -> None:
-        if size_bytes > self._largest_bytes:
-            raise BadUpstream(f"the archive's image is larger than {self._largest_bytes} bytes")
-
     # Writing out
 
     def _reserve(self, size_bytes: int) -> None:
         """See to room on the disk for so much in all."""
         more = size_bytes - self._reserved
         if self.unstored is None and more > 0:
-            why = self._room.claim(more)
+            why = self._room.reserve(more)
             if why is None:
                 self._reserved += more
             else:
@@ -335,7 +333,7 @@ class Download:
             if self._ended or offset < self._base:
                 raise StoreFailed("an image ended before its reader came")
         self._readers[reader] = offset + len(data)
-        if self._room.crowded:
+        if self._crowded:
             self._trim()
         return data
 

@@ -24,6 +24,7 @@ from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Point
 from coverart.cache.download import Download
 from coverart.cache.miss import Fetch, Fetched, Fetcher, Missing, Unstored
 from coverart.cache.single_flight import Announce, Flight
+from coverart.cache.uses import MOST_USES_KEPT, tell_uses
 from coverart.errors import CoverError, NobodyReads, Overloaded, StoreFailed
 from coverart.freshness import (
     Lifetimes,
@@ -59,8 +60,6 @@ MOST_REFRESHES = 500
 MOST_FETCHES = 1000
 COME_BACK_S = 5.0
 """Told to those who find no room to wait in."""
-MOST_USES_KEPT = 50_000
-"""Files whose uses are counted between two times of passing them on."""
 
 
 @attrs.frozen(kw_only=True)
@@ -185,8 +184,7 @@ class CoverCache:
     async def tell_uses(self) -> None:
         """Pass on which files were served since the last time, for the order of eviction."""
         uses, self._uses = self._uses, Counter()
-        if uses:
-            await self.index.use(list(uses.items()))
+        await tell_uses(self.index, uses, self._clock)
 
     async def point(self, key: AliasKey) -> Pointed | Absent:
         """
@@ -372,7 +370,6 @@ class CoverCache:
                 try:
                     return await self._fetch_here(thing, found, fetch, announce)
                 except CoverError as error:
-                    error.hops = fetch.hops
                     # That nothing can be stored is told once a minute (size_limits.py).
                     if not isinstance(error, NobodyReads):
                         self.log.warn(

@@ -76,6 +76,8 @@ class Fetch(FetchDeadline):
         return self
 
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, CoverError):
+            error.hops = self.hops
         claims = self.end_claims()
         if not claims:
             return
@@ -530,7 +532,6 @@ class Fetcher:
             store=self._store,
             room=self._room,
             writer=self._writer,
-            largest_bytes=self._limits.largest_image_bytes,
             stored_at=self._now(),
             announce=announce,
         )
@@ -660,7 +661,7 @@ class Fetcher:
     async def _keep_listing(
         self, key: ListingKey, body: bytes, asked_at: float, permit: Permit, fetch: Fetch
     ) -> Fetched | Unstored | Missing:
-        why, named = self._room.claim(len(body)), False
+        why, named = self._room.reserve(len(body)), False
         if why is not None:
             await self._in_thread(listings.check, body)
         else:

@@ -1,5 +1,5 @@
 """
-How much may still be stored, and how much may wait in memory for that.
+How large an image may be, how much may still be stored, how much may wait in memory for that.
 
 A fetch reserves its length on the disk before it writes. Past the bound, or where the disk takes
 nothing, an answer of the archive goes to its clients from memory. What is not on the disk, yet or
@@ -15,16 +15,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from coverart.errors import BadUpstream
 from coverart.index.base import Index
 from coverart.store.image_store import ImageStore
 
 SLACK_BYTES = 64 * 1024 * 1024
-"""More than a tenth of the maximum only for a cache below 640 MB, which one original can fill."""
+"""Least slack; above a tenth only if the maximum is below 640 MB, which one original can fill."""
 RESERVE_BYTES = 64 * 1024 * 1024
 """Left free on the file system for what else lies there; a hundredth of it if that is less."""
 MOST_IN_MEMORY_BYTES = 48 * 1024 * 1024
 FOR_SMALL_BYTES = 16 * 1024 * 1024
-"""Beside that, for small images alone: slow clients of large ones keep nobody from a thumbnail."""
+"""Extra memory that only small images may use: slow clients of large ones keep nobody from those."""
+LARGEST_IMAGE_BYTES = 128 * 1024 * 1024
 TELL_EVERY_S = 60.0
 
 
@@ -34,17 +36,25 @@ class Room:
     log = Logger()
 
     def __init__(
-        self, *, store: ImageStore, index: Index, max_bytes: int, clock: IReactorTime
+        self,
+        *,
+        store: ImageStore,
+        index: Index,
+        max_bytes: int,
+        clock: IReactorTime,
+        largest_image_bytes: int = LARGEST_IMAGE_BYTES,
     ) -> None:
         """:param max_bytes: what the cache may hold; a sweep is due past that."""
+        self._largest_image_bytes = largest_image_bytes
         self._store = store
         self._index = index
         self._most_bytes = max_bytes + max(max_bytes // 10, SLACK_BYTES)
         self._clock = clock
-        self._claimed = 0
+        self._reserved = 0
         self._in_memory = 0
         self._failing = False
-        self._waiting: list[Deferred[None]] = []
+        self._waiting: dict[bool, list[Deferred[None]]] = {True: [], False: []}
+        """The fetches that are paused: of small images, and of others."""
         self._tell_at = self._since = float("-inf")
         self._count = 0
         """Answers that were not stored since it was told that they are."""
@@ -56,7 +66,14 @@ class Room:
         """Whether the disk took the last file, and looks as if it takes the next."""
         return not self._failing and self._store.usable()
 
-    def claim(self, size_bytes: int) -> str | None:
+    def check_image(self, size_bytes: int) -> None:
+        """:raises BadUpstream: an image is larger than COVER_ART_MAX_IMAGE_SIZE."""
+        if size_bytes > self._largest_image_bytes:
+            raise BadUpstream(
+                f"the archive's image is larger than {self._largest_image_bytes} bytes"
+            )
+
+    def reserve(self, size_bytes: int) -> str | None:
         """
         Reserve room on the disk.
 
@@ -64,8 +81,8 @@ class Room:
 
         Call release() when the bytes are stored and the index knows them, or are not stored.
         """
-        claimed = self._claimed + size_bytes
-        if self._index.size_bytes + claimed > self._most_bytes:
+        reserved = self._reserved + size_bytes
+        if self._index.size_bytes + reserved > self._most_bytes:
             return self._not_stored(
                 "cache-full", "more is held than COVER_ART_CACHE_MAX_SIZE and its slack"
             )
@@ -75,15 +92,15 @@ class Room:
             # Gone, and perhaps made anew when a file is begun.
             disk = None
         if disk is not None and disk.f_blocks:
-            reserve = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
-            if disk.f_bavail * disk.f_frsize < claimed + reserve:
+            left_free = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 100)
+            if disk.f_bavail * disk.f_frsize < reserved + left_free:
                 return self._not_stored("disk-full", "the file system is nearly full")
-        self._claimed = claimed
+        self._reserved = reserved
         return None
 
     def release(self, size_bytes: int) -> None:
         """Give back what was reserved."""
-        self._claimed -= size_bytes
+        self._reserved -= size_bytes
 
     def failed(self, path: str, error: BaseException | None) -> str:
         """The disk did not take a file. :returns: why, as a token."""
@@ -123,15 +140,9 @@ class Room:
 
     # What is in memory
 
-    @property
-    def crowded(self) -> bool:
-        """Whether no more should be taken into memory, but of small images."""
-        return self._in_memory > MOST_IN_MEMORY_BYTES
-
-    @property
-    def full(self) -> bool:
-        """Whether no more should be taken into memory of these either."""
-        return self._in_memory > MOST_IN_MEMORY_BYTES + FOR_SMALL_BYTES
+    def crowded(self, *, small: bool) -> bool:
+        """Say whether no more should be taken into memory, of small images or of others."""
+        return self._in_memory > MOST_IN_MEMORY_BYTES + (FOR_SMALL_BYTES if small else 0)
 
     def keep(self, size_bytes: int) -> None:
         """Count bytes that are in memory and not on the disk."""
@@ -140,15 +151,17 @@ class Room:
     def let_go(self, size_bytes: int) -> None:
         """They are on the disk, or nobody wants them any more."""
         self._in_memory -= size_bytes
-        if self._waiting and not self.crowded:
-            waiting, self._waiting = self._waiting, []
-            for d in waiting:
-                # Not if the wait was called off.
-                if not d.called:
-                    d.callback(None)
+        for small, waiting in self._waiting.items():
+            if waiting and not self.crowded(small=small):
+                woken = waiting.copy()
+                waiting.clear()
+                for d in woken:
+                    # Not if the wait was called off.
+                    if not d.called:
+                        d.callback(None)
 
-    def wait(self) -> Deferred[None]:
-        """Fires when it is not crowded any more."""
+    def wait(self, *, small: bool) -> Deferred[None]:
+        """Fires when it is not crowded any more for images like this one."""
         d: Deferred[None] = Deferred()
-        self._waiting.append(d)
+        self._waiting[small].append(d)
         return d

@@ -6,21 +6,15 @@ from collections import Counter
 
 from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from coverart.cache.download import InThread
+from coverart.cache.uses import MOST_USES_KEPT, tell_uses
 from coverart.coordination.leader import Leadership
 from coverart.index.base import Index, IndexAway
 from coverart.maintenance.hit_log import Batch, HitLog
 from coverart.metrics import DIRECT_HITS, Metrics
 from coverart.model import FileKey
-
-USES_AT_ONCE = 250
-"""Limit of uses told in one call: an index in memory takes a millisecond for them."""
-
-MOST_USES_KEPT = 20_000
-"""Limit of files whose uses are gathered before they are told."""
 
 
 class HitCounter:
@@ -109,14 +103,9 @@ class HitCounter:
             uses.update(batch.uses)
             more = batch.full
             if len(uses) > MOST_USES_KEPT:
-                await self._tell_uses(list(uses.items()))
+                await tell_uses(self._index, uses, self._clock)
                 uses.clear()
-        await self._tell_uses(list(uses.items()))
-
-    async def _tell_uses(self, uses: list[tuple[FileKey, int]]) -> None:
-        for start in range(0, len(uses), USES_AT_ONCE):
-            await self._index.use(uses[start : start + USES_AT_ONCE])
-            await deferLater(self._clock, 0)
+        await tell_uses(self._index, uses, self._clock)
 
     def _complain(self, error: OSError) -> None:
         """Once for each trouble: this is tried every few seconds."""

@@ -64,7 +64,6 @@ def assemble(
     limits = Limits(
         total_s=settings.upstream_timeout,
         concurrency=settings.upstream_concurrency,
-        largest_image_bytes=settings.max_image_size * MEGABYTE,
     )
     rules = rules_for(settings)
     # Bounds are taken back as a rule, so that one timer does for all of them.
@@ -101,7 +100,13 @@ def assemble(
         },
         metrics=opened.metrics,
     )
-    room = Room(store=store, index=index, max_bytes=settings.max_bytes, clock=reactor)
+    room = Room(
+        store=store,
+        index=index,
+        max_bytes=settings.max_bytes,
+        clock=reactor,
+        largest_image_bytes=settings.max_image_size * MEGABYTE,
+    )
     cache = CoverCache(
         index=index,
         store=store,

@@ -41,7 +41,11 @@ class DownloadTests(SynchronousTestCase):
         self.root = folder(self)
         self.store = ImageStore(self.root)
         self.room = Room(
-            store=self.store, index=MemoryIndex(), max_bytes=10 * LARGEST, clock=Clock()
+            store=self.store,
+            index=MemoryIndex(),
+            max_bytes=10 * LARGEST,
+            clock=Clock(),
+            largest_image_bytes=LARGEST,
         )
         self.announced: list[Download] = []
         self.announce: Callable[[Download], object] = self.announced.append
@@ -54,7 +58,6 @@ class DownloadTests(SynchronousTestCase):
             store=self.store,
             room=self.room,
             writer=Writer(self.store, in_thread),
-            largest_bytes=LARGEST,
             stored_at=1000,
             announce=self.announce,
         )
@@ -211,7 +214,7 @@ class SmallTests(DownloadTests):
         for download in coming:
             self.successResultOf(self.finish(download))
         self.assertEqual([each.unstored for each in coming], [None, "cache-full", "cache-full"])
-        self.assertIsNone(self.room.claim(150))
+        self.assertIsNone(self.room.reserve(150))
 
     def test_over_the_bound_midway(self) -> None:
         """What was written of images that grew past the bound counts until it is gone."""
@@ -231,7 +234,7 @@ class SmallTests(DownloadTests):
         self.assertEqual(coming[0].unstored, "cache-full")
         for download in coming:
             download.fail(CoverError())
-        self.assertEqual((self.temporary(), self.room.claim(bound)), ([], None))
+        self.assertEqual((self.temporary(), self.room.reserve(bound)), ([], None))
 
 
 class LargeTests(DownloadTests):
@@ -423,7 +426,7 @@ class LargeTests(DownloadTests):
         with self.assertRaises(StoreFailed) as caught:
             download.write(body[8000:9000])
         download.fail(caught.exception)
-        self.assertFalse(self.room.crowded)
+        self.assertFalse(self.room.crowded(small=False))
 
     def test_no_memory_for_one_more(self) -> None:
         """One that nobody can read yet is refused while memory is full of others."""
@@ -442,7 +445,7 @@ class LargeTests(DownloadTests):
         second.fail(error)
         self.assertEqual(first.read(self, 0, 5000), body)
         first.detach(self)
-        self.assertFalse(self.room.crowded)
+        self.assertFalse(self.room.crowded(small=False))
 
     def test_memory_for_small_ones(self) -> None:
         """Slow clients of a large image keep nobody from a thumbnail."""
@@ -454,7 +457,17 @@ class LargeTests(DownloadTests):
         self.announce = lambda each: each.attach("quick")
         small = self.download()
         small.begin(4000)
-        small.write(jpeg(4000))
+        self.patch(room, "FOR_SMALL_BYTES", 2000)
+        small.write(jpeg(4000)[:2000])
+        paused = small.room()
+        assert paused is not None
+        # Below the bound for small ones, and still above that for others.
+        large.read("slow", 0, 2000)
+        self.successResultOf(paused)
+        self.assertIsNone(small.room())
+        self.assertIsNotNone(large.room())
+        self.patch(room, "FOR_SMALL_BYTES", 4000)
+        small.write(jpeg(4000)[2000:])
         self.assertIsNone(self.successResultOf(self.finish(small)))
         self.assertEqual(small.read("quick", 0, 5000), jpeg(4000))
         small.detach("quick")

@@ -129,7 +129,6 @@ class ArrivingTests(SynchronousTestCase):
             store=self.store,
             room=Room(store=self.store, index=MemoryIndex(), max_bytes=SIZE, clock=Clock()),
             writer=Writer(self.store, at_once),
-            largest_bytes=SIZE,
             stored_at=1000,
             announce=lambda _: None,
         )
