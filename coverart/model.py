@@ -9,6 +9,7 @@ under a merged MBID) and does change. A *listing* is the archive's index.json of
 from __future__ import annotations
 
 from enum import Enum, StrEnum
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import attrs
@@ -36,25 +37,26 @@ class Entity(StrEnum):
 
 
 class MediaType(Enum):
-    """The types of bytes that are kept; `.value` is the exact Content-Type."""
+    """
+    The types of bytes that are kept.
 
-    JPEG = "image/jpeg"
-    PNG = "image/png"
-    GIF = "image/gif"
-    PDF = "application/pdf"
+    `.value` is the exact Content-Type, `.extension` that of such a file on disk, without a dot.
+    """
 
-    @property
-    def extension(self) -> str:
-        """The extension of such a file on disk, without a dot."""
-        return _EXTENSIONS[self]
+    _value_: str
+    extension: str
 
+    JPEG = "image/jpeg", "jpg"
+    PNG = "image/png", "png"
+    GIF = "image/gif", "gif"
+    PDF = "application/pdf", "pdf"
 
-_EXTENSIONS = {
-    MediaType.JPEG: "jpg",
-    MediaType.PNG: "png",
-    MediaType.GIF: "gif",
-    MediaType.PDF: "pdf",
-}
+    def __new__(cls, content_type: str, extension: str) -> MediaType:
+        media = object.__new__(cls)
+        media._value_ = content_type
+        media.extension = extension
+        return media
+
 
 Name: TypeAlias = Literal["front", "back"] | int
 """How an image of an entity is named: by its role or by its id."""
@@ -107,7 +109,7 @@ class AliasKey:
         """
         return not isinstance(self.name, int)
 
-    @property
+    @cached_property
     def own_ref(self) -> ImageRef | None:
         """The image this name is itself the identity of, unless the MBID was merged away."""
         if isinstance(self.name, int) and self.entity is not Entity.RELEASE_GROUP:

@@ -107,7 +107,7 @@ class AtomicFiles:
         cache, and serving the file from here costs the same look-up again.
         """
         try:
-            found = os.lstat(self.absolute(path))
+            found = os.lstat(f"{self._root}/{path}")
         except OSError:
             return None
         return found if stat.S_ISREG(found.st_mode) else None
@@ -122,7 +122,7 @@ class AtomicFiles:
         :raises FileNotFoundError: it is gone.
         :raises OSError: it is no regular file, or can't be read.
         """
-        fd = os.open(self.absolute(path), TO_READ)
+        fd = os.open(f"{self._root}/{path}", TO_READ)
         if stat.S_ISREG(os.fstat(fd).st_mode):
             return fd
         os.close(fd)
@@ -180,7 +180,7 @@ class AtomicFiles:
 
     def put_in_place(self, temporary: str, path: str) -> None:
         """Give a temporary file its name, in place of what was there."""
-        final = self.absolute(path)
+        final = f"{self._root}/{path}"
         try:
             os.replace(temporary, final)
         except FileNotFoundError:
@@ -194,7 +194,7 @@ class AtomicFiles:
     def put_where_free(self, temporary: str, path: str) -> bool:
         """Give a temporary symlink its name if nothing has it. :returns: whether it was put."""
         try:
-            os.link(temporary, self.absolute(path), follow_symlinks=False)
+            os.link(temporary, f"{self._root}/{path}", follow_symlinks=False)
         except OSError:
             # Or there is no folder yet, or the file system has no second names.
             return False
@@ -217,7 +217,7 @@ class AtomicFiles:
     def stamp(self, path: str) -> float:
         """The mtime of a file or symlink as far as it counts (freshness.py); 0 if there is none."""
         try:
-            found = os.lstat(self.absolute(path))
+            found = os.lstat(f"{self._root}/{path}")
         except OSError:
             return 0.0
         return 0.0 if stat.S_ISDIR(found.st_mode) else counted(found.st_mtime, self.now())
@@ -229,7 +229,7 @@ class AtomicFiles:
 
         A file system without locks leaves the two steps apart.
         """
-        folder = os.path.dirname(self.absolute(path))
+        folder = os.path.dirname(f"{self._root}/{path}")
         os.makedirs(folder, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -248,7 +248,7 @@ class AtomicFiles:
     def remove(self, path: str) -> bool:
         """Remove a file; a folder in its place stays. :returns: whether it was there."""
         try:
-            os.unlink(self.absolute(path))
+            os.unlink(f"{self._root}/{path}")
         except (FileNotFoundError, IsADirectoryError):
             return False
         return True

@@ -84,7 +84,8 @@ def alias_path(request: ImageRequest, media: MediaType) -> str:
 
 def name_path(entity: Entity, mbid: str, name: Name, size: int, media: MediaType) -> str:
     suffix = "" if size == ORIGINAL else f"_{size}"
-    return f"{folder(entity, mbid)}/{mbid}_{name}{suffix}.{media.extension}"
+    path = f"{entity.value}/{mbid[0]}/{mbid[:2]}/{mbid[:3]}/{mbid}_{name}"
+    return f"{path}{suffix}.{media.extension}"
 
 
 def candidates(request: ImageRequest) -> tuple[str, ...]:
