@@ -151,25 +151,29 @@ class CoverCache:
             return attrs.evolve(answer, status=Status.HIT)
         return attrs.evolve(answer, joined=True) if joined else answer
 
-    def hit(self, request: ImageRequest) -> Held | Looked | Deferred[Held | Looked]:
+    def hit(self, thing: Thing) -> Held | Absent | Looked | Deferred[Held | Absent | Looked]:
         """
-        A hit, or what get() is to be told; a Deferred of that where the index is asked elsewhere.
+        What is held or known to be absent, or what get() is to be told.
+
+        A Deferred of that where the index is asked elsewhere.
 
         :raises Overloaded: it is none, and get() would say this, with more effort.
         """
-        found = self.index.find_now(request)
+        found = self.index.find_now(thing)
         if found is None:
-            return Deferred.fromCoroutine(self._hit_later(request))
-        return self._hit(request, self._judged(request, found, self._requests.ended))
+            return Deferred.fromCoroutine(self._hit_later(thing))
+        return self._hit(thing, self._judged(thing, found, self._requests.ended))
 
-    async def _hit_later(self, request: ImageRequest) -> Held | Looked:
-        return self._hit(request, await self._look(request))
+    async def _hit_later(self, thing: Thing) -> Held | Absent | Looked:
+        return self._hit(thing, await self._look(thing))
 
-    def _hit(self, request: ImageRequest, looked: Looked) -> Held | Looked:
+    def _hit(self, thing: Thing, looked: Looked) -> Held | Absent | Looked:
         if looked.verdict is Verdict.HIT:
             return self._held(looked.found, Status.HIT) or looked
+        if looked.verdict is Verdict.ABSENT:
+            return Absent(status=Status.ABSENT)
         full = looked.verdict is Verdict.FETCH and len(self._requests) >= self._most_fetches
-        if full and not self._requests.running(request) and not self._fetcher.named(request):
+        if full and not self._requests.running(thing) and not self._fetcher.named(thing):
             self._make_sure_of_room(len(self._requests))
         return looked
 

@@ -151,8 +151,8 @@ class Index(Protocol):
     async def find_image(self, request: ImageRequest) -> Found:
         """All that is known about a request for an image, in one round trip."""
 
-    def find_now(self, request: ImageRequest) -> Found | None:
-        """The same without waiting; None from an index that can't."""
+    def find_now(self, thing: ImageRequest | ListingKey) -> Found | None:
+        """What find_image() or find_listing() finds, without waiting; None from an index that can't."""
 
     async def find_listing(self, key: ListingKey) -> Found:
         """All that is known about a request for a listing, in one round trip."""

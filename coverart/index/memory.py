@@ -107,8 +107,10 @@ class MemoryIndex:
     async def find_image(self, request: ImageRequest) -> Found:
         return self.find_now(request)
 
-    def find_now(self, request: ImageRequest) -> Found:
-        key = request.alias
+    def find_now(self, thing: ImageRequest | ListingKey) -> Found:
+        if isinstance(thing, ListingKey):
+            return self._find_file(thing)
+        key = thing.alias
         own = key.own_ref
         alias = None
         # Any size of an image that lies under this MBID proves that it was not merged away.
@@ -119,11 +121,11 @@ class MemoryIndex:
             if packed_alias is None:
                 absence = self._absences.get(packed_key)
                 if absence is None and own is not None:
-                    absence = self._absences.get(pack_file_key(own.at(request.size)))
+                    absence = self._absences.get(pack_file_key(own.at(thing.size)))
                 return Found(absence=absence)
             alias = unpack_alias(packed_alias)
             target = alias.target
-        image = target.ref.at(request.size)
+        image = target.ref.at(thing.size)
         packed_image = pack_file_key(image)
         packed = self._files[slice_of(packed_image)].get(packed_image)
         if packed is None:

@@ -139,7 +139,7 @@ class RedisIndex:
 
     # Looking up
 
-    def find_now(self, request: ImageRequest) -> None:
+    def find_now(self, thing: ImageRequest | ListingKey) -> None:
         """Redis is never asked without waiting."""
 
     @property

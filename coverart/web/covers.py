@@ -77,7 +77,7 @@ class Covers(Resource):
 
     def render(self, request: LoggedRequest) -> bytes | int:
         """
-        A plain hit of an image is answered at once, all else by its route.
+        What is held, or known to be absent, is answered at once, all else by its route.
 
         Most requests to a cache are hits. Finding a route and chaining Deferreds cost as much as
         all the rest of such an answer: without this, `python -m bench --rows hit-accel,hit-redis`
@@ -86,7 +86,7 @@ class Covers(Resource):
         :raises CoverError: as explain() takes it.
         """
         thing = request.thing
-        if isinstance(thing, ListingKey) or (self._mode.redirect_names and thing.alias.ages):
+        if self._mode.redirect_names and isinstance(thing, ImageRequest) and thing.alias.ages:
             return self._by_route(request)
         hit = self._cache.hit(thing)
         if not isinstance(hit, Deferred):
@@ -96,12 +96,21 @@ class Covers(Resource):
         rendered.addErrback(_explain_unless_left, request).addCallback(_finish, request)
         return NOT_DONE_YET
 
-    def _hit_or_route(self, found: Held | Looked, request: LoggedRequest) -> bytes | int:
+    def _hit_or_route(self, found: Held | Absent | Looked, request: LoggedRequest) -> bytes | int:
         if isinstance(found, Looked):
             request.looked = found
             return self._by_route(request)
+        if isinstance(found, Absent):
+            describe(request, found, self._cache.lifetimes)
+            raise NotInArchive
         try:
-            body = self._file(request, found)
+            if found.entry.media is not None or self._public is None:
+                body = self._file(request, found)
+            elif (kept := self._public.kept(found.path)) is not None:
+                describe(request, found, self._cache.lifetimes)
+                body = _packed(request, *kept)
+            else:
+                return self._by_route(request)
         except (OSError, BadUpstream):
             # Gone or spoilt between the look and the opening, which art() mends.
             return self._by_route(request)

@@ -61,6 +61,15 @@ class PublicListings:
         self._kept_bytes = 0
         self._making: Flight[tuple[str, Version], PackedBody] = Flight()
 
+    def kept(self, path: str) -> tuple[PackedBody, Validators] | None:
+        """What get() has in memory; None where it has to be made, or there is none."""
+        status = self._store.stat(path)
+        version, body = self._kept.get(path, (None, None))
+        if status is None or body is None or version != _version(status):
+            return None
+        self._kept.move_to_end(path)
+        return body, self._validators(status, body)
+
     async def get(self, path: str) -> tuple[PackedBody, Validators]:
         """
         The listing at a path with its URLs turned to this proxy, from memory or made now.
@@ -69,18 +78,19 @@ class PublicListings:
         :raises OSError: it can't be read.
         :raises BadUpstream: it is no listing.
         """
+        if (kept := self.kept(path)) is not None:
+            return kept
         status = self._store.stat(path)
         if status is None:
             raise FileNotFoundError(path)
         version = _version(status)
-        kept, body = self._kept.get(path, (None, None))
-        if body is None or kept != version:
-            body = await self._making.run((path, version), lambda _: self._made(path, version))
-        else:
-            self._kept.move_to_end(path)
+        body = await self._making.run((path, version), lambda _: self._made(path, version))
+        return body, self._validators(status, body)
+
+    def _validators(self, status: os.stat_result, body: PackedBody) -> Validators:
         modified = int(status.st_mtime)
         tag = f"{modified:x}-{status.st_size:x}-{self._words}"
-        return body, Validators(size_bytes=body.size_bytes, modified=modified, tag=tag)
+        return Validators(size_bytes=body.size_bytes, modified=modified, tag=tag)
 
     async def _made(self, path: str, version: Version) -> PackedBody:
         body: PackedBody = await self._in_thread(self._make, path, version)

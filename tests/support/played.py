@@ -294,9 +294,9 @@ class GatedIndex:
         self.inner = inner
         self._gate = gate
 
-    def find_now(self, request: ImageRequest) -> Any:
+    def find_now(self, thing: ImageRequest | ListingKey) -> Any:
         """One that is far away can't be asked without waiting."""
-        return self.inner.find_now(request) if self._gate is at_once else None
+        return self.inner.find_now(thing) if self._gate is at_once else None
 
     def __getattr__(self, method: str) -> Any:
         known = getattr(self.inner, method)

@@ -25,7 +25,7 @@ from tests.support.strategies import stories
 class _Away(MemoryIndex):
     """What a RedisIndex finds while Redis is away."""
 
-    def find_now(self, request: ImageRequest) -> Found:
+    def find_now(self, thing: ImageRequest | ListingKey) -> Found:
         return Found()
 
     async def find_listing(self, key: ListingKey) -> Found:
