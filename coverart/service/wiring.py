@@ -144,7 +144,6 @@ def assemble(
     )
     names = OwnNames.of(settings.public_url, socket.gethostname())
     status = ServiceStatus(
-        cache_dir=str(store.root),
         limit_bytes=settings.max_bytes,
         rebuilding=lambda: upkeep.rebuilding,
         names=names,

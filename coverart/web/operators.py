@@ -32,7 +32,6 @@ from coverart.web.status import describe
 class ServiceStatus:
     """How the service is set up, and whether it is still filling its index from the disk."""
 
-    cache_dir: str
     limit_bytes: int
     rebuilding: Callable[[], bool]
     names: OwnNames
@@ -85,7 +84,7 @@ class OperatorRoutes:
         """Alive: answers as long as the event loop turns; where it keeps things, to operators."""
         told = {"status": "healthy"}
         if self._service.names.asked_by(request):
-            told["cache_dir"] = self._service.cache_dir
+            told["cache_dir"] = str(self._cache.store.root)
         return json_body(request, told)
 
     @app.route("/ready")
@@ -111,7 +110,7 @@ class OperatorRoutes:
             totals,
             self._cache.index,
             status="running",
-            cache_dir=self._service.cache_dir,
+            cache_dir=str(self._cache.store.root),
             limit_bytes=self._service.limit_bytes,
             rebuilding=self._service.rebuilding(),
         )
