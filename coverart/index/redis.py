@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from coverart.index.batched_lookups import BatchedLookups
 from coverart.index.claims import LONGEST_WAIT_S, Claims, pack_error
 from coverart.index.codec import (
     SIZE_CODES,
+    is_alias,
     is_packed,
     pack_alias_key,
     pack_entry,
@@ -334,7 +335,9 @@ class RedisIndex:
         )
         for number in range(SLICES):
             check()
-            await self._lead("rank_slice", None, *self._rules, f"{number:03x}")
+            held = (await self.slice_packed(number)).items()
+            words = [word for thing in held if not is_alias(thing[0]) for word in thing]
+            await self._lead("rank", None, *self._rules, *words)
         await self._lead("call", None, "HSET", *policy, self.eviction)
 
     async def doubtful(self, count: int) -> list[FileKey]:
@@ -345,11 +348,11 @@ class RedisIndex:
         return sorted(number for number in self._readable(int, odd) if 0 <= number < SLICES)
 
     async def held_slices(self) -> list[int]:
-        held: list[int] = []
-        for first in range(0, SLICES, _BATCH):
-            count = min(_BATCH, SLICES - first)
-            held += await self._lead("held_slices", [], first, count)
-        return held
+        bucket = self.prefix + b"b:"
+        numbers: set[int] = set()
+        async for keys in self._scan(bucket):
+            numbers.update(self._readable(lambda key: int(key[len(bucket) :][:3], 16), keys))
+        return sorted(numbers)
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
         held = dict(pairs(await self._lead("read_slice", [], f"{number:03x}")))
@@ -383,12 +386,17 @@ class RedisIndex:
     async def _empty(self) -> None:
         """Remove all keys but the locks."""
         kept = tuple(self._keys[1] + name for name in (b"lead", b"get:"))
-        cursor, search = b"0", ("MATCH", self.prefix + b"*", "COUNT", "1000")
-        while True:
-            cursor, keys = await self._lead("call", (b"0", []), "SCAN", cursor, *search)
+        async for keys in self._scan(self.prefix):
             gone = [key for key in keys if not key.startswith(kept)]
             if gone:
                 await self._lead("call", None, "UNLINK", *gone)
+
+    async def _scan(self, prefix: bytes) -> AsyncIterator[list[bytes]]:
+        """All keys that begin so, some at a time; one can come twice."""
+        cursor, search = b"0", ("MATCH", prefix + b"*", "COUNT", "1000")
+        while True:
+            cursor, keys = await self._lead("call", (b"0", []), "SCAN", cursor, *search)
+            yield keys
             if cursor == b"0":
                 return
 

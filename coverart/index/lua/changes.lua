@@ -59,15 +59,14 @@ local function knows_later(k, at)
   if no and #no == 16 then latest = math.max(latest, counted((struct.unpack('>d', no)))) end
   return latest > counted(at)
 end
--- Names and tokens of claims stand at the end of ARGV. Those who wait find the error, for so many ms.
-local function end_claims(first, error, life)
+-- Names and tokens of claims stand at the end of ARGV. With `settled` their files are in doubt no more;
+-- those who wait find the error, for so many ms.
+local function end_claims(first, settled, error, life)
   for i = first, #ARGV, 2 do
     local lock = locks .. 'get:' .. ARGV[i]
+    if settled then redis.call('SREM', p .. 'doubt', ARGV[i]) end
     if redis.call('GET', lock) == ARGV[i + 1] then
       if error then redis.call('SET', lock, error, 'PX', life) else redis.call('DEL', lock) end
     end
   end
-end
-local function settle(first)
-  for i = first, #ARGV, 2 do redis.call('SREM', p .. 'doubt', ARGV[i]) end
 end

@@ -1,8 +1,7 @@
 -- include changes
 -- Key; since and until; life in ms; names and tokens of claims. Whether it was taken.
 local k, v, life = ARGV[3], ARGV[4], ARGV[5]
-settle(6)
-end_claims(6)
+end_claims(6, true)
 local now = struct.unpack('>d', v)
 if knows_later(k, now) then return 0 end
 local b = absences(k)
