@@ -123,7 +123,7 @@ def transfer(
     """
     Pass the body of a response to `sink`.
 
-    :param silence_s: so many seconds of silence end it.
+    :param silence_s: seconds of silence until it ends.
     :returns: fires when the whole body was taken. Fails with UpstreamTimeout, with BadUpstream
         if it was cut or may have been, or with what the sink raised; the connection is then
         gone. Cancelling it closes the connection.

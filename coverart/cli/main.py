@@ -41,7 +41,7 @@ from coverart.web.status import describe
 ANSWER_S = 10.0
 ASK_FOR_LEAD_S = 1.0
 MOST_COUNTED = 5_000
-"""A dry run looks at so many files at the front of the queue, and reckons the rest from them."""
+"""Limit of files at the front of the queue that a dry run looks at; it reckons the rest from them."""
 
 _OFTEN = ("CACHE_DIR", "CACHE_MAX_SIZE", "CACHE_CLEAN_TO", "REDIS_URL", "CACHE_NAME")
 

@@ -1,9 +1,9 @@
 """
 One client's connection: what it may send, and what it is told if not so.
 
-Twisted's own bounds stay: 16 kB and 500 lines of headers; so many bytes of requests wait that were
-sent before the last one was answered. A body is dropped as it comes, and after a refusal nothing
-more is read. Where framing is in doubt a request is refused, so that nobody on the way can have
+Twisted's own bounds stay: 16 kB and 500 lines of headers, and 16 kB of requests that are sent
+before the last one was answered. A body is dropped as it comes, and after a refusal nothing more is
+read. Where framing is in doubt a request is refused, so that nobody on the way can have
 seen two requests where this saw one. How long all that may take: connection_limits.py.
 """
 

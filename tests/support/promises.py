@@ -83,7 +83,7 @@ class Promises(RuleBasedStateMachine):
             try:
                 body = await self._received(answer)
             except (FileNotFoundError, BadUpstream) as error:
-                # As web.py does: evicted, or found to be a page, between the look and the opening.
+                # As web/covers.py does: evicted, or found to be a page, between the look and the opening.
                 if isinstance(error, BadUpstream):
                     if not isinstance(answer, Held):
                         raise
@@ -93,7 +93,7 @@ class Promises(RuleBasedStateMachine):
         except CoverError as error:
             failed = error
         if failed is not None:
-            # Or two files were pages: a look too many for web.py.
+            # Or two files were pages: a look too many for web/covers.py.
             # A full disk of our own is no reason: what can't be stored is sent all the same.
             ill = self.archive.mood != "up" or len(self.spoilt) > 1
             assert ill or self.archive.troubles > troubles, f"{thing}: {failed!r}"

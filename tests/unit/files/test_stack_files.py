@@ -17,7 +17,7 @@ CONSTANT = {"COVER_ART_CACHE_DIR": "/opt/cover-art-cache", "COVER_ART_HIT_LOG": 
 
 
 class SettingsTests(SynchronousTestCase):
-    """docker-compose.yml and .env against coverart/config.py."""
+    """docker-compose.yml and .env against coverart/service/settings.py."""
 
     def test_compose_passes_every_setting(self) -> None:
         """Each setting reaches the app from .env or the shell, and an unset one stays unset."""
