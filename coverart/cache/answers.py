@@ -12,7 +12,7 @@ from typing import TypeAlias
 import attrs
 
 from coverart.cache.download import Download
-from coverart.cache.miss import Fetch, Unstored
+from coverart.cache.fetch import Fetch, Unstored
 from coverart.model import Alias, FileEntry, FileKey, Target
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
@@ -30,12 +29,6 @@ SMALL_BYTES = 256 * 1024
 """Up to this declared length an image is answered when it is whole (design section 2)."""
 BACKLOG_BYTES = 1024 * 1024
 """So much may wait for the disk before the archive is asked to pause."""
-
-
-class InThread(Protocol):
-    """Runs a blocking call off the reactor thread."""
-
-    def __call__(self, call: Callable[..., Any], /, *args: Any) -> Deferred[Any]: ...
 
 
 class Download:

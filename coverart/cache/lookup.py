@@ -1,31 +1,30 @@
 """
-The cache itself: look up, judge, serve what is held, join or start a fetch, refresh behind backs.
+The cache itself: look up, judge, serve what is held, join or start a fetch; purge and refresh.
 
-Knows nothing of HTTP: it says what to answer, web.py says it. Each answer carries how it came
+Knows nothing of HTTP: it says what to answer, web/covers.py says it. Each answer carries how it came
 about, for the X-Cache-Status header and the log.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
-from typing import TypeAlias
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from coverart.archive.paths import spell
 from coverart.archive.throttle import at_once
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
 from coverart.cache.download import Download
-from coverart.cache.miss import Fetch, Fetched, Fetcher, Missing, Unstored
+from coverart.cache.fetch import Fetch, Fetched, Missing, Unstored
+from coverart.cache.miss import Fetcher
+from coverart.cache.refresh import Refreshes, Thing
 from coverart.cache.single_flight import Announce, Flight
 from coverart.cache.uses import MOST_USES_KEPT, tell_uses
-from coverart.errors import CoverError, NobodyReads, Overloaded, StoreFailed
+from coverart.errors import CoverError, NobodyReads, Overloaded
 from coverart.freshness import (
     Lifetimes,
     Verdict,
@@ -42,29 +41,19 @@ from coverart.model import (
     FileEntry,
     FileKey,
     Found,
-    ImageKey,
     ImageRequest,
     ListingKey,
 )
 from coverart.store.image_store import ImageStore
 
-Thing: TypeAlias = ImageRequest | ListingKey
-
-REFRESH_PAUSE_S = 60.0
-"""After a refresh failed, the old answer is served so long before the archive is asked again."""
-MOST_PAUSES = 10_000
-REFRESHES_AT_ONCE = 4
-"""Clients have their old answers already: those who wait for a new one go first."""
-MOST_REFRESHES = 500
-"""Past that a stale answer is renewed another time."""
 MOST_FETCHES = 1000
 COME_BACK_S = 5.0
-"""Told to those who find no room to wait in."""
+"""Seconds until clients should ask again who find no room to wait in."""
 
 
 @attrs.frozen(kw_only=True)
 class Looked:
-    """What a look-up in the index found, and when among the fetches that end."""
+    """What a look-up in the index found, and how many fetches had ended by then."""
 
     found: Found
     verdict: Verdict
@@ -102,12 +91,16 @@ class CoverCache:
         self._now = now
         self._most_fetches = most_fetches
         self._turn = turn
-        self._refreshing = DeferredSemaphore(REFRESHES_AT_ONCE)
         self._counts_uses = index.eviction != "oldest"
         self._uses: Counter[FileKey] = Counter()
         self._requests: Flight[Thing, Answer] = Flight()
-        self._refreshes: Flight[AliasKey | ListingKey, None] = Flight()
-        self._pauses: OrderedDict[AliasKey | ListingKey, float] = OrderedDict()
+        self._refreshes = Refreshes(
+            index=index,
+            fetcher=fetcher,
+            lifetimes=lifetimes,
+            clock=clock,
+            metrics=self._metrics,
+        )
 
     async def idle(self) -> None:
         """Returns when nothing is fetched for a client, nor refreshed in the background."""
@@ -131,7 +124,7 @@ class CoverCache:
             return known
         found = looked.found
         if found.key is not None and found.entry is not None:
-            await self._fetcher.lost(found.key, found.entry)
+            await self._fetcher.held.lost(found.key, found.entry)
         if looked.fetches_ended != self._requests.ended:
             # It may have been fetched between the look and now.
             looked = await self._look(thing)
@@ -157,7 +150,7 @@ class CoverCache:
 
         A Deferred of that where the index is asked elsewhere.
 
-        :raises Overloaded: it is none, and get() would say this, with more effort.
+        :raises Overloaded: the request is no hit and no fetch slot is free.
         """
         found = self.index.find_now(thing)
         if found is None:
@@ -173,7 +166,7 @@ class CoverCache:
         if looked.verdict is Verdict.ABSENT:
             return Absent(status=Status.ABSENT)
         full = looked.verdict is Verdict.FETCH and len(self._requests) >= self._most_fetches
-        if full and not self._requests.running(thing) and not self._fetcher.named(thing):
+        if full and not (self._requests.running(thing) or self._fetcher.held.has_name(thing)):
             self._make_sure_of_room(len(self._requests))
         return looked
 
@@ -183,7 +176,7 @@ class CoverCache:
 
         :raises StoreFailed: it can't be removed.
         """
-        await self._fetcher.lost(held.key, held.entry)
+        await self._fetcher.held.lost(held.key, held.entry)
 
     async def tell_uses(self) -> None:
         """Pass on which files were served since the last time, for the order of eviction."""
@@ -202,15 +195,15 @@ class CoverCache:
         if found.target is not None:
             fresh = self._is_fresh(key, found.alias)
             if not fresh:
-                self._refresh(request, fetches=False)
+                self._refreshes.start(request, fetches=False)
             answer = Pointed(status=Status.HIT if fresh else Status.STALE, target=found.target)
         elif judge_image(request, found, self._now(), self.lifetimes) in _REMEMBERED:
             answer = Absent(status=Status.ABSENT)
         else:
-            self._make_sure_of_room(self._fetcher.resolving)
+            self._make_sure_of_room(self._fetcher.names.resolving)
             # Not claimed: each process asks hop 1 once, one small request.
             async with self._fetcher.begin() as fetch:
-                alias = await self._fetcher.resolve(key, fetch)
+                alias = await self._fetcher.names.resolve(key, fetch)
                 if isinstance(alias, Missing):
                     return await self._missing(alias, found, fetch)
                 await self.index.put_alias(key, alias)
@@ -236,15 +229,15 @@ class CoverCache:
             if ref is not None:
                 known |= await self.index.forget_absence(ref.at(thing.size))
             known |= found.alias is not None
-            await self._fetcher.unlink(thing.alias)
+            await self._fetcher.names.unlink(thing.alias)
         if found.key is not None and found.entry is not None:
-            known |= await self._drop(found.key, found.entry)
+            known |= await self._fetcher.held.drop(found.key, found.entry)
         return known
 
     async def _found(self, thing: Thing) -> Found:
         """What the index knows, or what the disk holds where the index was flushed or is away."""
         found = (await self._look(thing)).found
-        if found.entry is not None or (on_disk := await self._fetcher.find(thing)) is None:
+        if found.entry is not None or (on_disk := await self._fetcher.held.find(thing)) is None:
             return found
         target = None if on_disk.alias is None else on_disk.alias.target
         return Found(key=on_disk.key, entry=on_disk.entry, alias=on_disk.alias, target=target)
@@ -264,11 +257,11 @@ class CoverCache:
         else:
             ref = thing.alias.own_ref if found.target is None else found.target.ref
             key = None if ref is None else ref.at(thing.size)
-        if key is None or not self._fetcher.revoke(key):
+        if key is None or not self._fetcher.writer.revoke(key):
             return False
         name = thing if isinstance(thing, ListingKey) else thing.alias
         for landing in (
-            self._fetcher.landing(key),
+            self._fetcher.images.landing(key),
             self._requests.landing(thing),
             self._refreshes.landing(name),
         ):
@@ -287,9 +280,9 @@ class CoverCache:
         # Not claimed as a name or a listing: who is asking already asked before the operator did.
         async with self._fetcher.begin() as fetch:
             if found.alias is not None or isinstance(thing, ListingKey):
-                await self._ask_again(thing, fetch)
+                await self._refreshes.ask_again(thing, fetch)
             else:
-                held = found.entry is not None and await self._fetcher.fetch_again(
+                held = found.entry is not None and await self._fetcher.images.fetch_again(
                     thing, found.target, fetch
                 )
         if not held:
@@ -337,7 +330,7 @@ class CoverCache:
             case Verdict.ABSENT_STALE:
                 answer = Absent(status=Status.ABSENT)
         if answer is not None:
-            self._refresh(thing)
+            self._refreshes.start(thing)
         return answer
 
     def _held(self, found: Found, status: Status) -> Held | None:
@@ -359,18 +352,18 @@ class CoverCache:
         async with self._fetcher.begin() as fetch:
             if not fetch.complete:
                 # Served whatever else goes on: without Redis this is how every hit is found.
-                on_disk = await self._fetcher.find(thing)
+                on_disk = await self._fetcher.held.find(thing)
                 if on_disk is not None:
                     return self._adopted(thing, on_disk)
             self._make_sure_of_room(len(self._requests) - 1)
             with self._metrics.fetches.track_inprogress():
                 # Before the claims: who waits in line keeps no other process from the work.
                 try:
-                    place = await self._fetcher.place()
+                    slot = await self._fetcher.slot()
                 except Overloaded:
                     self._metrics.overload["waited"].inc()
                     raise
-                self._fetcher.begin_anew(fetch)
+                fetch.restart()
                 try:
                     return await self._fetch_here(thing, found, fetch, announce)
                 except CoverError as error:
@@ -383,22 +376,22 @@ class CoverCache:
                         )
                     raise
                 finally:
-                    place.release()
+                    slot.release()
 
     async def _fetch_here(
         self, thing: Thing, found: Found, fetch: Fetch, announce: Announce[Answer]
     ) -> Answer:
         got: Fetched | Download | Unstored | Missing
         if isinstance(thing, ListingKey):
-            known = await self._fetcher.claim(thing, fetch)
+            known = await self._fetcher.held.claim(thing, fetch)
             if isinstance(known, FileEntry):
                 return self._adopted(thing, Fetched(key=thing, entry=known))
-            got = known or await self._fetcher.listing(thing, fetch)
+            got = known or await self._fetcher.listings.fetch(thing, fetch)
         else:
             fresh = self._is_fresh(thing.alias, found.alias)
-            if self._fetcher.by_name(thing, found, fresh=fresh):
+            if self._fetcher.images.by_name(thing, found, fresh=fresh):
                 claim = await self.index.claim_name(thing)
-                self._fetcher.claimed(claim, fetch)
+                fetch.add_claim(claim)
                 if claim.waited:
                     # Another process did it: what it found is in the index.
                     looked = await self._look(thing)
@@ -410,7 +403,7 @@ class CoverCache:
             def tell(download: Download) -> None:
                 announce(Flowing(download=download, fetch=fetch))
 
-            got = await self._fetcher.image(thing, found, fetch, tell, fresh=fresh)
+            got = await self._fetcher.images.get(thing, found, fetch, tell, fresh=fresh)
         if isinstance(got, Missing):
             return await self._missing(got, found, fetch)
         if isinstance(got, Unstored):
@@ -425,7 +418,7 @@ class CoverCache:
         else:
             fresh = self._is_fresh(thing.alias, fetched.alias)
         if not fresh:
-            self._refresh(thing)
+            self._refreshes.start(thing)
         return self._answer(fetched, Status.HIT if fresh else Status.STALE)
 
     def _answer(self, fetched: Fetched, status: Status, hops: int = 0) -> Held:
@@ -439,114 +432,8 @@ class CoverCache:
         )
 
     async def _missing(self, missing: Missing, found: Found, fetch: Fetch) -> Absent:
-        """The archive said 404: remember it, and what of the request it was about."""
-        subject, asked_at = missing.subject, missing.asked_at
-        # Or it is remembered already, with the time of its own question.
-        if asked_at is not None:
-            if isinstance(subject, AliasKey):
-                await self._fetcher.absent(subject, asked_at, found.alias)
-            absence = self.lifetimes.absence(subject, asked_at)
-            await self.index.put_absence(subject, absence, fetch.end_claims())
+        await self._fetcher.names.missing(missing, found.alias, fetch, self.lifetimes)
         return Absent(status=Status.MISS, hops=fetch.hops)
-
-    # Refreshing in the background
-
-    def _refresh(self, thing: Thing, *, fetches: bool = True) -> None:
-        """:param fetches: whether the image of a name that moved is fetched before it moves here."""
-        key = thing if isinstance(thing, ListingKey) else thing.alias
-        if self._refreshes.running(key) or self._pauses.get(key, 0.0) > self._clock.seconds():
-            return
-        if len(self._refreshes) >= MOST_REFRESHES:
-            self._metrics.overload["refresh"].inc()
-            return
-        self._pauses.pop(key, None)
-
-        def failed(failure: Failure) -> None:
-            self._pause(key)
-            if failure.check(CoverError):
-                detail = getattr(failure.value, "detail", "")
-                self.log.warn(
-                    "refresh of {key} failed, serving the old answer: {detail}",
-                    key=spell(thing),
-                    detail=detail,
-                )
-            else:
-                self.log.failure(
-                    "refresh of {key} failed, serving the old answer", failure, key=spell(thing)
-                )
-
-        self._refreshes.run(key, lambda _: self._refresh_once(thing, fetches)).addErrback(failed)
-
-    def _pause(self, key: AliasKey | ListingKey) -> None:
-        self._pauses[key] = self._clock.seconds() + REFRESH_PAUSE_S
-        if len(self._pauses) > MOST_PAUSES:
-            self._pauses.popitem(last=False)
-
-    async def _refresh_once(self, thing: Thing, fetches: bool) -> None:
-        place = await self._refreshing.acquire()
-        try:
-            async with self._fetcher.begin() as fetch:
-                if isinstance(thing, ListingKey):
-                    _, claim = await self.index.claim(thing, again=True)
-                else:
-                    claim = await self.index.claim_name(thing)
-                if claim is not None:
-                    self._fetcher.claimed(claim, fetch)
-                # Or another process did it.
-                if claim is None or not claim.waited:
-                    await self._ask_again(thing, fetch, fetches=fetches)
-        finally:
-            place.release()
-
-    async def _ask_again(self, thing: Thing, fetch: Fetch, *, fetches: bool = True) -> None:
-        found = (await self._look(thing)).found
-        missing: Missing | None = None
-        if isinstance(thing, ListingKey):
-            fetched = await self._fetcher.listing(thing, fetch)
-            if isinstance(fetched, Unstored):
-                raise StoreFailed(f"the new one can't be stored ({fetched.why})")
-            missing = fetched if isinstance(fetched, Missing) else None
-        else:
-            alias = await self._fetcher.resolve(thing.alias, fetch)
-            if isinstance(alias, Missing):
-                missing = alias
-            elif fetches:
-                missing = await self._fetcher.repoint(thing, alias, fetch)
-            else:
-                await self._fetcher.repoint_unfetched(thing.alias, alias)
-        if missing is not None:
-            await self._missing(missing, found, fetch)
-            if isinstance(missing.subject, ImageKey) and isinstance(thing, ImageRequest):
-                # The name leads to an image of which this size was not made yet: the old one
-                # stays, and is as stale as before.
-                self._pause(thing.alias)
-            if isinstance(thing, ListingKey) and found.entry is not None:
-                await self._drop(thing, found.entry, until=missing.asked_at or 0.0)
-        self._metrics.refreshes.inc()
-
-    async def _drop(self, key: FileKey, entry: FileEntry, until: float = math.inf) -> bool:
-        """
-        Remove a file and forget it. :returns: whether it was known.
-
-        In this order: removed after it was forgotten, it could be another that came since.
-
-        :param until: what is stamped later, and so was asked for later, stays on the disk.
-        """
-        path = self.store.path_of(key, entry.media)
-        try:
-            if self.store.stamp(path) <= until:
-                self.store.remove(path)
-        except OSError as error:
-            # Forgotten is enough: what is stored next takes its place, if anything can.
-            self.log.warn(
-                "can't remove {path}, the index forgets it all the same: {reason}",
-                path=path,
-                reason=error.strerror,
-            )
-        known = await self.index.forget_file(key, entry)
-        if known:
-            await self.index.settle([key])
-        return known
 
     def _is_fresh(self, key: AliasKey, alias: Alias | None) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)

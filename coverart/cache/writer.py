@@ -10,9 +10,9 @@ holds up the other.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -27,10 +27,14 @@ from coverart.store.image_store import ImageStore
 
 BATCHES_AT_ONCE = 3
 LARGE_AT_ONCE = 3
-"""Both together leave threads (lifecycle.py has eight) to those who look for a file or remove one."""
+"""Both together leave threads (disk_threads.py has eight) to those who look for a file or remove one."""
 MOST_IN_A_BATCH = 32
 
-InThread: TypeAlias = Callable[..., Deferred[Any]]
+
+class InThread(Protocol):
+    """Runs a blocking call off the reactor thread."""
+
+    def __call__(self, call: Callable[..., Any], /, *args: Any) -> Deferred[Any]: ...
 
 
 @attrs.define(eq=False)
@@ -94,6 +98,28 @@ class Writer:
         self._waiting: list[tuple[NewFile, Deferred[Written]]] = []
         self._batches = 0
         self._large = DeferredSemaphore(LARGE_AT_ONCE)
+        self._permits: set[Permit] = set()
+
+    @contextmanager
+    def permit(self, permit: Permit) -> Iterator[Permit]:
+        """While the block runs, revoke() can take the permit away."""
+        self._permits.add(permit)
+        try:
+            yield permit
+        finally:
+            self._permits.remove(permit)
+
+    def revoke(self, key: FileKey) -> bool:
+        """
+        A purge comes: a fetch of this file that is under way here gives it no name any more.
+
+        :returns: whether all its bytes are there; its flight ends in a moment then, and what the disk
+            and the index may have taken of it has to be removed after that.
+        """
+        permits = [permit for permit in self._permits if permit.key == key]
+        for permit in permits:
+            permit.revoked = True
+        return any(permit.whole for permit in permits)
 
     def commit(self, file: NewFile) -> Deferred[Written]:
         """

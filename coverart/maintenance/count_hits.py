@@ -8,8 +8,8 @@ from twisted.internet.defer import DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from coverart.cache.download import InThread
 from coverart.cache.uses import MOST_USES_KEPT, tell_uses
+from coverart.cache.writer import InThread
 from coverart.coordination.leader import Leadership
 from coverart.index.base import Index, IndexAway
 from coverart.maintenance.hit_log import Batch, HitLog

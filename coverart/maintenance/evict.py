@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from coverart.cache.download import InThread
+from coverart.cache.writer import InThread
 from coverart.coordination.leader import Leadership
 from coverart.index.base import LEARN_AT_ONCE, Index, LostLease
 from coverart.index.codec import pack_seen

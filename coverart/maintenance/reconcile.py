@@ -15,7 +15,7 @@ from typing import TypeAlias
 import attrs
 from twisted.logger import Logger
 
-from coverart.cache.download import InThread
+from coverart.cache.writer import InThread
 from coverart.freshness import counted
 from coverart.index.base import LEARN_AT_ONCE, Index
 from coverart.index.codec import (
@@ -207,7 +207,7 @@ class Reconciler:
             check()
             key, entry = unpack_file_key(packed), unpack_entry(value)
             with self._stuck.told(self._store.path_of(key, entry.media)):
-                # From the disk first, as when a request finds it so (miss.py).
+                # From the disk first, as when a request finds it so (cache/held_files.py).
                 anew = await self._in_thread(self._store.remove_spoilt, key, entry)
                 if anew is not None:
                     await self._index.put_file(key, anew)

@@ -18,7 +18,7 @@ import attrs
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from coverart.cache.download import InThread
+from coverart.cache.writer import InThread
 from coverart.index.base import Index
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck

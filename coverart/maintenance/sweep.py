@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from coverart.cache.download import InThread
+from coverart.cache.writer import InThread
 from coverart.coordination.leader import Alone, Leadership
 from coverart.index.base import LEARN_AT_ONCE, SLICES, Index, IndexAway, LostLease, Packed
 from coverart.index.codec import pack_file_key, slice_of, stored_at_of

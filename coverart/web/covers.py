@@ -21,8 +21,8 @@ from twisted.web.server import NOT_DONE_YET
 
 from coverart.archive.paths import spell
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
-from coverart.cache.download import InThread
 from coverart.cache.lookup import CoverCache, Looked
+from coverart.cache.writer import InThread
 from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, NotInArchive, StoreFailed
 from coverart.model import ORIGINAL, ImageRequest, ListingKey

@@ -15,8 +15,8 @@ import attrs
 
 from coverart import __version__
 from coverart.archive import listings
-from coverart.cache.download import InThread
 from coverart.cache.single_flight import Flight
+from coverart.cache.writer import InThread
 from coverart.store.image_store import ImageStore
 from coverart.web.conditional import Validators
 

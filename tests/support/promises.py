@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant
 from twisted.internet.task import Clock
 
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Status
-from coverart.cache.lookup import REFRESH_PAUSE_S, CoverCache
+from coverart.cache.lookup import CoverCache
+from coverart.cache.refresh import REFRESH_PAUSE_S
 from coverart.content import sniff
 from coverart.errors import BadUpstream, CoverError
 from coverart.freshness import Lifetimes

@@ -89,7 +89,8 @@ def die_at(step: str) -> None:
     """Arrange for the end at a step; the start of the process passes through some, and survives."""
     place, when = STEPS[step]
     begun = []
-    from coverart.cache.miss import Fetcher
+    from coverart.cache.image_fetch import Images
+    from coverart.cache.listing_fetch import Listings
 
     def armed(call: Callable[..., Any]) -> Callable[..., Any]:
         def fetch(*args: Any, **kwargs: Any) -> Any:
@@ -98,8 +99,8 @@ def die_at(step: str) -> None:
 
         return fetch
 
-    for name in ("image", "listing"):
-        setattr(Fetcher, name, armed(getattr(Fetcher, name)))
+    for kind, name in ((Images, "get"), (Listings, "fetch")):
+        setattr(kind, name, armed(getattr(kind, name)))
     places = [place]
     if place.startswith("INDEX."):
         places = [index + place.removeprefix("INDEX") for index in INDEXES]

@@ -13,10 +13,11 @@ from coverart.archive.circuit_breaker import Breaker
 from coverart.archive.follow_redirects import Redirects
 from coverart.archive.upstream import Upstream
 from coverart.archive.url_policy import Rules
-from coverart.cache import lookup as module
+from coverart.cache import refresh as module
 from coverart.cache.answers import Absent, Answer, Held, Status
-from coverart.cache.lookup import REFRESHES_AT_ONCE, CoverCache
+from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
+from coverart.cache.refresh import REFRESHES_AT_ONCE
 from coverart.cache.size_limits import Room
 from coverart.errors import Unavailable
 from coverart.freshness import Lifetimes

@@ -12,9 +12,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.cache import size_limits as room
-from coverart.cache.download import BACKLOG_BYTES, SMALL_BYTES, Download, InThread
+from coverart.cache.download import BACKLOG_BYTES, SMALL_BYTES, Download
 from coverart.cache.size_limits import Room
-from coverart.cache.writer import Writer
+from coverart.cache.writer import InThread, Writer
 from coverart.errors import BadUpstream, CoverError, NotReached, StoreFailed
 from coverart.index.memory import MemoryIndex
 from coverart.model import ORIGINAL, Entity, FileEntry, ImageRef, MediaType

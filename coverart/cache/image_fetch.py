@@ -1,0 +1,291 @@
+"""Fetching images: joined, bounded in time, checked before clients get them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet.defer import Deferred
+
+from coverart.archive.source import Source
+from coverart.cache.download import Download
+from coverart.cache.fetch import Fetch, Fetched, Missing
+from coverart.cache.held_files import HeldFiles
+from coverart.cache.names import Names, Pointing
+from coverart.cache.single_flight import Announce, Flight
+from coverart.cache.size_limits import Room
+from coverart.cache.writer import Link, Writer
+from coverart.errors import BadUpstream, CoverError, NotInArchive, StoreFailed
+from coverart.index.base import Index
+from coverart.model import Alias, FileEntry, FileKey, Found, ImageKey, ImageRequest, Target
+from coverart.store.image_store import ImageStore
+
+
+@attrs.frozen(kw_only=True)
+class _Landed:
+    """An image that is held; `linked` is the request whose name was made to point at it with it."""
+
+    entry: FileEntry
+    linked: ImageRequest | None = None
+
+
+class Images:
+    """
+    Fetches images. Those who want one image at the same time meet, by whatever name.
+
+    The one who starts an image's flight claims it among all processes, with a last look at what
+    is held.
+    """
+
+    def __init__(
+        self,
+        *,
+        index: Index,
+        store: ImageStore,
+        held: HeldFiles,
+        names: Names,
+        room: Room,
+        writer: Writer,
+        upstream: Source,
+        now: Callable[[], float],
+    ) -> None:
+        self._index = index
+        self._store = store
+        self._held = held
+        self._names = names
+        self._room = room
+        self._writer = writer
+        self._upstream = upstream
+        self._now = now
+        self._flights: Flight[ImageKey, _Landed | Download | Missing | Alias] = Flight()
+
+    def landing(self, key: FileKey) -> Deferred[Any] | None:
+        """The end of the flight of an image, if one is under way."""
+        return self._flights.landing(key) if isinstance(key, ImageKey) else None
+
+    def by_name(self, request: ImageRequest, found: Found, *, fresh: bool) -> bool:
+        """Say whether hop 1 has to be asked before it is known which image is wanted."""
+        if (
+            fresh
+            and found.target is not None
+            and self._upstream.can_fetch(found.target, request.size)
+        ):
+            return False
+        return found.alias is not None or request.alias.own_ref is None
+
+    async def get(
+        self,
+        request: ImageRequest,
+        found: Found,
+        fetch: Fetch,
+        announce: Announce[Download],
+        *,
+        fresh: bool,
+    ) -> Fetched | Download | Missing:
+        """
+        Fetch an image and make the name it was asked by point at it.
+
+        :param found: what the index knows.
+        :param fresh: whether the target in it can be taken as still right; else it serves only
+            if hop 1 can't be asked.
+        :param announce: called as soon as clients can be sent what has come of it.
+        :returns: the download if it could not be stored.
+        :raises CoverError: it could not be had.
+        """
+        named = Pointing(request=request, alias=found.alias, known=found.alias)
+        target, asked = found.target, False
+        if self.by_name(request, found, fresh=fresh):
+            learnt = self._names.on_the_way.get(request.alias)
+            alias = learnt or await self._names.resolve_or_known(request, found, fetch)
+            if isinstance(alias, Missing):
+                return alias
+            named, target = attrs.evolve(named, alias=alias), alias.target
+            asked = alias not in (learnt, found.alias)
+        elif target is None or not self._upstream.can_fetch(target, request.size):
+            target = None
+        if named.known is None and named.elsewhere is not None:
+            self._names.on_the_way[request.alias] = named.elsewhere
+        try:
+            while True:
+                got = await self._image(named, target, fetch, announce)
+                if isinstance(got, Missing) and target is not None and not asked:
+                    # What we knew may have been overtaken: a merge moves an item to another MBID.
+                    moved = await self._names.resolve(request.alias, fetch)
+                    if isinstance(moved, Missing):
+                        return moved
+                    if moved.target == target:
+                        return got
+                elif isinstance(got, Alias):
+                    moved = got
+                else:
+                    break
+                named, target, asked = attrs.evolve(named, alias=moved), moved.target, True
+        except CoverError:
+            await self._names.learn(named)
+            raise
+        finally:
+            self._names.on_the_way.pop(request.alias, None)
+        if isinstance(got, Fetched):
+            return got
+        await self._names.learn(named)
+        return got
+
+    async def repoint(self, request: ImageRequest, alias: Alias, fetch: Fetch) -> Missing | None:
+        """
+        Make a name point where the archive says now; fetch the image only if it is not held.
+
+        :raises CoverError: it could not be had; the name stays as it was.
+        """
+        # The name has moved or was confirmed: what is known of it is looked up as it is pointed.
+        named = Pointing(
+            request=request, alias=alias, known=Alias(target=alias.target, checked_at=0)
+        )
+        got = await self._image(named, alias.target, fetch, lambda _: None)
+        if isinstance(got, Missing):
+            return got
+        if isinstance(got, Download):
+            why = got.unstored or "it was purged"
+            raise StoreFailed(f"its new image can't be stored ({why})")
+        if isinstance(got, Alias):
+            raise BadUpstream("its image moves to another MBID")
+        return None
+
+    async def fetch_again(self, request: ImageRequest, target: Target | None, fetch: Fetch) -> bool:
+        """
+        Fetch an image that is held by its own name; what is held stays until the new one is there.
+
+        :returns: whether the archive still has it under this name.
+        :raises CoverError: it could not be had, or can't be stored.
+        """
+        if target is not None and not self._upstream.can_fetch(target, request.size):
+            target = None
+        named = Pointing(request=request, alias=None, known=None)
+        got = await self._image(named, target, fetch, lambda _: None, again=True)
+        if isinstance(got, Download) and got.unstored is not None:
+            raise StoreFailed(f"the new one can't be stored ({got.unstored})")
+        return not isinstance(got, Missing | Alias)
+
+    async def _image(
+        self,
+        named: Pointing,
+        target: Target | None,
+        fetch: Fetch,
+        announce: Announce[Download],
+        *,
+        again: bool = False,
+    ) -> Fetched | Download | Missing | Alias:
+        """
+        Join the flight of an image, or start it.
+
+        :param again: fetch it also where it is held.
+        :param target: None where hop 1 was not asked yet and the name is the image's own.
+        :returns: an alias where hop 1 then led elsewhere; a download that was not stored.
+        """
+        ref = named.request.alias.own_ref if target is None else target.ref
+        if ref is None:
+            raise ValueError("a name that is no image's own needs a target")
+        key = ref.at(named.request.size)
+
+        def fly(say: Announce[_Landed | Download | Missing | Alias]) -> Any:
+            return self._fly(key, named, target, fetch, say, again=again)
+
+        got = await self._flights.run(key, fly)
+        landing = self._flights.landing(key)
+        if isinstance(got, Download) and landing is not None:
+            # Let go of in part, for those who read it and are slow.
+            late = got.over
+            if not late:
+                announce(got)
+            try:
+                got = await landing
+            except StoreFailed:
+                if not late:
+                    raise
+            if late and isinstance(got, Download):
+                return await self._image(named, target, fetch, announce)
+        if not isinstance(got, _Landed):
+            return got
+        alias = named.elsewhere
+        if got.linked != named.request:
+            alias = await self._names.point(named, got.entry)
+        return Fetched(key=key, entry=got.entry, alias=alias)
+
+    async def _fly(
+        self,
+        key: ImageKey,
+        named: Pointing,
+        target: Target | None,
+        fetch: Fetch,
+        announce: Announce[_Landed | Download | Missing | Alias],
+        *,
+        again: bool,
+    ) -> _Landed | Download | Missing | Alias:
+        """Once for all in this process who want an image."""
+        known = await self._held.claim(key, fetch, again=again)
+        if known is not None:
+            return known if isinstance(known, Missing) else _Landed(entry=known)
+        if target is None:
+            alias = await self._names.resolve(named.request.alias, fetch)
+            if isinstance(alias, Missing) or alias.target.ref != key.ref:
+                return alias
+            target = alias.target
+        download = Download(
+            key,
+            store=self._store,
+            room=self._room,
+            writer=self._writer,
+            stored_at=self._now(),
+            announce=announce,
+        )
+        with self._writer.permit(download.permit):
+            return await self._download(download, named, target, fetch)
+
+    async def _download(
+        self, download: Download, named: Pointing, target: Target, fetch: Fetch
+    ) -> _Landed | Download | Missing:
+        key = download.key
+        try:
+            asked_at = self._now()
+            try:
+                await fetch.within_time(self._upstream.image(target, key.size, download, fetch))
+            except NotInArchive:
+                return Missing(subject=key, asked_at=asked_at)
+            link = self._link(named, fetch)
+            entry = await download.finish(link)
+            if entry is not None:
+                return await self._tell(key, entry, named, link, fetch)
+            if download.unstored is not None:
+                # It is there all the same.
+                await self._index.forget_absence(key)
+            return download
+        except CoverError as error:
+            download.fail(error)
+            raise
+        except BaseException:
+            download.fail(CoverError("a fetch ended unexpectedly"))
+            raise
+        finally:
+            download.end()
+
+    def _link(self, named: Pointing, fetch: Fetch) -> Link | None:
+        """The symlink to be made with the file; None where there is none, or more to be seen to."""
+        alias, known = named.elsewhere, named.known
+        if alias is None or (known is not None and known != alias):
+            return None
+        outdated = known is None and not fetch.complete
+        return Link(named.request, alias, outdated=outdated)
+
+    async def _tell(
+        self, key: ImageKey, entry: FileEntry, named: Pointing, link: Link | None, fetch: Fetch
+    ) -> _Landed:
+        """Tell the index of a file, and of the name that was linked to it."""
+        name = named.request.alias
+        linked = None if link is None else (name, link.alias)
+        stored = await self._index.store(key, entry, alias=linked, claims=fetch.end_claims())
+        if link is None:
+            return _Landed(entry=entry)
+        if not stored.alias:
+            # The archive was asked later and said otherwise: what was linked too is not right.
+            await self._names.remove_links(name, link.alias.checked_at)
+        return _Landed(entry=entry, linked=named.request)
