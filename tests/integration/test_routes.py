@@ -777,6 +777,8 @@ async def test_metrics(sim, proxy) -> None:
     for _ in range(3):
         await proxy.get(path)
     await proxy.get(path.replace("-250", "-500"))
+    # Until then its file is not counted.
+    await proxy.settled()
     answer = await proxy.get("/metrics")
     assert answer["Content-Type"].startswith("text/plain")
     lines = answer.body.decode().splitlines()
