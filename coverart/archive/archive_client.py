@@ -141,12 +141,29 @@ class ArchiveClient:
                 if response is None:
                     self._breaker.returned(leave)
             # Whoever answers chooses the number, and each is a counter of its own for good.
-            known = _SMALLEST_STATUS <= response.code <= _LARGEST_STATUS
-            status = str(response.code) if known else "no-status"
+            code = response.code
+            status = str(code) if _SMALLEST_STATUS <= code <= _LARGEST_STATUS else "no-status"
             self.metrics.upstream_requests.labels(label, status).inc()
-            return await self._use(response, hop, sink, leave)
+            if code in _SLOW_DOWN:
+                wish_s = retry_after_s(response, self._now())
+                pause_s = self._breaker.overloaded(leave, self._clock.seconds(), wish_s)
+            else:
+                self._breaker.succeeded(leave)
+            if code == 200 and sink is not None:
+                await transfer(response, sink, self._limits.silence_s, self._clock)
+                return None
+            if response.length:
+                await leave_unread(response, DRAIN_S, self._clock)
         finally:
             place.release()
+        if code in _REDIRECTS:
+            return _location(response)
+        said = f"{hop.origin} said {code}"
+        if code in _SLOW_DOWN:
+            raise Unavailable(f"{said}; not asked for {pause_s:.0f} s", retry_after_s=pause_s)
+        if code == 404:
+            raise NotInArchive(said) if sink is None else FileNotInArchive(said)
+        raise PassingTrouble(said) if code in _PASSING else BadUpstream(said)
 
     def _told(self, error: Exception, hop: Hop, label: str, leave: Leave) -> Exception:
         """What a request that brought no answer means, for the breaker and for the caller."""
@@ -176,30 +193,6 @@ class ArchiveClient:
             return PassingTrouble(f"{hop.origin} broke off: {why}")
         detail = str(error) if refused_here else f"{type(error).__name__}: {error}"
         return BadUpstream(f"{hop.origin}: {detail}")
-
-    async def _use(
-        self, response: IResponse, hop: Hop, sink: Sink | None, leave: Leave
-    ) -> bytes | None:
-        code = response.code
-        if code == 200 and sink is not None:
-            self._breaker.succeeded(leave)
-            await transfer(response, sink, self._limits.silence_s, self._clock)
-            return None
-        if code in _SLOW_DOWN:
-            wish_s = retry_after_s(response, self._now())
-            pause_s = self._breaker.overloaded(leave, self._clock.seconds(), wish_s)
-        else:
-            self._breaker.succeeded(leave)
-        if response.length:
-            await leave_unread(response, DRAIN_S, self._clock)
-        if code in _REDIRECTS:
-            return _location(response)
-        said = f"{hop.origin} said {code}"
-        if code in _SLOW_DOWN:
-            raise Unavailable(f"{said}; not asked for {pause_s:.0f} s", retry_after_s=pause_s)
-        if code == 404:
-            raise NotInArchive(said) if sink is None else FileNotInArchive(said)
-        raise PassingTrouble(said) if code in _PASSING else BadUpstream(said)
 
 
 def _too_slow(_: object, timeout_s: float) -> IResponse:

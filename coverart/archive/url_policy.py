@@ -59,7 +59,7 @@ class Rules:
 
     def allows(self, scheme: str, host: str, port: int) -> bool:
         """Say whether a connection to this host and port may be opened at all."""
-        if self.trusts(host, port):
+        if f"{host}:{port}" in self.hosts:
             return scheme in _PORTS
         if scheme != "https" or port != _PORTS["https"]:
             return False

@@ -41,11 +41,13 @@ class LoggedRequest(Request):
     key = ""
     """What was asked for, in canonical spelling; never what the client wrote."""
     outcome = "-"
+    """How the answer came about: its status, or the class of an error."""
     thing: Any = None
     """What the path asks for, once it was parsed."""
     looked: Any = None
     """What the index knows of it, where that was looked up and is no hit."""
     hops = 0
+    """What a fetch took, of who began it alone."""
     joined = False
     _began = 0.0
 
@@ -60,12 +62,6 @@ class LoggedRequest(Request):
     def getRequestHostname(self) -> bytes:
         # No route depends on it, but Klein takes it apart, and breaks over one that is no name.
         return b"localhost"
-
-    def tell(self, outcome: str, *, joined: bool = False, hops: int = 0) -> None:
-        """Note how the answer came about."""
-        self.outcome = outcome
-        self.joined = joined
-        self.hops = hops
 
     def finish(self) -> None:
         super().finish()

@@ -38,7 +38,8 @@ def refuse(request: LoggedRequest, error: CoverError) -> bytes:
         for name in _OF_A_COVER:
             request.responseHeaders.removeHeader(name)
     if request.outcome == "-" or error.status >= 500:
-        request.tell(type(error).__name__, hops=error.hops)
+        request.outcome, request.joined = type(error).__name__, False
+        request.hops = error.hops
     return sized(request, json.dumps({"error": error.said}).encode())
 
 

@@ -77,8 +77,8 @@ def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifeti
         told = f"{told.decode().removesuffix('; stored')}; stored=?0; detail={unstored}".encode()
     request.setHeader(b"x-cache-status", status.value.encode())
     request.setHeader(b"cache-status", told)
-    # What a fetch took is told of who began it.
-    request.tell(status.value, joined=joined, hops=0 if joined else answer.hops)
+    request.outcome, request.joined = status.value, joined
+    request.hops = 0 if joined else answer.hops
     thing: ImageRequest | ListingKey = request.thing
     if isinstance(thing, ListingKey):
         life = b"public, max-age=%d" % lifetimes.listing_s
