@@ -164,6 +164,7 @@ class Index(Protocol):
         Waits while another process has it.
 
         :raises CoverError: the other process failed while this one waited, with its error.
+        :raises Overloaded: other processes had it for too long.
         """
 
     async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
@@ -176,6 +177,7 @@ class Index(Protocol):
         :param again: also where the file is held, to fetch it anew.
         :returns: what is known now of the file or its absence; no claim where the file is held.
         :raises CoverError: the other process failed while this one waited, with its error.
+        :raises Overloaded: other processes had it for too long.
         """
 
     async def store(

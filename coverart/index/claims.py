@@ -27,7 +27,7 @@ from coverart.index.base import Claim
 LOCK_LIFE_S = 10.0
 """Seconds until the lock of a process that was killed ends."""
 LONGEST_WAIT_S = 120.0
-"""Limit of waiting: others fetch as long as they may, by default, twice."""
+"""Seconds until take() gives up: twice the default of COVER_ART_UPSTREAM_TIMEOUT."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.25
 _LIFE_MS = int(LOCK_LIFE_S * 1000)
 
@@ -76,8 +76,9 @@ class Claims:
         waited = False
         while True:
             try:
-                rules = (_LIFE_MS, int(again), int(waited))
-                became, *known = await self._run("claim", name, token, *rules)
+                became, *known = await self._run(
+                    "claim", name, token, _LIFE_MS, int(again), int(waited)
+                )
             except RedisAway:
                 return None, Claim(name=name, waited=waited)
             if became == 1:

@@ -7,6 +7,9 @@ Which file goes first when the cache is over its limit (pure).
 miss costs in place of a constant cost: asking for a file takes as long as fetching another
 1 MiB, so a small file that is asked for often is worth more of its room than a large one asked
 for once. `python -m bench.policies` compares both with what others do.
+
+`lua/changes.lua` works out the same ranks for Redis, where a rank is set in one step with its file;
+tests/integration/test_index.py holds both to one order.
 """
 
 from __future__ import annotations

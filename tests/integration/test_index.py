@@ -14,9 +14,10 @@ from coverart.index import codec
 from coverart.index.base import Index
 from coverart.index.memory import MemoryIndex
 from coverart.index.redis import RedisIndex
-from coverart.model import ImageRequest, Target
+from coverart.model import Entity, FileEntry, FileKey, ImageRef, ImageRequest, Target
 from tests.support.index_promises import (
     FRONT,
+    NOW,
     OWN,
     PROMISES,
     REF,
@@ -26,6 +27,7 @@ from tests.support.index_promises import (
     request,
 )
 from tests.support.redis_server import RedisServer
+from tests.support.strategies import MBID
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
@@ -73,6 +75,44 @@ async def test_one_more_size(index: Index, monkeypatch: pytest.MonkeyPatch) -> N
     found = await index.find_image(request(OWN, 2000))
     assert (found.key, found.entry) == (REF.at(2000), entry())
     assert (await index.find_image(request(OWN, 250))).target == Target(ref=REF)
+
+
+@pytest_twisted.ensureDeferred
+async def test_least_useful_is_one_order(shared_redis) -> None:
+    """Both indexes rank by size, uses and what was evicted alike, also files ranked by age before."""
+    shared_redis.client().flushall()
+    link = RedisLink(parse_address(shared_redis.url), reactor, reactor)
+    link.connect()
+    mark = Mark(shared_redis.folder)
+    files = {
+        ImageRef(owner=Entity.RELEASE, mbid=MBID, image_id=number).at(250): entry(
+            size, NOW - number
+        )
+        for number, size in enumerate((100, 5000, 5000, 70_000, 900_000, 20_000_000), start=1)
+    }
+    aged = RedisIndex(link, "test", mark, now=clock)
+    far = RedisIndex(link, "test", mark, eviction="least-useful", now=clock)
+    near = MemoryIndex(eviction="least-useful", now=clock)
+    for key, held in files.items():
+        await aged.put_file(key, held)
+        await near.put_file(key, held)
+    await far.prepare(lambda: None)
+
+    async def in_order() -> list[tuple[FileKey, FileEntry]]:
+        order = await near.first_to_evict(9)
+        assert await far.first_to_evict(9) == order
+        return order
+
+    assert len(await in_order()) == len(files)
+    uses = [(key, times) for times, key in enumerate(files) if times]
+    for index in (far, near):
+        await index.use(uses)
+    first = await in_order()
+    for index in (far, near):
+        assert await index.forget_files(first[:3], "") == first[:3]
+        await index.put_file(*first[0])
+    assert len(await in_order()) == len(files) - 2
+    await link.close()
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
