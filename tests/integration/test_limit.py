@@ -123,7 +123,7 @@ async def test_file_that_cannot_be_removed(sim, tmp_path: Path, children) -> Non
             len(child.files()),
             size(child),
         )
-        assert len(re.findall("can't be removed", child.log.read_text())) == 1
+        assert len(re.findall("can't be read, removed", child.log.read_text())) == 1
     finally:
         folder.chmod(0o755)
     await fill(sim, child, 30, 5)
