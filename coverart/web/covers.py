@@ -256,6 +256,8 @@ def _explain_unless_left(failure: Failure, request: LoggedRequest) -> bytes | in
 def _finish(rendered: bytes | int, request: LoggedRequest) -> None:
     """What Request.render() does with an answer that comes at once."""
     if isinstance(rendered, bytes):
-        request.setHeader(b"content-length", b"%d" % len(rendered))
+        # To HEAD the length is told of what is not sent.
+        if request.method != b"HEAD":
+            request.setHeader(b"content-length", b"%d" % len(rendered))
         request.write(rendered)
         request.finish()
