@@ -6,7 +6,7 @@ disk takes it. A larger one is written a piece at a time as it comes, off the re
 reader reads what is there at its own pace: memory stays flat and a slow client holds up nobody.
 
 What can't be stored stays in memory, for its readers alone. `room` bounds all that is in memory:
-past that the archive is paused, and of what is not stored goes what all readers have passed.
+past that the archive is paused, and unstored bytes that every reader has read are freed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from coverart.store.atomic_files import Temporary
 from coverart.store.image_store import ImageStore
 
 SMALL_BYTES = 256 * 1024
-"""Up to this declared length an image is answered when it is whole (design section 2)."""
+"""Up to this length an image is answered when it is whole; a larger one while it arrives."""
 BACKLOG_BYTES = 1024 * 1024
-"""So much may wait for the disk before the archive is asked to pause."""
+"""Limit of bytes that wait for the disk; past it the archive is paused."""
 
 
 class Download:
@@ -54,7 +54,7 @@ class Download:
         :param stored_at: becomes the file's mtime; readers need it before.
         :param announce: called once, when readers may come: of a large image of declared length
             when it is known whether the disk takes its first bytes, of others when all is there.
-            Who reads it has attached when it returns.
+            All readers have called attach() by the time it returns.
         """
         self.key = key
         self.stored_at = stored_at
@@ -62,6 +62,8 @@ class Download:
         self.length: int | None = None
         self.media: MediaType | None = None
         self.received = 0
+        self.size_bytes = 0
+        """As declared, or what has come, if that is more."""
         self.unstored: str | None = None
         """Why it is not stored, as a token (RFC 9110 section 5.6.2); None as long as it may be."""
         self._store = store
@@ -76,7 +78,7 @@ class Download:
         self._head = b""
         self._temporary: Temporary | None = None
         self._flushed = 0
-        """So much of it lies in the file."""
+        """How many bytes of it lie in the file."""
         self._flushing = False
         self._error: CoverError | None = None
         self._ended = False
@@ -94,14 +96,14 @@ class Download:
         """
         if self._flushing or self._announced or self._temporary is not None:
             raise BadUpstream("the archive broke off in the middle of an image")
-        self._room.check_image(length or 0)
-        self._drop(len(self._buffer))
+        if self._buffer:
+            self._drop(len(self._buffer))
         self.unstored = None
         self.length = length
         self.media = None
         self.received = self._base = 0
         self._head = b""
-        self._reserve(length or 0)
+        self._expect(length or 0)
 
     def write(self, data: bytes) -> None:
         """
@@ -112,15 +114,15 @@ class Download:
             reads it any more.
         """
         self.received += len(data)
-        self._room.check_image(self.received)
+        if self.received > self.size_bytes:
+            self._expect(self.received)
         if self.media is None:
             self._head = (self._head + data)[:ENOUGH]
             if len(self._head) == ENOUGH:
                 self.media = accept(self._head, self.key.size)
         self._buffer += data
         self._room.keep(len(data))
-        self._reserve(self.received)
-        if self.media is not None and not self._small:
+        if self.media is not None and self.size_bytes > SMALL_BYTES:
             self._flush()
         if self.unstored is not None:
             self._make_sure_of_memory()
@@ -131,22 +133,13 @@ class Download:
         return self.permit.whole
 
     @property
-    def size_bytes(self) -> int:
-        """As declared, or what has come, if that is more."""
-        return max(self.length or 0, self.received)
-
-    @property
-    def _small(self) -> bool:
-        return self.size_bytes <= SMALL_BYTES
-
-    @property
     def _crowded(self) -> bool:
-        return self._room.crowded(small=self._small)
+        return self._room.crowded(small=self.size_bytes <= SMALL_BYTES)
 
     def room(self) -> Deferred[None] | None:
         """None while more may be written; else a Deferred that fires when it may."""
         if self._crowded:
-            return self._room.wait(small=self._small)
+            return self._room.wait(small=self.size_bytes <= SMALL_BYTES)
         if len(self._buffer) < BACKLOG_BYTES or not self._flushing:
             return None
         return self._wait()
@@ -166,7 +159,7 @@ class Download:
             await self._wait()
         if self.unstored is None:
             if self._room.takes_files:
-                # The disk is not in the way. Where it failed last, it is asked first.
+                # Readers are answered before the commit. Where the disk failed last, it is asked first.
                 self._announce_once()
             await self._commit(link)
         if self.unstored is not None:
@@ -222,8 +215,10 @@ class Download:
 
     # Writing out
 
-    def _reserve(self, size_bytes: int) -> None:
-        """See to room on the disk for so much in all."""
+    def _expect(self, size_bytes: int) -> None:
+        """So much of it comes, as far as is known: see to room on the disk. As Room.check_image()."""
+        self._room.check_image(size_bytes)
+        self.size_bytes = size_bytes
         more = size_bytes - self._reserved
         if self.unstored is None and more > 0:
             why = self._room.reserve(more)
@@ -246,7 +241,7 @@ class Download:
     def _make_sure_of_memory(self) -> None:
         """:raises StoreFailed: it can't be stored, nor be kept in memory for anybody."""
         if self._announced and not self._readers and self.received < self.size_bytes:
-            raise NobodyReads(f"it can't be stored ({self.unstored}), and nobody reads it any more")
+            raise NobodyReads(f"the image can't be stored ({self.unstored}) and has no readers")
         if self._crowded:
             self._trim()
             if self._crowded and self._buffer and not self._readers and not self._announced:
@@ -319,32 +314,28 @@ class Download:
 
         In the reactor thread: what is read was written moments ago and lies in memory.
         """
-        data = self.peek(offset, count)
-        if not data:
-            if self._error is not None:
-                raise self._error
-            if self._ended or offset < self._base:
-                raise StoreFailed("an image ended before its reader came")
+        data = b""
+        if offset < self._flushed and self._temporary is not None:
+            data = os.pread(self._temporary.fd, min(count, self._flushed - offset), offset)
+        elif self._base <= offset < self.received:
+            start = offset - self._base
+            data = bytes(self._buffer[start : start + count])
+        elif self._error is not None:
+            raise self._error
+        elif self._ended or offset < self._base:
+            raise StoreFailed("an image ended before its reader came")
         self._readers[reader] = offset + len(data)
-        if self._crowded:
+        if self.unstored is not None and self._crowded:
             self._trim()
         return data
-
-    def peek(self, offset: int, count: int) -> bytes:
-        """The same for one who does not stay: what is there."""
-        if offset < self._flushed and self._temporary is not None:
-            return os.pread(self._temporary.fd, min(count, self._flushed - offset), offset)
-        if self._base <= offset < self.received:
-            return bytes(self._buffer[offset - self._base : offset - self._base + count])
-        return b""
 
     def more(self, offset: int) -> Deferred[None]:
         """Fires when something can be read from `offset`, or the download ended."""
         return succeed(None) if offset < self.received or self._ended else self._wait()
 
     def _trim(self) -> None:
-        """Let go of what is not stored and all readers have passed."""
-        # All who were told of it have come by then.
+        """Free unstored bytes that every reader has read."""
+        # All readers have called attach() by then.
         if self.unstored is not None and self._announced:
             passed = min((self.received, *self._readers.values())) - self._base
             if passed > 0:

@@ -25,16 +25,12 @@ class Fetch(FetchDeadline):
     A CoverError that leaves the block is also the answer to those who wait in other processes.
     """
 
-    at: float = attrs.field(init=False)
     index: Index
     clock: IReactorTime
     total_s: float
     complete: bool
     """True if an index miss at the start means a disk miss."""
     _claims: list[Claim] = attrs.field(factory=list, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.restart()
 
     def restart(self) -> None:
         """Its time begins now: until then it waited for others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 
+import attrs
 from twisted.logger import Logger
 
 from coverart.cache.fetch import Fetch, Fetched, Missing
@@ -16,15 +17,15 @@ from coverart.model import FileEntry, FileKey, ImageRequest, ListingKey
 from coverart.store.image_store import ImageStore, OnDisk
 
 
+@attrs.define(eq=False, kw_only=True)
 class HeldFiles:
     """Keeps the index and the disk of one mind about single files."""
 
     log = Logger()
 
-    def __init__(self, index: Index, store: ImageStore, in_thread: InThread) -> None:
-        self._index = index
-        self._store = store
-        self._in_thread = in_thread
+    _index: Index
+    _store: ImageStore
+    _in_thread: InThread
 
     def has_name(self, thing: ImageRequest | ListingKey) -> bool:
         """Say whether find() could find anything."""

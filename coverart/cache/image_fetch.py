@@ -30,6 +30,7 @@ class _Landed:
     linked: ImageRequest | None = None
 
 
+@attrs.define(eq=False, kw_only=True)
 class Images:
     """
     Fetches images. Those who want one image at the same time meet, by whatever name.
@@ -38,27 +39,17 @@ class Images:
     is held.
     """
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        store: ImageStore,
-        held: HeldFiles,
-        names: Names,
-        room: Room,
-        writer: Writer,
-        upstream: Source,
-        now: Callable[[], float],
-    ) -> None:
-        self._index = index
-        self._store = store
-        self._held = held
-        self._names = names
-        self._room = room
-        self._writer = writer
-        self._upstream = upstream
-        self._now = now
-        self._flights: Flight[ImageKey, _Landed | Download | Missing | Alias] = Flight()
+    _index: Index
+    _store: ImageStore
+    _held: HeldFiles
+    _names: Names
+    _room: Room
+    _writer: Writer
+    _upstream: Source
+    _now: Callable[[], float]
+    _flights: Flight[ImageKey, _Landed | Download | Missing | Alias] = attrs.field(
+        factory=Flight, init=False
+    )
 
     def landing(self, key: FileKey) -> Deferred[Any] | None:
         """The end of the flight of an image, if one is under way."""
@@ -81,21 +72,20 @@ class Images:
         fetch: Fetch,
         announce: Announce[Download],
         *,
-        fresh: bool,
+        by_name: bool,
     ) -> Fetched | Download | Missing:
         """
         Fetch an image and make the name it was asked by point at it.
 
         :param found: what the index knows.
-        :param fresh: whether the target in it can be taken as still right; else it serves only
-            if hop 1 can't be asked.
+        :param by_name: as by_name() says: the known target serves only if hop 1 can't be asked.
         :param announce: called as soon as clients can be sent what has come of it.
         :returns: the download if it could not be stored.
         :raises CoverError: it could not be had.
         """
         named = Pointing(request=request, alias=found.alias, known=found.alias)
         target, asked = found.target, False
-        if self.by_name(request, found, fresh=fresh):
+        if by_name:
             learnt = self._names.on_the_way.get(request.alias)
             alias = learnt or await self._names.resolve_or_known(request, found, fetch)
             if isinstance(alias, Missing):

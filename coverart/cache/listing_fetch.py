@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import attrs
+
 from coverart.archive import listings
 from coverart.archive.source import Source
 from coverart.cache.fetch import Fetch, Fetched, Missing, Unstored
@@ -18,29 +20,18 @@ from coverart.store import layout
 from coverart.store.image_store import ImageStore
 
 
+@attrs.define(eq=False, kw_only=True)
 class Listings:
     """Fetches listings whole, and keeps the latest."""
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        store: ImageStore,
-        held: HeldFiles,
-        room: Room,
-        writer: Writer,
-        upstream: Source,
-        in_thread: InThread,
-        now: Callable[[], float],
-    ) -> None:
-        self._index = index
-        self._store = store
-        self._held = held
-        self._room = room
-        self._writer = writer
-        self._upstream = upstream
-        self._in_thread = in_thread
-        self._now = now
+    _index: Index
+    _store: ImageStore
+    _held: HeldFiles
+    _room: Room
+    _writer: Writer
+    _upstream: Source
+    _in_thread: InThread
+    _now: Callable[[], float]
 
     async def fetch(self, key: ListingKey, fetch: Fetch) -> Fetched | Unstored | Missing:
         """

@@ -388,8 +388,8 @@ class CoverCache:
                 return self._adopted(thing, Fetched(key=thing, entry=known))
             got = known or await self._fetcher.listings.fetch(thing, fetch)
         else:
-            fresh = self._is_fresh(thing.alias, found.alias)
-            if self._fetcher.images.by_name(thing, found, fresh=fresh):
+            by_name = self._by_name(thing, found)
+            if by_name:
                 claim = await self.index.claim_name(thing)
                 fetch.add_claim(claim)
                 if claim.waited:
@@ -398,12 +398,12 @@ class CoverCache:
                     if (answer := self._known(thing, looked)) is not None:
                         return attrs.evolve(answer, status=Status.MISS, joined=True)
                     found = looked.found
-                    fresh = self._is_fresh(thing.alias, found.alias)
+                    by_name = self._by_name(thing, found)
 
             def tell(download: Download) -> None:
                 announce(Flowing(download=download, fetch=fetch))
 
-            got = await self._fetcher.images.get(thing, found, fetch, tell, fresh=fresh)
+            got = await self._fetcher.images.get(thing, found, fetch, tell, by_name=by_name)
         if isinstance(got, Missing):
             return await self._missing(got, found, fetch)
         if isinstance(got, Unstored):
@@ -411,6 +411,10 @@ class CoverCache:
         if isinstance(got, Download):
             return Flowing(download=got, fetch=fetch)
         return self._answer(got, Status.MISS, fetch.hops)
+
+    def _by_name(self, request: ImageRequest, found: Found) -> bool:
+        fresh = self._is_fresh(request.alias, found.alias)
+        return self._fetcher.images.by_name(request, found, fresh=fresh)
 
     def _adopted(self, thing: Thing, fetched: Fetched) -> Held:
         if isinstance(thing, ListingKey):

@@ -44,7 +44,7 @@ class Fetcher:
         # Twice as many as requests: the archive need not wait for our disk.
         self._slots = DeferredSemaphore(SLOTS_A_REQUEST * limits.concurrency)
         self.writer = Writer(store, in_thread)
-        self.held = HeldFiles(index, store, in_thread)
+        self.held = HeldFiles(index=index, store=store, in_thread=in_thread)
         self.names = Names(
             index=index,
             store=store,
@@ -77,6 +77,7 @@ class Fetcher:
     def begin(self) -> Fetch:
         """The account of a fetch that starts now; use it in `async with`, which ends its claims."""
         return Fetch(
+            at=self._clock.seconds() + self._limits.total_s,
             index=self._index,
             clock=self._clock,
             total_s=self._limits.total_s,

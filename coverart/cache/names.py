@@ -39,30 +39,21 @@ class Pointing:
         return self.alias
 
 
+@attrs.define(eq=False, kw_only=True)
 class Names:
     """Finds out where names point, once for all sizes, and makes them point there."""
 
     log = Logger()
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        store: ImageStore,
-        writer: Writer,
-        upstream: Source,
-        in_thread: InThread,
-        now: Callable[[], float],
-    ) -> None:
-        self._index = index
-        self._store = store
-        self._writer = writer
-        self._upstream = upstream
-        self._in_thread = in_thread
-        self._now = now
-        self._targets: Flight[AliasKey, Alias | Missing] = Flight()
-        self.on_the_way: dict[AliasKey, Alias] = {}
-        """Where names point whose images are still being fetched: for their other sizes."""
+    _index: Index
+    _store: ImageStore
+    _writer: Writer
+    _upstream: Source
+    _in_thread: InThread
+    _now: Callable[[], float]
+    _targets: Flight[AliasKey, Alias | Missing] = attrs.field(factory=Flight, init=False)
+    on_the_way: dict[AliasKey, Alias] = attrs.field(factory=dict, init=False)
+    """Where names point whose images are still being fetched: for their other sizes."""
 
     @property
     def resolving(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TypeAlias
 
+import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -31,28 +32,24 @@ MOST_REFRESHES = 500
 """Limit of refreshes under way and waiting; past it a stale answer is renewed another time."""
 
 
+@attrs.define(eq=False, kw_only=True)
 class Refreshes:
     """Renews what is stale, once for all who ask in this process."""
 
     log = Logger()
 
-    def __init__(
-        self,
-        *,
-        index: Index,
-        fetcher: Fetcher,
-        lifetimes: Lifetimes,
-        clock: IReactorTime,
-        metrics: Metrics,
-    ) -> None:
-        self._index = index
-        self._fetcher = fetcher
-        self._lifetimes = lifetimes
-        self._clock = clock
-        self._metrics = metrics
-        self._slots = DeferredSemaphore(REFRESHES_AT_ONCE)
-        self._flights: Flight[AliasKey | ListingKey, None] = Flight()
-        self._pauses: OrderedDict[AliasKey | ListingKey, float] = OrderedDict()
+    _index: Index
+    _fetcher: Fetcher
+    _lifetimes: Lifetimes
+    _clock: IReactorTime
+    _metrics: Metrics
+    _slots: DeferredSemaphore = attrs.field(
+        factory=lambda: DeferredSemaphore(REFRESHES_AT_ONCE), init=False
+    )
+    _flights: Flight[AliasKey | ListingKey, None] = attrs.field(factory=Flight, init=False)
+    _pauses: OrderedDict[AliasKey | ListingKey, float] = attrs.field(
+        factory=OrderedDict, init=False
+    )
 
     def landing(self, key: AliasKey | ListingKey) -> Deferred[None] | None:
         """The end of the refresh that runs for a name or listing; None if none runs."""

@@ -1,5 +1,5 @@
 """
-One running piece of work per key, one Deferred per waiter.
+One running piece of work per key in this process, one Deferred per waiter.
 
 Klein cancels the Deferred of a client that leaves. Were it shared, the first to leave would take
 the answer from all others, so each waiter has its own and the work belongs to nobody: it goes on
@@ -40,7 +40,7 @@ class Flight(Generic[K, T]):
     """Joins callers who want the same key at the same time."""
 
     ended: int = attrs.field(default=0, init=False)
-    """How many pieces of work have ended: who looked before the last one did may look again."""
+    """How many pieces of work have ended. A caller whose look-up is older should look up again."""
     _running: dict[K, _Running[T]] = attrs.field(factory=dict, init=False)
     _idle: list[Deferred[None]] = attrs.field(factory=list, init=False)
 

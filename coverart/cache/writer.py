@@ -182,27 +182,22 @@ class Writer:
         return begun
 
     def _commit_all(self, files: Sequence[NewFile]) -> list[Written | Exception]:
-        results = [self._tried(file, self._write, file) for file in files]
-        for step in (self._make_durable, self._name):
-            results = [
-                self._tried(file, step, file, result) if isinstance(result, Written) else result
-                for file, result in zip(files, results, strict=True)
-            ]
+        """Each step with all files, the errors of each its own."""
+        results: list[Any] = [None] * len(files)
+        for step in (self._write, self._make_durable, self._name):
+            for number, file in enumerate(files):
+                written = results[number]
+                if isinstance(written, Exception):
+                    continue
+                try:
+                    results[number] = step(file, written)
+                except (OSError, BadUpstream) as error:
+                    if file.temporary is None and written is not None:
+                        self._store.abandon(written.temporary)
+                    results[number] = error
         return results
 
-    def _tried(
-        self, file: NewFile, step: Callable[..., Written], *args: Any
-    ) -> Written | Exception:
-        """One step with one file, whose errors are its own."""
-        try:
-            return step(*args)
-        except (OSError, BadUpstream) as error:
-            written = args[-1]
-            if file.temporary is None and isinstance(written, Written):
-                self._store.abandon(written.temporary)
-            return error
-
-    def _write(self, file: NewFile) -> Written:
+    def _write(self, file: NewFile, _: None) -> Written:
         if file.check is not None:
             file.check()
         return Written(self._append(file.temporary, file.body), named=False)
