@@ -2,8 +2,8 @@
 HTTP: reads a request, sends the cache's answer.
 
 Only here are statuses, headers and bodies known. `site` looks at each request first: it answers
-/robots.txt, /api and /favicon.ico itself, gives a path of the archive to `covers`, which answers a
-plain hit of an image at once, and all else to Klein's routes.
+/robots.txt, /api and /favicon.ico itself, gives a path of the archive to `covers`, which answers
+what is held or known to be absent at once, and all else to Klein's routes.
 
     access_log          one line for each request, and what is counted of it
     conditional         conditions and ranges (pure)
