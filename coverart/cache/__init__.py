@@ -17,5 +17,6 @@ the client's back; what is missing is fetched once for all who ask, who get it w
     miss                what a miss works with, joined
     answers             what the cache answers
     refresh             asking again about what is held
+    operator_actions    purge and refresh by hand
     lookup              what to answer to each request
 """

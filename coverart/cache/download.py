@@ -216,7 +216,7 @@ class Download:
     # Writing out
 
     def _expect(self, size_bytes: int) -> None:
-        """So much of it comes, as far as is known: see to room on the disk. As Room.check_image()."""
+        """Reserve the size that is known now. :raises BadUpstream: it is over the limit."""
         self._room.check_image(size_bytes)
         self.size_bytes = size_bytes
         more = size_bytes - self._reserved

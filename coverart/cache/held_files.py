@@ -13,7 +13,7 @@ from coverart.cache.writer import InThread
 from coverart.errors import StoreFailed
 from coverart.index.base import Index, IndexAway
 from coverart.index.codec import pack_seen
-from coverart.model import FileEntry, FileKey, ImageRequest, ListingKey
+from coverart.model import FileEntry, FileKey, Found, ImageRequest, ListingKey
 from coverart.store.image_store import ImageStore, OnDisk
 
 
@@ -26,6 +26,20 @@ class HeldFiles:
     _index: Index
     _store: ImageStore
     _in_thread: InThread
+
+    async def known(self, thing: ImageRequest | ListingKey) -> Found:
+        """What the index knows."""
+        if isinstance(thing, ListingKey):
+            return await self._index.find_listing(thing)
+        return await self._index.find_image(thing)
+
+    async def known_or_on_disk(self, thing: ImageRequest | ListingKey) -> Found:
+        """What the index knows, or what the disk holds where the index was flushed or is away."""
+        found = await self.known(thing)
+        if found.entry is not None or (on_disk := await self.find(thing)) is None:
+            return found
+        target = None if on_disk.alias is None else on_disk.alias.target
+        return Found(key=on_disk.key, entry=on_disk.entry, alias=on_disk.alias, target=target)
 
     def has_name(self, thing: ImageRequest | ListingKey) -> bool:
         """Say whether find() could find anything."""

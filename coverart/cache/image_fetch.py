@@ -83,22 +83,22 @@ class Images:
         :returns: the download if it could not be stored.
         :raises CoverError: it could not be had.
         """
-        named = Pointing(request=request, alias=found.alias, known=found.alias)
+        pointing = Pointing(request=request, alias=found.alias, known=found.alias)
         target, asked = found.target, False
         if by_name:
             learnt = self._names.on_the_way.get(request.alias)
             alias = learnt or await self._names.resolve_or_known(request, found, fetch)
             if isinstance(alias, Missing):
                 return alias
-            named, target = attrs.evolve(named, alias=alias), alias.target
+            pointing, target = attrs.evolve(pointing, alias=alias), alias.target
             asked = alias not in (learnt, found.alias)
         elif target is None or not self._upstream.can_fetch(target, request.size):
             target = None
-        if named.known is None and named.elsewhere is not None:
-            self._names.on_the_way[request.alias] = named.elsewhere
+        if pointing.known is None and pointing.elsewhere is not None:
+            self._names.on_the_way[request.alias] = pointing.elsewhere
         try:
             while True:
-                got = await self._image(named, target, fetch, announce)
+                got = await self._image(pointing, target, fetch, announce)
                 if isinstance(got, Missing) and target is not None and not asked:
                     # What we knew may have been overtaken: a merge moves an item to another MBID.
                     moved = await self._names.resolve(request.alias, fetch)
@@ -110,15 +110,15 @@ class Images:
                     moved = got
                 else:
                     break
-                named, target, asked = attrs.evolve(named, alias=moved), moved.target, True
+                pointing, target, asked = attrs.evolve(pointing, alias=moved), moved.target, True
         except CoverError:
-            await self._names.learn(named)
+            await self._names.learn(pointing)
             raise
         finally:
             self._names.on_the_way.pop(request.alias, None)
         if isinstance(got, Fetched):
             return got
-        await self._names.learn(named)
+        await self._names.learn(pointing)
         return got
 
     async def repoint(self, request: ImageRequest, alias: Alias, fetch: Fetch) -> Missing | None:
@@ -128,10 +128,10 @@ class Images:
         :raises CoverError: it could not be had; the name stays as it was.
         """
         # The name has moved or was confirmed: what is known of it is looked up as it is pointed.
-        named = Pointing(
+        pointing = Pointing(
             request=request, alias=alias, known=Alias(target=alias.target, checked_at=0)
         )
-        got = await self._image(named, alias.target, fetch, lambda _: None)
+        got = await self._image(pointing, alias.target, fetch, lambda _: None)
         if isinstance(got, Missing):
             return got
         if isinstance(got, Download):
@@ -150,15 +150,15 @@ class Images:
         """
         if target is not None and not self._upstream.can_fetch(target, request.size):
             target = None
-        named = Pointing(request=request, alias=None, known=None)
-        got = await self._image(named, target, fetch, lambda _: None, again=True)
+        pointing = Pointing(request=request, alias=None, known=None)
+        got = await self._image(pointing, target, fetch, lambda _: None, again=True)
         if isinstance(got, Download) and got.unstored is not None:
             raise StoreFailed(f"the new one can't be stored ({got.unstored})")
         return not isinstance(got, Missing | Alias)
 
     async def _image(
         self,
-        named: Pointing,
+        pointing: Pointing,
         target: Target | None,
         fetch: Fetch,
         announce: Announce[Download],
@@ -172,18 +172,18 @@ class Images:
         :param target: None where hop 1 was not asked yet and the name is the image's own.
         :returns: an alias where hop 1 then led elsewhere; a download that was not stored.
         """
-        ref = named.request.alias.own_ref if target is None else target.ref
+        ref = pointing.request.alias.own_ref if target is None else target.ref
         if ref is None:
             raise ValueError("a name that is no image's own needs a target")
-        key = ref.at(named.request.size)
+        key = ref.at(pointing.request.size)
 
         def fly(say: Announce[_Landed | Download | Missing | Alias]) -> Any:
-            return self._fly(key, named, target, fetch, say, again=again)
+            return self._fly(key, pointing, target, fetch, say, again=again)
 
         got = await self._flights.run(key, fly)
         landing = self._flights.landing(key)
         if isinstance(got, Download) and landing is not None:
-            # Let go of in part, for those who read it and are slow.
+            # Its beginning may be freed already, for slow readers.
             late = got.over
             if not late:
                 announce(got)
@@ -193,18 +193,18 @@ class Images:
                 if not late:
                     raise
             if late and isinstance(got, Download):
-                return await self._image(named, target, fetch, announce)
+                return await self._image(pointing, target, fetch, announce)
         if not isinstance(got, _Landed):
             return got
-        alias = named.elsewhere
-        if got.linked != named.request:
-            alias = await self._names.point(named, got.entry)
+        alias = pointing.elsewhere
+        if got.linked != pointing.request:
+            alias = await self._names.point(pointing, got.entry)
         return Fetched(key=key, entry=got.entry, alias=alias)
 
     async def _fly(
         self,
         key: ImageKey,
-        named: Pointing,
+        pointing: Pointing,
         target: Target | None,
         fetch: Fetch,
         announce: Announce[_Landed | Download | Missing | Alias],
@@ -216,7 +216,7 @@ class Images:
         if known is not None:
             return known if isinstance(known, Missing) else _Landed(entry=known)
         if target is None:
-            alias = await self._names.resolve(named.request.alias, fetch)
+            alias = await self._names.resolve(pointing.request.alias, fetch)
             if isinstance(alias, Missing) or alias.target.ref != key.ref:
                 return alias
             target = alias.target
@@ -229,10 +229,10 @@ class Images:
             announce=announce,
         )
         with self._writer.permit(download.permit):
-            return await self._download(download, named, target, fetch)
+            return await self._download(download, pointing, target, fetch)
 
     async def _download(
-        self, download: Download, named: Pointing, target: Target, fetch: Fetch
+        self, download: Download, pointing: Pointing, target: Target, fetch: Fetch
     ) -> _Landed | Download | Missing:
         key = download.key
         try:
@@ -241,10 +241,10 @@ class Images:
                 await fetch.within_time(self._upstream.image(target, key.size, download, fetch))
             except NotInArchive:
                 return Missing(subject=key, asked_at=asked_at)
-            link = self._link(named, fetch)
+            link = self._link(pointing, fetch)
             entry = await download.finish(link)
             if entry is not None:
-                return await self._tell(key, entry, named, link, fetch)
+                return await self._tell(key, entry, pointing, link, fetch)
             if download.unstored is not None:
                 # It is there all the same.
                 await self._index.forget_absence(key)
@@ -258,19 +258,19 @@ class Images:
         finally:
             download.end()
 
-    def _link(self, named: Pointing, fetch: Fetch) -> Link | None:
+    def _link(self, pointing: Pointing, fetch: Fetch) -> Link | None:
         """The symlink to be made with the file; None where there is none, or more to be seen to."""
-        alias, known = named.elsewhere, named.known
+        alias, known = pointing.elsewhere, pointing.known
         if alias is None or (known is not None and known != alias):
             return None
         outdated = known is None and not fetch.complete
-        return Link(named.request, alias, outdated=outdated)
+        return Link(pointing.request, alias, outdated=outdated)
 
     async def _tell(
-        self, key: ImageKey, entry: FileEntry, named: Pointing, link: Link | None, fetch: Fetch
+        self, key: ImageKey, entry: FileEntry, pointing: Pointing, link: Link | None, fetch: Fetch
     ) -> _Landed:
         """Tell the index of a file, and of the name that was linked to it."""
-        name = named.request.alias
+        name = pointing.request.alias
         linked = None if link is None else (name, link.alias)
         stored = await self._index.store(key, entry, alias=linked, claims=fetch.end_claims())
         if link is None:
@@ -278,4 +278,4 @@ class Images:
         if not stored.alias:
             # The archive was asked later and said otherwise: what was linked too is not right.
             await self._names.remove_links(name, link.alias.checked_at)
-        return _Landed(entry=entry, linked=named.request)
+        return _Landed(entry=entry, linked=pointing.request)

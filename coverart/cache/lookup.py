@@ -1,5 +1,5 @@
 """
-The cache itself: look up, judge, serve what is held, join or start a fetch; purge and refresh.
+The cache itself: look up, judge, serve what is held, join or start a fetch.
 
 Knows nothing of HTTP: it says what to answer, web/covers.py says it. Each answer carries how it came
 about, for the X-Cache-Status header and the log.
@@ -21,6 +21,7 @@ from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Point
 from coverart.cache.download import Download
 from coverart.cache.fetch import Fetch, Fetched, Missing, Unstored
 from coverart.cache.miss import Fetcher
+from coverart.cache.operator_actions import OperatorActions
 from coverart.cache.refresh import Refreshes, Thing
 from coverart.cache.single_flight import Announce, Flight
 from coverart.cache.uses import MOST_USES_KEPT, tell_uses
@@ -100,6 +101,13 @@ class CoverCache:
             lifetimes=lifetimes,
             clock=clock,
             metrics=self._metrics,
+        )
+        self.operator_actions = OperatorActions(
+            index=index,
+            fetcher=fetcher,
+            refreshes=self._refreshes,
+            requests=self._requests,
+            get=self.get,
         )
 
     async def idle(self) -> None:
@@ -210,91 +218,6 @@ class CoverCache:
                 answer = Pointed(status=Status.MISS, target=alias.target, hops=fetch.hops)
         return answer
 
-    async def purge(self, thing: Thing) -> bool:
-        """
-        Forget a thing and remove its file. :returns: whether anything was known of it.
-
-        What a fetch of this process has not given its name yet gets none any more. One of another
-        process that is under way is stored after it.
-        """
-        revoked = await self._revoke(thing, (await self._look(thing)).found)
-        found = await self._found(thing)
-        known = await self.index.forget_absence(
-            thing if isinstance(thing, ListingKey) else thing.alias
-        )
-        known |= revoked
-        if isinstance(thing, ImageRequest):
-            target = found.target
-            ref = thing.alias.own_ref if target is None else target.ref
-            if ref is not None:
-                known |= await self.index.forget_absence(ref.at(thing.size))
-            known |= found.alias is not None
-            await self._fetcher.names.unlink(thing.alias)
-        if found.key is not None and found.entry is not None:
-            known |= await self._fetcher.held.drop(found.key, found.entry)
-        return known
-
-    async def _found(self, thing: Thing) -> Found:
-        """What the index knows, or what the disk holds where the index was flushed or is away."""
-        found = (await self._look(thing)).found
-        if found.entry is not None or (on_disk := await self._fetcher.held.find(thing)) is None:
-            return found
-        target = None if on_disk.alias is None else on_disk.alias.target
-        return Found(key=on_disk.key, entry=on_disk.entry, alias=on_disk.alias, target=target)
-
-    async def _revoke(self, thing: Thing, found: Found) -> bool:
-        """
-        Let no fetch under way put a thing on the disk that was asked for before.
-
-        :returns: whether one had it whole already; it has ended then.
-        """
-        early = self._requests.announced(thing)
-        key: FileKey | None = None
-        if isinstance(early, Flowing):
-            key = early.download.key
-        elif isinstance(thing, ListingKey):
-            key = thing
-        else:
-            ref = thing.alias.own_ref if found.target is None else found.target.ref
-            key = None if ref is None else ref.at(thing.size)
-        if key is None or not self._fetcher.writer.revoke(key):
-            return False
-        name = thing if isinstance(thing, ListingKey) else thing.alias
-        for landing in (
-            self._fetcher.images.landing(key),
-            self._requests.landing(thing),
-            self._refreshes.landing(name),
-        ):
-            if landing is not None:
-                await landing.addErrback(lambda failure: failure.trap(CoverError))
-        return True
-
-    async def refresh(self, thing: Thing) -> Answer:
-        """
-        Ask the archive about a thing now, whatever is held of it.
-
-        :raises CoverError: the archive can't be asked; what is held stays.
-        """
-        found = await self._found(thing)
-        held = True
-        # Not claimed as a name or a listing: who is asking already asked before the operator did.
-        async with self._fetcher.begin() as fetch:
-            if found.alias is not None or isinstance(thing, ListingKey):
-                await self._refreshes.ask_again(thing, fetch)
-            else:
-                held = found.entry is not None and await self._fetcher.images.fetch_again(
-                    thing, found.target, fetch
-                )
-        if not held:
-            # The archive has it no more, or knows it by another MBID.
-            await self.purge(thing)
-        answer = await self.get(thing)
-        if (landing := self._requests.landing(thing)) is not None:
-            # The operator is told when it is there.
-            await landing
-            answer = attrs.evolve(await self.get(thing), status=answer.status)
-        return answer
-
     def _make_sure_of_room(self, fetching: int) -> None:
         """:raises Overloaded: one more would be too many. At once: waiting would help nobody."""
         if fetching >= self._most_fetches:
@@ -305,9 +228,7 @@ class CoverCache:
 
     async def _look(self, thing: Thing) -> Looked:
         ended = self._requests.ended
-        if isinstance(thing, ListingKey):
-            return self._judged(thing, await self.index.find_listing(thing), ended)
-        return self._judged(thing, await self.index.find_image(thing), ended)
+        return self._judged(thing, await self._fetcher.held.known(thing), ended)
 
     def _judged(self, thing: Thing, found: Found, ended: int) -> Looked:
         now = self._now()

@@ -90,11 +90,11 @@ class Names:
             )
             return known
 
-    async def learn(self, named: Pointing) -> None:
+    async def learn(self, pointing: Pointing) -> None:
         """Where a name points is worth knowing for other sizes even if this one can't be had."""
         # An alias that leads to images held is not moved before the new image is held too.
-        if named.known is None and named.elsewhere is not None:
-            await self._index.put_alias(named.request.alias, named.elsewhere)
+        if pointing.known is None and pointing.elsewhere is not None:
+            await self._index.put_alias(pointing.request.alias, pointing.elsewhere)
 
     async def repoint_unfetched(self, key: AliasKey, alias: Alias) -> None:
         """Make a name point where the archive says now, whether its image is held or not."""
@@ -102,18 +102,18 @@ class Names:
             link = Link(ImageRequest(alias=key, size=ORIGINAL), alias, renewed=True)
             await self._in_thread(self._writer.link, link, None)
 
-    async def point(self, named: Pointing, entry: FileEntry) -> Alias | None:
+    async def point(self, pointing: Pointing, entry: FileEntry) -> Alias | None:
         """
         Make a name point at an image that is held: in the index, and on the disk for nginx.
 
         What the archive was asked for later stays. :returns: the alias; None where the name is the
         image's own.
         """
-        request, alias = named.request, named.alias
+        request, alias = pointing.request, pointing.alias
         if alias is None:
             return None
         known = (await self._index.find_image(request)).alias
-        if named.elsewhere is None:
+        if pointing.elsewhere is None:
             if known is not None and known.checked_at <= alias.checked_at:
                 await self.unlink(request.alias)
             return None

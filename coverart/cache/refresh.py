@@ -115,15 +115,14 @@ class Refreshes:
         :param fetches: as start() takes it.
         :raises CoverError: it can't be asked, or what it has can't be stored.
         """
+        found = await self._fetcher.held.known(thing)
         missing: Missing | None = None
         if isinstance(thing, ListingKey):
-            found = await self._index.find_listing(thing)
             fetched = await self._fetcher.listings.fetch(thing, fetch)
             if isinstance(fetched, Unstored):
                 raise StoreFailed(f"the new one can't be stored ({fetched.why})")
             missing = fetched if isinstance(fetched, Missing) else None
         else:
-            found = await self._index.find_image(thing)
             alias = await self._fetcher.names.resolve(thing.alias, fetch)
             if isinstance(alias, Missing):
                 missing = alias

@@ -163,7 +163,7 @@ def assemble(
     front = Front(
         Covers(cache, mode, threads, hit),
         OperatorRoutes(cache, opened.metrics, opened.counts, status).app.resource(),
-        AdminRoutes(cache, settings.admin_token, names).app.resource(),
+        AdminRoutes(cache.operator_actions, settings.admin_token, names).app.resource(),
     )
     site = CoverSite(front, opened.metrics, connections, reactor)
     parts = Parts(

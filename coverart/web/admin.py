@@ -9,7 +9,7 @@ from klein import Klein
 from twisted.python.failure import Failure
 
 from coverart.cache.answers import Absent
-from coverart.cache.lookup import CoverCache
+from coverart.cache.operator_actions import OperatorActions
 from coverart.errors import Refused
 from coverart.web.access_log import LoggedRequest
 from coverart.web.error_answers import explain
@@ -22,8 +22,8 @@ class AdminRoutes:
 
     app = Klein()
 
-    def __init__(self, cache: CoverCache, token: str | None, names: OwnNames) -> None:
-        self._cache = cache
+    def __init__(self, actions: OperatorActions, token: str | None, names: OwnNames) -> None:
+        self._actions = actions
         self._token = token
         self._names = names
 
@@ -31,13 +31,13 @@ class AdminRoutes:
     async def purge(self, request: LoggedRequest, _: str) -> bytes:
         """Forget a thing and remove its file: the next request fetches it."""
         self._check(request)
-        return json_body(request, {"purged": await self._cache.purge(request.thing)})
+        return json_body(request, {"purged": await self._actions.purge(request.thing)})
 
     @app.route("/admin/refresh/<path:_>")
     async def refresh(self, request: LoggedRequest, _: str) -> bytes:
         """Ask the archive again now; what is held stays if it can't be asked."""
         self._check(request)
-        answer = await self._cache.refresh(request.thing)
+        answer = await self._actions.refresh(request.thing)
         return json_body(request, {"refreshed": not isinstance(answer, Absent)})
 
     @app.handle_errors(Exception)

@@ -321,10 +321,10 @@ class CacheMachine(Promises):
     @rule(thing=things, alone=mostly)
     def purge(self, thing: Thing, alone: bool = True) -> None:
         async def work() -> None:
-            await self.cache.purge(thing)
+            await self.cache.operator_actions.purge(thing)
 
         async def work_alone() -> None:
-            await self.cache.purge(thing)
+            await self.cache.operator_actions.purge(thing)
             assert self._lies(thing, retired=True) is None, thing
             self._nowhere(thing)
             with contextlib.suppress(CoverError):
@@ -346,7 +346,7 @@ class CacheMachine(Promises):
                 told.append(served[0].status)
 
         async def purge() -> None:
-            await self.cache.purge(thing)
+            await self.cache.operator_actions.purge(thing)
 
         self.drain()
         self.run(client())
@@ -364,14 +364,14 @@ class CacheMachine(Promises):
         async def work_alone() -> None:
             well, before = self.well, self.now()
             with contextlib.suppress(CoverError):
-                answer = await self.cache.refresh(thing)
+                answer = await self.cache.operator_actions.refresh(thing)
                 body = await self._received(answer)
                 self._right(thing, answer, body, before if well else None)
 
         if alone:
             self._to_end(work_alone())
         else:
-            self.run(self.serve(thing, self.cache.refresh))
+            self.run(self.serve(thing, self.cache.operator_actions.refresh))
 
     @rule(places=st.lists(st.integers(0, 5), min_size=1, max_size=12))
     def step(self, places: list[int]) -> None:

@@ -1,0 +1,106 @@
+"""What operators do by hand: purge a thing, or ask the archive about it now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import attrs
+
+from coverart.cache.answers import Answer, Flowing
+from coverart.cache.miss import Fetcher
+from coverart.cache.refresh import Refreshes, Thing
+from coverart.cache.single_flight import Flight
+from coverart.errors import CoverError
+from coverart.index.base import Index
+from coverart.model import FileKey, Found, ImageRequest, ListingKey
+
+
+@attrs.define(eq=False, kw_only=True)
+class OperatorActions:
+    """Purges and refreshes, beside what is fetched for clients meanwhile."""
+
+    _index: Index
+    _fetcher: Fetcher
+    _refreshes: Refreshes
+    _requests: Flight[Thing, Answer]
+    """What is fetched for clients."""
+    _get: Callable[[Thing], Coroutine[Any, Any, Answer]]
+    """Answers a request."""
+
+    async def purge(self, thing: Thing) -> bool:
+        """
+        Forget a thing and remove its file. :returns: whether anything was known of it.
+
+        What a fetch of this process has not given its name yet gets none any more. One of another
+        process that is under way is stored after it.
+        """
+        revoked = await self._revoke(thing, await self._fetcher.held.known(thing))
+        found = await self._fetcher.held.known_or_on_disk(thing)
+        known = await self._index.forget_absence(
+            thing if isinstance(thing, ListingKey) else thing.alias
+        )
+        known |= revoked
+        if isinstance(thing, ImageRequest):
+            target = found.target
+            ref = thing.alias.own_ref if target is None else target.ref
+            if ref is not None:
+                known |= await self._index.forget_absence(ref.at(thing.size))
+            known |= found.alias is not None
+            await self._fetcher.names.unlink(thing.alias)
+        if found.key is not None and found.entry is not None:
+            known |= await self._fetcher.held.drop(found.key, found.entry)
+        return known
+
+    async def _revoke(self, thing: Thing, found: Found) -> bool:
+        """
+        Let no fetch under way put a thing on the disk that was asked for before.
+
+        :returns: whether one had it whole already; it has ended then.
+        """
+        early = self._requests.announced(thing)
+        key: FileKey | None = None
+        if isinstance(early, Flowing):
+            key = early.download.key
+        elif isinstance(thing, ListingKey):
+            key = thing
+        else:
+            ref = thing.alias.own_ref if found.target is None else found.target.ref
+            key = None if ref is None else ref.at(thing.size)
+        if key is None or not self._fetcher.writer.revoke(key):
+            return False
+        name = thing if isinstance(thing, ListingKey) else thing.alias
+        for landing in (
+            self._fetcher.images.landing(key),
+            self._requests.landing(thing),
+            self._refreshes.landing(name),
+        ):
+            if landing is not None:
+                await landing.addErrback(lambda failure: failure.trap(CoverError))
+        return True
+
+    async def refresh(self, thing: Thing) -> Answer:
+        """
+        Ask the archive about a thing now, whatever is held of it.
+
+        :raises CoverError: the archive can't be asked; what is held stays.
+        """
+        found = await self._fetcher.held.known_or_on_disk(thing)
+        held = True
+        # Not claimed as a name or a listing: who is asking already asked before the operator did.
+        async with self._fetcher.begin() as fetch:
+            if found.alias is not None or isinstance(thing, ListingKey):
+                await self._refreshes.ask_again(thing, fetch)
+            else:
+                held = found.entry is not None and await self._fetcher.images.fetch_again(
+                    thing, found.target, fetch
+                )
+        if not held:
+            # The archive has it no more, or knows it by another MBID.
+            await self.purge(thing)
+        answer = await self._get(thing)
+        if (landing := self._requests.landing(thing)) is not None:
+            # The operator is told when it is there.
+            await landing
+            answer = attrs.evolve(await self._get(thing), status=answer.status)
+        return answer
