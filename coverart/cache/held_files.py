@@ -81,22 +81,21 @@ class HeldFiles:
         :raises CoverError: another process failed to fetch it while this one waited.
         """
         found, claim = await self._index.claim(key, again=again)
-        if again and claim is not None and not claim.waited:
+        if claim is not None:
             fetch.add_claim(claim)
-            return None
+            if again and not claim.waited:
+                return None
         if found.entry is not None:
             status = self._store.stat(self._store.path_of(key, found.entry.media))
             if status is not None and status.st_size == found.entry.size_bytes:
-                if claim is not None:
-                    fetch.add_claim(claim)
                 return found.entry
             await self.lost(key, found.entry)
-        if claim is None:
-            found, claim = await self._index.claim(key, again=True)
-        if claim is not None:
-            fetch.add_claim(claim)
-            if claim.waited and found.absence is not None:
-                return Missing(subject=key, asked_at=None)
+            if claim is None:
+                found, claim = await self._index.claim(key, again=True)
+                if claim is not None:
+                    fetch.add_claim(claim)
+        if claim is not None and claim.waited and found.absence is not None:
+            return Missing(subject=key, asked_at=None)
         if fetch.complete and (claim is None or not claim.waited):
             return None
         on_disk = await self.find(key if isinstance(key, ListingKey) else key.own_request)

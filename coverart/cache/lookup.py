@@ -144,7 +144,7 @@ class CoverCache:
         whole = isinstance(early, Flowing) and early.unstored is None and early.download.whole
         answer = await self._requests.run(thing, lambda tell: self._fetch(thing, found, tell))
         if isinstance(answer, Flowing) and answer.download.over:
-            # All of it came, and it is about to be held. Or part of it was let go of, unstored.
+            # All of it came, and it is about to be held. Or its first bytes were freed, unstored.
             if (landing := self._requests.landing(thing)) is not None:
                 await landing.addErrback(lambda failure: failure.trap(CoverError))
             return await self.get(thing)
@@ -209,7 +209,7 @@ class CoverCache:
             answer = Absent(status=Status.ABSENT)
         else:
             self._make_sure_of_room(self._fetcher.names.resolving)
-            # Not claimed: each process asks hop 1 once, one small request.
+            # No claim: without one, each process sends one small request at most.
             async with self._fetcher.begin() as fetch:
                 alias = await self._fetcher.names.resolve(key, fetch)
                 if isinstance(alias, Missing):

@@ -76,6 +76,7 @@ class Names:
     async def resolve_or_known(
         self, request: ImageRequest, found: Found, fetch: Fetch
     ) -> Alias | Missing:
+        """The same; what the index knows if the archive can't be asked. :raises CoverError: neither."""
         try:
             return await self.resolve(request.alias, fetch)
         except CoverError as error:
@@ -132,15 +133,6 @@ class Names:
             self._writer.link(link, entry.media)
         return alias
 
-    async def absent(self, key: AliasKey, asked_at: float, known: Alias | None) -> None:
-        """
-        The archive knows no such name: what it was asked for before is nginx's no more.
-
-        :param known: what the index knew of it.
-        """
-        if (known is not None or not self._index.complete) and self._store.links.exist(key):
-            await self.remove_links(key, asked_at)
-
     async def unlink(self, key: AliasKey) -> None:
         """Make a name point nowhere, whether the index knew of it or only the disk."""
         self.on_the_way.pop(key, None)
@@ -148,6 +140,7 @@ class Names:
             await self.remove_links(key, math.inf)
 
     async def remove_links(self, key: AliasKey, until: float) -> None:
+        """Take a name's links out of nginx's sight. :param until: those stamped later stay."""
         try:
             await self._in_thread(self._store.links.remove, key, until)
         except OSError as error:
@@ -169,7 +162,9 @@ class Names:
         subject, asked_at = missing.subject, missing.asked_at
         # Or it is remembered already, with the time of its own question.
         if asked_at is not None:
-            if isinstance(subject, AliasKey):
-                await self.absent(subject, asked_at, known)
+            linked = known is not None or not self._index.complete
+            if isinstance(subject, AliasKey) and linked and self._store.links.exist(subject):
+                # What was asked for before is nginx's no more.
+                await self.remove_links(subject, asked_at)
             absence = lifetimes.absence(subject, asked_at)
             await self._index.put_absence(subject, absence, fetch.end_claims())

@@ -87,7 +87,8 @@ class OperatorActions:
         """
         found = await self._fetcher.held.known_or_on_disk(thing)
         held = True
-        # Not claimed as a name or a listing: who is asking already asked before the operator did.
+        # No claim on the name or the listing: an operator does not wait for what another process
+        # asked before, and two answers are told apart by when they were asked for.
         async with self._fetcher.begin() as fetch:
             if found.alias is not None or isinstance(thing, ListingKey):
                 await self._refreshes.ask_again(thing, fetch)
