@@ -495,6 +495,24 @@ async def test_redirect_mode_asks_for_names_only(sim, run) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_redirect_mode_after_serve_mode(sim, run) -> None:
+    """A link that was made while names were served does not outlive the move of its name."""
+    proxy = await run()
+    item = sim.catalogue.release(0)
+    path = f"/release/{item.mbid}/front-250"
+    await proxy.stored(path)
+    assert len(proxy.links()) == 1
+    await proxy.stop()
+    later = await run("later", COVER_ART_IMAGE_MODE="redirect", COVER_ART_CACHE_DIR=str(proxy.root))
+    sim.catalogue.set_front(item.mbid, item.back.id)
+    later.now.advance(DAY_S + 1)
+    assert (await later.get(path))["x-cache-status"] == "STALE"
+    await later.settled()
+    assert str(item.back.id) in (await later.get(path))["location"]
+    assert proxy.links() == []
+
+
+@pytest_twisted.ensureDeferred
 async def test_art_removed(sim, proxy) -> None:
     """A front that is gone at the archive is a 404 after the refresh; the image by id stays."""
     item = sim.catalogue.release(0)
