@@ -13,7 +13,7 @@ from coverart.cache.refresh import Refreshes, Thing
 from coverart.cache.single_flight import Flight
 from coverart.errors import CoverError
 from coverart.index.base import Index
-from coverart.model import FileKey, Found, ImageRequest, ListingKey
+from coverart.model import AliasKey, FileKey, Found, ImageRequest, ListingKey
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -32,14 +32,12 @@ class OperatorActions:
         """
         Forget a thing and remove its file. :returns: whether anything was known of it.
 
-        What a fetch of this process has not given its name yet gets none any more. One of another
-        process that is under way is stored after it.
+        A fetch of it in this process is waited for, a whole fetch's time at most, so that nothing
+        is stored afterwards. One of another process that is under way is stored after it.
         """
-        revoked = await self._revoke(thing, await self._fetcher.held.known(thing))
+        revoked = await self._end_fetches(thing, await self._fetcher.held.known(thing))
         found = await self._fetcher.held.known_or_on_disk(thing)
-        known = await self._index.forget_absence(
-            thing if isinstance(thing, ListingKey) else thing.alias
-        )
+        known = await self._index.forget_absence(_name(thing))
         known |= revoked
         if isinstance(thing, ImageRequest):
             target = found.target
@@ -52,11 +50,11 @@ class OperatorActions:
             known |= await self._fetcher.held.drop(found.key, found.entry)
         return known
 
-    async def _revoke(self, thing: Thing, found: Found) -> bool:
+    async def _end_fetches(self, thing: Thing, found: Found) -> bool:
         """
-        Let no fetch under way put a thing on the disk that was asked for before.
+        Wait until no fetch is under way that began before; what is not named yet gets no name.
 
-        :returns: whether one had it whole already; it has ended then.
+        :returns: whether one had it whole already.
         """
         early = self._requests.announced(thing)
         key: FileKey | None = None
@@ -67,17 +65,14 @@ class OperatorActions:
         else:
             ref = thing.alias.own_ref if found.target is None else found.target.ref
             key = None if ref is None else ref.at(thing.size)
-        if key is None or not self._fetcher.writer.revoke(key):
-            return False
-        name = thing if isinstance(thing, ListingKey) else thing.alias
-        for landing in (
-            self._fetcher.images.landing(key),
-            self._requests.landing(thing),
-            self._refreshes.landing(name),
-        ):
+        revoked = key is not None and self._fetcher.writer.revoke(key)
+        landings = [self._requests.landing(thing), self._refreshes.landing(_name(thing))]
+        if key is not None:
+            landings.append(self._fetcher.images.landing(key))
+        for landing in landings:
             if landing is not None:
                 await landing.addErrback(lambda failure: failure.trap(CoverError))
-        return True
+        return revoked
 
     async def refresh(self, thing: Thing) -> Answer:
         """
@@ -85,6 +80,9 @@ class OperatorActions:
 
         :raises CoverError: the archive can't be asked; what is held stays.
         """
+        if (landing := self._requests.landing(thing)) is not None:
+            # It may have asked before what the operator knows of happened.
+            await landing.addErrback(lambda failure: failure.trap(CoverError))
         found = await self._fetcher.held.known_or_on_disk(thing)
         held = True
         # No claim on the name or the listing: an operator does not wait for what another process
@@ -105,3 +103,8 @@ class OperatorActions:
             await landing
             answer = attrs.evolve(await self._get(thing), status=answer.status)
         return answer
+
+
+def _name(thing: Thing) -> AliasKey | ListingKey:
+    """What the archive knows a thing by, whatever its size."""
+    return thing if isinstance(thing, ListingKey) else thing.alias

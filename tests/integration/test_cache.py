@@ -17,6 +17,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.web.client import ResponseFailed
 
+from coverart.archive.paths import parse
 from coverart.simulator import answers
 from coverart.simulator.answers import file_name
 from coverart.simulator.catalogue import Image, Item
@@ -1239,3 +1240,37 @@ async def test_public_url_never_from_a_header(sim, run) -> None:
     assert b"evil" not in answer.body
     assert b"coverartarchive.org" not in answer.body
     assert b"https://covers.example/art/release/" in answer.body
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("hop", ["release", "archive", "node"])
+@pytest.mark.parametrize("what", ["front-250", ""])
+async def test_purge_ends_a_fetch_under_way(sim, run, hop: str, what: str) -> None:
+    """Nothing that was being fetched when a purge was asked for is held after its answer."""
+    proxy = await run()
+    path = f"/release/{sim.catalogue.release(3).mbid}/{what}"
+    sim.faults.add(Rule(hop=hop, does=Gate(name="hold")))
+    asked = start(proxy.get(path))
+    await reached(sim, "hold")
+    purged = start(proxy.cache.operator_actions.purge(parse(path.encode())))
+    sim.faults.clear()
+    assert (await asked).status == 200
+    await purged
+    assert proxy.files() == []
+    again = await proxy.get(path)
+    assert (again.status, again["X-Cache-Status"]) == (200, "MISS")
+
+
+@pytest_twisted.ensureDeferred
+async def test_refresh_asks_after_a_fetch_under_way(sim, run) -> None:
+    """An operator's refresh asks the archive anew, whatever was asked before it."""
+    proxy = await run()
+    path = f"/release/{sim.catalogue.release(3).mbid}/front-250"
+    sim.faults.add(Rule(hop="archive", does=Gate(name="hold")))
+    asked = start(proxy.get(path))
+    await reached(sim, "hold")
+    refreshed = start(proxy.cache.operator_actions.refresh(parse(path.encode())))
+    sim.faults.clear()
+    assert (await asked).status == 200
+    await refreshed
+    assert sim.counts.requests("release") == 2
