@@ -1,5 +1,5 @@
 """
-The command `coverart`: scan, cleanup, status, settings.
+The command `coverart`: scan, stats, clean.
 
     command             what every command does from its start to its exit code
     output              tables for people, JSON for programs
