@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import attrs
@@ -127,16 +129,25 @@ class Upgrade:
 
 
 @pytest.fixture
-def upgrade(sim: Simulator, tmp_path: Path, children: list[Child]) -> Iterator[Upgrade]:
+def upgrade(sim: Simulator, tmp_path: Path, children: list[Child]) -> Upgrade:
     """Both versions, in memory mode."""
     old = unpack_previous(tmp_path / "old")
+    # It comes before the version that is installed.
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import coverart; print(coverart.__file__)"],
+        env={**os.environ, "PYTHONPATH": str(old)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert loaded.startswith(str(old)), loaded
     settings = {
         **sim.environment(),
         "COVER_ART_ADMIN_TOKEN": WORD,
         "COVER_ART_CACHE_CLEANUP_INTERVAL": "0.2",
     }
-    yield Upgrade(sim, tmp_path, {OLD: old, NEW: ROOT}, settings, children)
-    assert (old / "twisted" / "plugins" / "dropin.cache").exists(), "twistd did not start it"
+    return Upgrade(sim, tmp_path, {OLD: old, NEW: ROOT}, settings, children)
 
 
 @pytest.fixture
