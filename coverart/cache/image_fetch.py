@@ -18,7 +18,7 @@ from coverart.cache.size_limits import Room
 from coverart.cache.writer import Link, Writer
 from coverart.errors import BadUpstream, CoverError, NotInArchive, StoreFailed
 from coverart.index.base import Index
-from coverart.model import Alias, FileEntry, FileKey, Found, ImageKey, ImageRequest, Target
+from coverart.model import Alias, FileEntry, Found, ImageKey, ImageRequest, Target
 from coverart.store.image_store import ImageStore
 
 
@@ -51,9 +51,9 @@ class Images:
         factory=Flight, init=False
     )
 
-    def landing(self, key: FileKey) -> Deferred[Any] | None:
-        """The end of the flight of an image, if one is under way."""
-        return self._flights.landing(key) if isinstance(key, ImageKey) else None
+    def over(self, key: ImageKey) -> Deferred[Any]:
+        """Fires when the flight of an image has ended, if one is under way."""
+        return self._flights.over(key)
 
     def by_name(self, request: ImageRequest, found: Found, *, fresh: bool) -> bool:
         """Say whether hop 1 has to be asked before it is known which image is wanted."""

@@ -145,8 +145,7 @@ class CoverCache:
         answer = await self._requests.run(thing, lambda tell: self._fetch(thing, found, tell))
         if isinstance(answer, Flowing) and answer.download.over:
             # All of it came, and it is about to be held. Or its first bytes were freed, unstored.
-            if (landing := self._requests.landing(thing)) is not None:
-                await landing.addErrback(lambda failure: failure.trap(CoverError))
+            await self._requests.over(thing)
             return await self.get(thing)
         if whole:
             return attrs.evolve(answer, status=Status.HIT)

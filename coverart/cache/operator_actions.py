@@ -9,11 +9,10 @@ import attrs
 
 from coverart.cache.answers import Answer, Flowing
 from coverart.cache.miss import Fetcher
-from coverart.cache.refresh import Refreshes, Thing
+from coverart.cache.refresh import Refreshes, Thing, name_of
 from coverart.cache.single_flight import Flight
-from coverart.errors import CoverError
 from coverart.index.base import Index
-from coverart.model import AliasKey, FileKey, Found, ImageRequest, ListingKey
+from coverart.model import FileKey, Found, ImageKey, ImageRequest, ListingKey
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -37,7 +36,7 @@ class OperatorActions:
         """
         revoked = await self._end_fetches(thing, await self._fetcher.held.known(thing))
         found = await self._fetcher.held.known_or_on_disk(thing)
-        known = await self._index.forget_absence(_name(thing))
+        known = await self._index.forget_absence(name_of(thing))
         known |= revoked
         if isinstance(thing, ImageRequest):
             target = found.target
@@ -66,12 +65,11 @@ class OperatorActions:
             ref = thing.alias.own_ref if found.target is None else found.target.ref
             key = None if ref is None else ref.at(thing.size)
         revoked = key is not None and self._fetcher.writer.revoke(key)
-        landings = [self._requests.landing(thing), self._refreshes.landing(_name(thing))]
-        if key is not None:
-            landings.append(self._fetcher.images.landing(key))
-        for landing in landings:
-            if landing is not None:
-                await landing.addErrback(lambda failure: failure.trap(CoverError))
+        under_way = [self._requests.over(thing), self._refreshes.over(thing)]
+        if isinstance(key, ImageKey):
+            under_way.append(self._fetcher.images.over(key))
+        for over in under_way:
+            await over
         return revoked
 
     async def refresh(self, thing: Thing) -> Answer:
@@ -80,9 +78,8 @@ class OperatorActions:
 
         :raises CoverError: the archive can't be asked; what is held stays.
         """
-        if (landing := self._requests.landing(thing)) is not None:
-            # It may have asked before what the operator knows of happened.
-            await landing.addErrback(lambda failure: failure.trap(CoverError))
+        # A fetch under way may have asked before what the operator knows of happened.
+        await self._requests.over(thing)
         found = await self._fetcher.held.known_or_on_disk(thing)
         held = True
         # No claim on the name or the listing: an operator does not wait for what another process
@@ -103,8 +100,3 @@ class OperatorActions:
             await landing
             answer = attrs.evolve(await self._get(thing), status=answer.status)
         return answer
-
-
-def _name(thing: Thing) -> AliasKey | ListingKey:
-    """What the archive knows a thing by, whatever its size."""
-    return thing if isinstance(thing, ListingKey) else thing.alias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -22,6 +22,12 @@ from coverart.metrics import Metrics
 from coverart.model import AliasKey, ImageKey, ImageRequest, ListingKey
 
 Thing: TypeAlias = ImageRequest | ListingKey
+
+
+def name_of(thing: Thing) -> AliasKey | ListingKey:
+    """What the archive knows a thing by, whatever its size."""
+    return thing if isinstance(thing, ListingKey) else thing.alias
+
 
 REFRESH_PAUSE_S = 60.0
 """Seconds until the archive is asked again after a refresh failed; the old answer is served."""
@@ -51,9 +57,9 @@ class Refreshes:
         factory=OrderedDict, init=False
     )
 
-    def landing(self, key: AliasKey | ListingKey) -> Deferred[None] | None:
-        """The end of the refresh that runs for a name or listing; None if none runs."""
-        return self._flights.landing(key)
+    def over(self, thing: Thing) -> Deferred[Any]:
+        """Fires when the refresh of a thing's name has ended, if one is under way."""
+        return self._flights.over(name_of(thing))
 
     def landed(self) -> Deferred[None]:
         """Fires when no refresh runs in the background."""
@@ -61,7 +67,7 @@ class Refreshes:
 
     def start(self, thing: Thing, *, fetches: bool = True) -> None:
         """:param fetches: whether the image of a name that moved is fetched before it moves here."""
-        key = thing if isinstance(thing, ListingKey) else thing.alias
+        key = name_of(thing)
         if self._flights.running(key) or self._pauses.get(key, 0.0) > self._clock.seconds():
             return
         if len(self._flights) >= MOST_REFRESHES:

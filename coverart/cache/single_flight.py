@@ -15,6 +15,8 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from coverart.errors import CoverError
+
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
@@ -84,6 +86,13 @@ class Flight(Generic[K, T]):
         """What the work running for `key` ends with, early answers aside; None if none runs."""
         running = self._running.get(key)
         return None if running is None else _wait(running.patient)
+
+    def over(self, key: K) -> Deferred[Any]:
+        """Fires when the work running for `key` has ended, well or with a CoverError, if any runs."""
+        landing = self.landing(key)
+        if landing is None:
+            return succeed(None)
+        return landing.addErrback(lambda failure: failure.trap(CoverError))
 
     def landed(self) -> Deferred[None]:
         """Fires when nothing runs."""
