@@ -124,6 +124,11 @@ class ImageRequest:
     alias: AliasKey
     size: int
 
+    def image(self, target: Target | None) -> ImageKey | None:
+        """Which image that is. :param target: of the name; None where only its own identity is known."""
+        ref = self.alias.own_ref if target is None else target.ref
+        return None if ref is None else ref.at(self.size)
+
 
 @attrs.frozen(kw_only=True, cache_hash=True)
 class ListingKey:

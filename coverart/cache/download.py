@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from coverart.cache.size_limits import Room
-from coverart.cache.writer import Link, NewFile, Permit, Writer
+from coverart.cache.writer import Link, NewFile, Writer
 from coverart.content import ENOUGH, accept
 from coverart.errors import BadUpstream, CoverError, NobodyReads, StoreFailed
 from coverart.model import FileEntry, ImageKey, MediaType
@@ -58,12 +58,13 @@ class Download:
         """
         self.key = key
         self.stored_at = stored_at
-        self.permit = Permit(key)
         self.length: int | None = None
         self.media: MediaType | None = None
         self.received = 0
         self.size_bytes = 0
         """As declared, or what has come, if that is more."""
+        self.whole = False
+        """Whether all of it has come, and is an image."""
         self.unstored: str | None = None
         """Why it is not stored, as a token (RFC 9110 section 5.6.2); None as long as it may be."""
         self._store = store
@@ -128,11 +129,6 @@ class Download:
             self._make_sure_of_memory()
 
     @property
-    def whole(self) -> bool:
-        """Whether all of it has come, and is an image."""
-        return self.permit.whole
-
-    @property
     def _crowded(self) -> bool:
         return self._room.crowded(small=self.size_bytes <= SMALL_BYTES)
 
@@ -148,13 +144,13 @@ class Download:
         """
         Hand the whole image to its readers and give it its name.
 
-        :returns: None if it could not be stored, or was purged meanwhile.
+        :returns: None if it could not be stored.
         :raises BadUpstream: the body is shorter than declared, or too short to be an image.
         :raises StoreFailed: it can't be stored, and there is no memory for it.
         """
         if self.media is None or (self.length is not None and self.received != self.length):
             raise BadUpstream(f"the archive sent {self.received} of {self.length} bytes")
-        self.permit.whole = True
+        self.whole = True
         while self._flushing:
             await self._wait()
         if self.unstored is None:
@@ -166,7 +162,7 @@ class Download:
             self._make_sure_of_memory()
         self._announce_once()
         self._wake()
-        if self.unstored is not None or self.permit.revoked:
+        if self.unstored is not None:
             return None
         return FileEntry(size_bytes=self.received, stored_at=self.stored_at, media=self.media)
 
@@ -192,10 +188,10 @@ class Download:
 
     async def _commit(self, link: Link | None) -> None:
         file = NewFile(
+            key=self.key,
             media=self.media,
             body=bytes(self._buffer),
             stored_at=self.stored_at,
-            permit=self.permit,
             temporary=self._temporary,
             link=link,
         )

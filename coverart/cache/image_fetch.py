@@ -135,8 +135,7 @@ class Images:
         if isinstance(got, Missing):
             return got
         if isinstance(got, Download):
-            why = got.unstored or "it was purged"
-            raise StoreFailed(f"its new image can't be stored ({why})")
+            raise StoreFailed(f"its new image can't be stored ({got.unstored})")
         if isinstance(got, Alias):
             raise BadUpstream("its image moves to another MBID")
         return None
@@ -152,7 +151,7 @@ class Images:
             target = None
         pointing = Pointing(request=request, alias=None, known=None)
         got = await self._image(pointing, target, fetch, lambda _: None, again=True)
-        if isinstance(got, Download) and got.unstored is not None:
+        if isinstance(got, Download):
             raise StoreFailed(f"the new one can't be stored ({got.unstored})")
         return not isinstance(got, Missing | Alias)
 
@@ -172,10 +171,9 @@ class Images:
         :param target: None where hop 1 was not asked yet and the name is the image's own.
         :returns: an alias where hop 1 then led elsewhere; a download that was not stored.
         """
-        ref = pointing.request.alias.own_ref if target is None else target.ref
-        if ref is None:
+        key = pointing.request.image(target)
+        if key is None:
             raise ValueError("a name that is no image's own needs a target")
-        key = ref.at(pointing.request.size)
 
         def fly(say: Announce[_Landed | Download | Missing | Alias]) -> Any:
             return self._fly(key, pointing, target, fetch, say, again=again)
@@ -228,13 +226,6 @@ class Images:
             stored_at=self._now(),
             announce=announce,
         )
-        with self._writer.permit(download.permit):
-            return await self._download(download, pointing, target, fetch)
-
-    async def _download(
-        self, download: Download, pointing: Pointing, target: Target, fetch: Fetch
-    ) -> _Landed | Download | Missing:
-        key = download.key
         try:
             asked_at = self._now()
             try:
@@ -245,9 +236,8 @@ class Images:
             entry = await download.finish(link)
             if entry is not None:
                 return await self._tell(key, entry, pointing, link, fetch)
-            if download.unstored is not None:
-                # It is there all the same.
-                await self._index.forget_absence(key)
+            # It is there all the same.
+            await self._index.forget_absence(key)
             return download
         except CoverError as error:
             download.fail(error)

@@ -12,7 +12,7 @@ from coverart.archive.source import Source
 from coverart.cache.fetch import Fetch, Fetched, Missing, Unstored
 from coverart.cache.held_files import HeldFiles
 from coverart.cache.size_limits import Room
-from coverart.cache.writer import InThread, NewFile, Permit, Writer
+from coverart.cache.writer import InThread, NewFile, Writer
 from coverart.errors import NotInArchive, StoreFailed
 from coverart.index.base import Index
 from coverart.model import FileEntry, ListingKey
@@ -44,21 +44,15 @@ class Listings:
             body = await fetch.within_time(self._upstream.listing(key, fetch))
         except NotInArchive:
             return Missing(subject=key, asked_at=asked_at)
-        with self._writer.permit(Permit(key, whole=True)) as permit:
-            return await self._keep(key, body, asked_at, permit, fetch)
-
-    async def _keep(
-        self, key: ListingKey, body: bytes, asked_at: float, permit: Permit, fetch: Fetch
-    ) -> Fetched | Unstored | Missing:
         why, placed = self._room.reserve(len(body)), False
         if why is not None:
             await self._in_thread(listings.check, body)
         else:
             file = NewFile(
+                key=key,
                 media=None,
                 body=body,
                 stored_at=asked_at,
-                permit=permit,
                 latest=True,
                 # In the thread: a listing of a large set takes a while to parse.
                 check=lambda: listings.check(body),
@@ -75,8 +69,6 @@ class Listings:
         if why is not None:
             await self._index.forget_absence(key)
             return Unstored(body=body, stored_at=asked_at, why=why)
-        if permit.revoked:
-            return Unstored(body=body, stored_at=asked_at, why="purged")
         if not placed:
             # One that was asked for later landed before.
             later = await self._held.find(key)

@@ -7,12 +7,12 @@ from typing import Any
 
 import attrs
 
-from coverart.cache.answers import Answer, Flowing
+from coverart.cache.answers import Answer
 from coverart.cache.miss import Fetcher
 from coverart.cache.refresh import Refreshes, Thing, name_of
 from coverart.cache.single_flight import Flight
 from coverart.index.base import Index
-from coverart.model import FileKey, Found, ImageKey, ImageRequest, ListingKey
+from coverart.model import ImageRequest, ListingKey
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -34,43 +34,22 @@ class OperatorActions:
         A fetch of it in this process is waited for, a whole fetch's time at most, so that nothing
         is stored afterwards. One of another process that is under way is stored after it.
         """
-        revoked = await self._end_fetches(thing, await self._fetcher.held.known(thing))
+        found = await self._fetcher.held.known(thing)
+        under_way = [self._requests.over(thing), self._refreshes.over(thing)]
+        if isinstance(thing, ImageRequest) and (image := thing.image(found.target)) is not None:
+            under_way.append(self._fetcher.images.over(image))
+        for over in under_way:
+            await over
         found = await self._fetcher.held.known_or_on_disk(thing)
         known = await self._index.forget_absence(name_of(thing))
-        known |= revoked
         if isinstance(thing, ImageRequest):
-            target = found.target
-            ref = thing.alias.own_ref if target is None else target.ref
-            if ref is not None:
-                known |= await self._index.forget_absence(ref.at(thing.size))
+            if (image := thing.image(found.target)) is not None:
+                known |= await self._index.forget_absence(image)
             known |= found.alias is not None
             await self._fetcher.names.unlink(thing.alias)
         if found.key is not None and found.entry is not None:
             known |= await self._fetcher.held.drop(found.key, found.entry)
         return known
-
-    async def _end_fetches(self, thing: Thing, found: Found) -> bool:
-        """
-        Wait until no fetch is under way that began before; what is not named yet gets no name.
-
-        :returns: whether one had it whole already.
-        """
-        early = self._requests.announced(thing)
-        key: FileKey | None = None
-        if isinstance(early, Flowing):
-            key = early.download.key
-        elif isinstance(thing, ListingKey):
-            key = thing
-        else:
-            ref = thing.alias.own_ref if found.target is None else found.target.ref
-            key = None if ref is None else ref.at(thing.size)
-        revoked = key is not None and self._fetcher.writer.revoke(key)
-        under_way = [self._requests.over(thing), self._refreshes.over(thing)]
-        if isinstance(key, ImageKey):
-            under_way.append(self._fetcher.images.over(key))
-        for over in under_way:
-            await over
-        return revoked
 
     async def refresh(self, thing: Thing) -> Answer:
         """

@@ -9,9 +9,7 @@ holds up the other.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -37,16 +35,6 @@ class InThread(Protocol):
     def __call__(self, call: Callable[..., Any], /, *args: Any) -> Deferred[Any]: ...
 
 
-@attrs.define(eq=False)
-class Permit:
-    """The right of a fetch to give its file a name. A purge of this process takes it away."""
-
-    key: FileKey
-    revoked: bool = False
-    whole: bool = False
-    """Whether all bytes of the file are there, so that it is committed in a moment."""
-
-
 @attrs.frozen
 class Link:
     """A name to be made a symlink to the file that its alias leads to."""
@@ -69,10 +57,10 @@ class NewFile:
     :ivar check: called in the thread before anything is written; what it raises ends the commit.
     """
 
+    key: FileKey
     media: MediaType | None
     body: bytes
     stored_at: float
-    permit: Permit
     temporary: Temporary | None = None
     latest: bool = False
     link: Link | None = None
@@ -81,7 +69,7 @@ class NewFile:
 
 @attrs.frozen
 class Written:
-    """A file on the disk, open; `named` unless a purge or a later file was first."""
+    """A file on the disk, open; `named` unless a later file was first."""
 
     temporary: Temporary
     named: bool
@@ -98,28 +86,6 @@ class Writer:
         self._waiting: list[tuple[NewFile, Deferred[Written]]] = []
         self._batches = 0
         self._large = DeferredSemaphore(LARGE_AT_ONCE)
-        self._permits: set[Permit] = set()
-
-    @contextmanager
-    def permit(self, permit: Permit) -> Iterator[Permit]:
-        """While the block runs, revoke() can take the permit away."""
-        self._permits.add(permit)
-        try:
-            yield permit
-        finally:
-            self._permits.remove(permit)
-
-    def revoke(self, key: FileKey) -> bool:
-        """
-        A purge comes: a fetch of this file that is under way here gives it no name any more.
-
-        :returns: whether all its bytes are there; its flight ends in a moment then, and what the disk
-            and the index may have taken of it has to be removed after that.
-        """
-        permits = [permit for permit in self._permits if permit.key == key]
-        for permit in permits:
-            permit.revoked = True
-        return any(permit.whole for permit in permits)
 
     def commit(self, file: NewFile) -> Deferred[Written]:
         """
@@ -207,12 +173,7 @@ class Writer:
         return written
 
     def _name(self, file: NewFile, written: Written) -> Written:
-        temporary = written.temporary
-        if file.permit.revoked:
-            with suppress(OSError):
-                os.unlink(temporary.path)
-            return written
-        path = self._store.path_of(file.permit.key, file.media)
+        temporary, path = written.temporary, self._store.path_of(file.key, file.media)
         if file.latest:
             named = self._store.put_latest(temporary.path, path, file.stored_at)
             return attrs.evolve(written, named=named)

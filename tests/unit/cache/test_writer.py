@@ -1,4 +1,4 @@
-"""Files on their way to their names: in batches, with errors of their own, purged meanwhile."""
+"""Files on their way to their names: in batches, with errors of their own."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.cache.writer import BATCHES_AT_ONCE, Link, NewFile, Permit, Writer, Written
+from coverart.cache.writer import BATCHES_AT_ONCE, Link, NewFile, Writer, Written
 from coverart.errors import BadUpstream
 from coverart.model import (
     Alias,
@@ -39,10 +39,10 @@ def body(number: int) -> bytes:
 def new(number: int, **given: Any) -> NewFile:
     """A small image."""
     return NewFile(
+        key=image(number),
         media=MediaType.JPEG,
         body=body(number),
         stored_at=1000 + number,
-        permit=Permit(image(number)),
         **given,
     )
 
@@ -148,26 +148,12 @@ class WriterTests(SynchronousTestCase):
             raise BadUpstream("no listing")
 
         key = ListingKey(entity=Entity.RELEASE, mbid=MBID)
-        file = NewFile(
-            media=None, body=b"<html>", stored_at=5, permit=Permit(key), latest=True, check=check
-        )
+        file = NewFile(key=key, media=None, body=b"<html>", stored_at=5, latest=True, check=check)
         (refused,) = self.commit(file)
         self.disk.let_all_go()
         self.failureResultOf(refused, BadUpstream)
         self.assertIsNone(self.store.stat(layout.listing_path(key)))
         self.assertEqual(self.begun(), 0)
-
-    def test_purged_before_it_is_named(self) -> None:
-        """A purge that comes before the name leaves none, while the bytes can still be read."""
-        file = new(1, link=self.link())
-        (committed,) = self.commit(file)
-        file.permit.revoked = True
-        self.disk.let_all_go()
-        written = self.successResultOf(committed)
-        self.assertFalse(written.named)
-        self.assertEqual(os.pread(written.temporary.fd, 100, 0), body(1))
-        self.assertEqual((self.there(1), self.begun()), ([None], 0))
-        self.assertFalse(self.store.links.exist(FRONT))
 
     def link(self) -> Link:
         """A name to be made with the image of number 1."""
