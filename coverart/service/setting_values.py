@@ -73,19 +73,6 @@ def hosts(text: str) -> tuple[str, ...]:
     return entries
 
 
-def endpoints(text: str) -> tuple[str, ...]:
-    """Twisted endpoint strings."""
-    strings = tuple(text.split())
-    if not strings or not all(re.match("[a-z0-9]+:", each) for each in strings):
-        raise ValueError(text)
-    for each in strings:
-        # Twisted passes on any number, with which binding ends in a traceback.
-        port = re.match(r"(?:tcp6?|ssl):(?:port=)?(-?[0-9]+)", each)
-        if port is not None and not 0 <= int(port[1]) <= 65535:
-            raise ValueError(text)
-    return strings
-
-
 def processes(text: str) -> int:
     """How many; `auto` is one for each core this process may use."""
     if text == "auto":

@@ -115,7 +115,7 @@ class Settings:
     )
     listen: tuple[str, ...] = _setting(
         "LISTEN",
-        values.endpoints,
+        lambda text: tuple(text.split()),
         "Twisted endpoint strings with spaces between them, such as tcp:8080 (ports up to 65535)",
         default="tcp:8080",
         means="where to listen; a tcp: port without an interface is listened on in IPv4 and IPv6",

@@ -134,7 +134,16 @@ async def test_port_taken(refusal) -> None:
     with socket.create_server((LOCAL, 0)) as taken:
         port = taken.getsockname()[1]
         last = await refusal(f"tcp:{port}")
-    assert f"coverart: can't listen on port {port} of any address: Address already in use" in last
+    assert f"coverart: Couldn't listen on any:{port}: [Errno 98] Address already in use" in last
+    assert "COVER_ART_LISTEN" in last
+
+
+@pytest.mark.parametrize("listen", ["tcp6:65536", "tcp:70000", "tcp:-1"])
+@pytest_twisted.ensureDeferred
+async def test_no_such_port(refusal, listen) -> None:
+    """So does a number that is no port."""
+    last = await refusal(listen)
+    assert "port must be 0-65535" in last
     assert "COVER_ART_LISTEN" in last
 
 
@@ -143,7 +152,9 @@ async def test_no_folder_for_a_socket(tmp_path, refusal) -> None:
     """So does a Unix socket whose folder is not there; the line names the path as it was set."""
     path = tmp_path / "missing" / "x.sock"
     last = await refusal(f"unix:{path}")
-    assert f"coverart: can't listen on {path}: No such file or directory; COVER_ART_LISTEN" in last
+    assert "coverart: [Errno 2] No such file or directory: " in last
+    assert str(path) in last
+    assert "COVER_ART_LISTEN" in last
 
 
 @pytest_twisted.ensureDeferred

@@ -219,20 +219,6 @@ class RefusalTests(SynchronousTestCase):
             with self.subTest(text=text):
                 self.refusal("ACCEL", text)
 
-    def test_endpoints(self) -> None:
-        """A bare number is no endpoint."""
-        for text in (
-            "8080",
-            "tcp",
-            ":8080",
-            "TCP:80",
-            "tcp:80 81",
-            "tcp:65536",
-            "tcp:port=80000:interface=::1",
-            "unix:/run/x tcp6:-1",
-        ):
-            self.refusal("LISTEN", text)
-
     def test_contact(self) -> None:
         """What goes into a header is one line of ASCII that can't end the comment it stands in."""
         for text in ("a\r\nX-Evil: 1", "a) evil (", "m\u00fcller@example.org", "a\x00", "a\tb"):

@@ -6,6 +6,7 @@ from twisted.python import usage
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.errors import BadUpstream
+from coverart.service.listening import listening_at
 from coverart.service.settings import ConfigError, Settings, load, variables
 from coverart.service.wiring import rules_for
 from coverart.tap import Options, makeService
@@ -61,6 +62,18 @@ class OptionsTests(SynchronousTestCase):
     def test_unknown(self) -> None:
         """An option that is none is refused."""
         self.assertRaises(usage.UsageError, Options().parseOptions, ["--cache-size", "5"])
+
+
+class ListenTests(SynchronousTestCase):
+    """Where to listen."""
+
+    def test_no_endpoint(self) -> None:
+        """What is no endpoint is refused by name, a bare number too."""
+        for text in ("8080", "tcp", "tcp:http", ":8080", "TCP:80", "81"):
+            settings = load({"COVER_ART_LISTEN": f"unix:/run/x {text}"})
+            error = self.assertRaises(ConfigError, listening_at, settings, None)
+            self.assertTrue(str(error).startswith(f"COVER_ART_LISTEN={text!r}: "), error)
+            self.assertEqual(len(str(error).splitlines()), 1)
 
 
 class RulesTests(SynchronousTestCase):
