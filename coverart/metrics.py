@@ -37,10 +37,10 @@ OUTCOMES = ("hits", "misses", "stale", "absent", "errors", "refused", "left", "o
 How requests end. errors: 5xx; refused: a 4xx that needed no look into the cache; left: the
 client went away before there was an answer; other: what is not of the archive, such as /metrics.
 """
-TALLIED = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted")
-"""What every process adds to the index's tally of all that share it; hits are the app's own."""
 DIRECT_HITS = "direct_hits"
-"""In that tally too, added by the leader, which reads nginx's log."""
+"""Hits that nginx sent by itself, as the leader reads in its log."""
+TALLIED = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted", DIRECT_HITS)
+"""What every process adds to the index's tally of all that share it; hits are the app's own."""
 OVERLOAD = ("fetch", "waited", "refresh", "connection", "accept")
 """
 What was turned away or put off. fetch: a 503, as much was being fetched as may; waited: a 503,
@@ -202,9 +202,14 @@ class Metrics:
     def tallied(self) -> Counts[str]:
         """What this process counted of TALLIED, and those that ended in its place before it."""
         counts: Counts[str] = Counts()
-        for family in chain(self._answers.collect(), self.joined.collect(), self._swept.collect()):
+        for family in chain(
+            self._answers.collect(),
+            self._swept.collect(),
+            self.joined.collect(),
+            self.direct_hits.collect(),
+        ):
             for sample in family.samples:
-                name = sample.labels.get("outcome") or sample.labels.get("what") or "joined"
+                name = "".join(sample.labels.values()) or family.name.removeprefix("coverart_")
                 if name in TALLIED:
                     counts[name] = int(sample.value)
         return counts

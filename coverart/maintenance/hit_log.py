@@ -1,212 +1,149 @@
 """
-The log of the hits that nginx sends without asking: read in batches, counted, cut off.
+The log of the hits that nginx sends without asking: the leader counts its lines and empties it.
 
 nginx appends one line for each direct hit: the path of the file under the cache directory, with a
-slash in front. How far it was read stands in `{log}.position`: the log's inode, the offset, and a
-checksum of what stands before it, so that a log that was replaced or cut off by hand is noticed,
-also once it has grown past the old place. A reader holds a lock on the log, so a process that was
-stopped in the middle can't cut off what its successor has not read.
-
-The hits of a batch are told to the index first, then its end is written down: a process that is
-killed in between leads to this one batch, of at most BATCH_BYTES, being counted twice, and none
-being lost.
-A log that was read to its end is cut off once it is large; what nginx writes between the look at
-its size and the cut, two system calls, is the only thing that can be lost.
-
-None of these may be a symlink: who else may write in their folder could have another file of
-ours cut off or written over.
-
-All of it blocks and belongs in a thread.
+slash in front. Who reads it holds a lock on it, and counts nothing before it is empty: a process
+that ends earlier leaves all of it to the next one. Lost is what nginx writes between the last look
+and the cut, two system calls, and what a killed process read and did not tell the index yet.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import re
-import stat
-import zlib
 from collections import Counter
-from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
 
-import attrs
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
+from coverart.cache.uses import MOST_USES_KEPT, tell_uses
+from coverart.cache.writer import InThread
+from coverart.coordination.leader import Leadership
+from coverart.index.base import Index
+from coverart.metrics import Metrics
 from coverart.model import FileKey
 from coverart.store.layout import RETIRED, identify, read_link
 
 BATCH_BYTES = 256 * 1024
-"""Limit of one batch: some 3,000 lines, a few hundredths of a second of a thread."""
-CUT_BYTES = 1 << 20
-"""Size from which a log that was read to its end is cut off."""
+"""Limit of what is in memory at once: some 3,000 lines."""
 MOST_KNOWN = 20_000
-"""Limit of different lines that are remembered from batch to batch: 10 MB while a log is read."""
+"""Limit of different lines that are remembered while the log is read: 10 MB."""
 _LONGEST_LINE = 256
 """No path of a file is as long."""
-_BEFORE_BYTES = 4096
-"""Bytes before a position whose checksum tells whether it is still the same log."""
-
-_ITSELF = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""No symlink, and no waiting for the other end of a pipe."""
-_LONGEST_POSITION = 100
-_POSITION = re.compile(rb"([0-9]{1,20}) ([0-9]{1,19}) ([0-9]{1,10})\n")
-
-_Position: TypeAlias = tuple[int, ...]
-"""How far the log was read: inode, offset, and the checksum of what stands before that."""
-_NOWHERE: _Position = (0, 0, 0)
-
-
-@attrs.frozen(kw_only=True)
-class Batch:
-    """
-    A part of the log: how many lines are hits, how many none, and which files the hits were of.
-
-    `end` is where it ends, `full` whether it was as large as one may be.
-    """
-
-    hits: int
-    rubbish: int
-    uses: Mapping[FileKey, int]
-    end: int
-    full: bool
 
 
 class HitLog:
-    """One reader of the log: begin(), read() and done() for each batch in turn, end()."""
+    """Counts nginx's hits while this process leads."""
 
-    def __init__(self, path: Path, root: Path, *, follow: bool) -> None:
-        """
-        :param root: the cache directory.
-        :param follow: whether to find out which files the lines are of.
-        """
-        self.path = os.fspath(path)
+    log = Logger()
+
+    def __init__(
+        self,
+        path: Path,
+        root: Path,
+        *,
+        index: Index,
+        in_thread: InThread,
+        leadership: Leadership,
+        clock: IReactorTime,
+        metrics: Metrics,
+    ) -> None:
+        """:param root: the cache directory."""
+        self._path = os.fspath(path)
         self._root = os.fspath(root)
-        self._follow = follow
-        self._fd = -1
-        self._position = _NOWHERE
-        self._known = lru_cache(MOST_KNOWN)(self._sent)
+        self._index = index
+        self._in_thread = in_thread
+        self._leadership = leadership
+        self._clock = clock
+        self._metrics = metrics
+        self._rest = b""
+        """The beginning of a line whose end was not there yet."""
+        self._stopping = False
+        self._complained = ""
 
-    def begin(self) -> bool:
+    def stop(self) -> None:
+        """What is being read is left to the next process."""
+        self._stopping = True
+
+    async def count(self) -> None:
+        """Count all lines and cut them off, if this process leads and no other one reads."""
+        if self._leadership.token is None:
+            return
+        try:
+            hits, rubbish, uses = await self._in_thread(self._take)
+        except (FileNotFoundError, BlockingIOError):
+            return  # nginx has not made it yet, or another process reads it.
+        except OSError as error:
+            self._complain(error)
+            return
+        self._complained = ""
+        self._metrics.direct_hits.inc(hits)
+        if rubbish:
+            self.log.warn(
+                "{count} lines of {path} were skipped: a line must be the path of a file under the "
+                "cache directory, with a slash in front, and nothing else",
+                count=rubbish,
+                path=self._path,
+            )
+        await tell_uses(self._index, uses, self._clock)
+
+    def _take(self) -> tuple[int, int, Counter[FileKey]]:
         """
-        Open the log, if it is there and nobody else reads it.
+        In a thread: read the log to its end and cut it off.
 
-        :returns: whether it was opened; end() must follow, here and after an error.
+        A symlink in its place could lead to another file of ours.
+
+        :returns: how many lines are hits, how many none, and how often files were sent, of at most
+            MOST_USES_KEPT: these order what is evicted, nobody adds them up.
         :raises OSError: it can't be read and cut off.
         """
-        try:
-            # A pipe would keep us waiting for its other end.
-            self._fd = os.open(self.path, os.O_RDWR | _ITSELF)
-        except FileNotFoundError:
-            return False
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", self.path)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        self._position = self._read_position()
-        return True
-
-    def end(self) -> None:
-        """Let others read."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        # By the next time a name may lead elsewhere.
-        self._known.cache_clear()
-
-    def read(self) -> Batch | None:
-        """
-        The next whole lines, None if there is none.
-
-        Again from the start if this is not the log that was read before. A line that fills a batch
-        and does not end is no path: it is skipped piece by piece, and counted as one.
-        """
-        status = os.fstat(self._fd)
-        inode, start, checksum = self._position
-        before = self._before(start)
-        if start > status.st_size or (inode, checksum) != (status.st_ino, zlib.crc32(before)):
-            start, before = 0, b""
-        data = os.pread(self._fd, BATCH_BYTES, start)
-        size = data.rfind(b"\n") + 1
-        full = len(data) == BATCH_BYTES
-        inside = before != b"" and not before.endswith(b"\n")
-        if size:
-            lines = data[data.index(b"\n") + 1 if inside else 0 : size]
-            return self._counted(lines, start + size, full=full)
-        if not full:
-            return None
-        return Batch(hits=0, rubbish=int(not inside), uses={}, end=start + len(data), full=True)
-
-    def _counted(self, lines: bytes, end: int, *, full: bool) -> Batch:
         hits = rubbish = 0
         uses: Counter[FileKey] = Counter()
-        for line, times in Counter(lines.split(b"\n")[:-1]).items():
-            is_hit, key = self._known(line) if len(line) < _LONGEST_LINE else (False, None)
-            hits += times if is_hit else 0
-            rubbish += 0 if is_hit else times
-            if key is not None:
-                uses[key] += times
-        return Batch(hits=hits, rubbish=rubbish, uses=uses, end=end, full=full)
+        rest = self._rest
+        sent = lru_cache(MOST_KNOWN)(self._sent)
+        # A pipe would keep us waiting for its other end.
+        fd = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(fd, "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while data := file.read(BATCH_BYTES):
+                if self._stopping:
+                    return 0, 0, Counter()
+                *lines, rest = (rest[:_LONGEST_LINE] + data).split(b"\n")
+                for line, times in Counter(lines).items():
+                    is_hit, key = sent(line)
+                    hits += times if is_hit else 0
+                    rubbish += 0 if is_hit else times
+                    if key is not None and (key in uses or len(uses) < MOST_USES_KEPT):
+                        uses[key] += times
+            # Nothing may come between the last look and this.
+            file.truncate(0)
+        self._rest = rest
+        return hits, rubbish, uses
 
     def _sent(self, line: bytes) -> tuple[bool, FileKey | None]:
         """Whether a line is a hit, and the file that was sent: of a symlink, what it leads to."""
         path = line[1:].decode("latin-1")
         place = identify(path) if line[:1] == b"/" else None
-        if place is None or not self._follow:
+        if place is None or self._index.eviction == "oldest":
             return place is not None, None
         # An alias may have been retired since.
         for name in (path, path + RETIRED):
-            try:
-                text = os.readlink(f"{self._root}/{name}")
-            except FileNotFoundError:
-                continue
-            except OSError:
-                break  # A regular file.
-            link = read_link(path, text)
-            return True, None if link is None else link[0]
+            with suppress(OSError):
+                link = read_link(path, os.readlink(f"{self._root}/{name}"))
+                return True, None if link is None else link[0]
         return True, place.file_key
 
-    def done(self, batch: Batch) -> None:
-        """Note that a batch was counted: go on behind it, and cut the log off if it is large."""
-        inode = os.fstat(self._fd).st_ino
-        self._note((inode, batch.end, zlib.crc32(self._before(batch.end))))
-        if batch.end < CUT_BYTES or not self._is_still(inode):
-            return
-        # Nothing may come between these two.
-        if os.fstat(self._fd).st_size == batch.end:
-            os.ftruncate(self._fd, 0)
-            # Killed before this is written, the checksum shows that it is another log by now.
-            self._note((inode, 0, 0))
-
-    def _is_still(self, inode: int) -> bool:
-        """Say whether the open file is the log: one that was moved away is somebody's archive."""
-        try:
-            return os.lstat(self.path).st_ino == inode
-        except FileNotFoundError:
-            return False
-
-    def _before(self, offset: int) -> bytes:
-        size = min(offset, _BEFORE_BYTES)
-        return os.pread(self._fd, size, offset - size)
-
-    def _read_position(self) -> _Position:
-        try:
-            fd = os.open(f"{self.path}.position", os.O_RDONLY | _ITSELF)
-        except FileNotFoundError:
-            return _NOWHERE
-        with os.fdopen(fd, "rb") as file:
-            match = _POSITION.fullmatch(file.read(_LONGEST_POSITION))
-        return _NOWHERE if match is None else tuple(map(int, match.groups()))
-
-    def _note(self, position: _Position) -> None:
-        name = f"{self.path}.position"
-        fresh = f"{name}.new"
-        fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _ITSELF, 0o644)
-        with os.fdopen(fd, "w", encoding="ascii") as file:
-            file.write(" ".join(map(str, position)) + "\n")
-        os.replace(fresh, name)
-        self._position = position
+    def _complain(self, error: OSError) -> None:
+        """Once for each trouble: this is tried every few seconds."""
+        reason = f"{error.filename or self._path}: {error.strerror or error}"
+        if reason != self._complained:
+            self._complained = reason
+            self.log.warn(
+                "the hit log {path} can't be read or cut off ({reason}); the user that runs this must be "
+                "able to read and write it. What nginx sends without asking is not counted until then",
+                path=self._path,
+                reason=reason,
+            )

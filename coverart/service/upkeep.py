@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from coverart.cache.lookup import CoverCache
 from coverart.coordination.leader import LEADER_LIFE_S
-from coverart.maintenance.count_hits import HitCounter
+from coverart.maintenance.hit_log import HitLog
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Cleanup
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache
@@ -29,7 +29,7 @@ class Upkeep:
         opened: OpenCache,
         cache: CoverCache,
         cleanup: Cleanup,
-        hit_log: HitCounter | None,
+        hit_log: HitLog | None,
         *,
         limit_bytes: int,
         interval_s: float,

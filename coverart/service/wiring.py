@@ -22,7 +22,6 @@ from coverart.archive.url_policy import Rules
 from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
-from coverart.maintenance.count_hits import HitCounter
 from coverart.maintenance.hit_log import HitLog
 from coverart.model import MEGABYTE, Entity
 from coverart.service.lifecycle import CoverService, Parts
@@ -181,12 +180,13 @@ def assemble(
     return everything
 
 
-def _hit_log(settings: Settings, opened: OpenCache) -> HitCounter | None:
+def _hit_log(settings: Settings, opened: OpenCache) -> HitLog | None:
     """What reads the hit log, where nginx writes one."""
     if settings.hit_log is None:
         return None
-    return HitCounter(
-        HitLog(settings.hit_log, opened.store.root, follow=opened.index.eviction != "oldest"),
+    return HitLog(
+        settings.hit_log,
+        opened.store.root,
         index=opened.index,
         in_thread=opened.threads,
         leadership=opened.leadership,

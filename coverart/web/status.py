@@ -25,8 +25,7 @@ def describe(
     """
     group = Entity.RELEASE_GROUP
     counts = {name: totals.tallies.get(name, 0) for name in TALLIED}
-    direct_hits = totals.tallies.get(DIRECT_HITS, 0)
-    counts["hits"] += direct_hits
+    counts["hits"] += counts[DIRECT_HITS]
     return {
         "status": status,
         "cached_files": totals.files,
@@ -45,7 +44,6 @@ def describe(
         "redis_available": index.kind == "redis" and index.available,
         **({} if rebuilding is None else {"rebuilding": rebuilding}),
         **counts,
-        DIRECT_HITS: direct_hits,
         "leader": totals.leader,
         "oldest": totals.oldest,
     }

@@ -45,6 +45,7 @@ class MetricsTests(SynchronousTestCase):
         for outcome in OUTCOMES:
             self.metrics.request(outcome, 1, 0.1)
         self.metrics.joined.inc()
+        self.metrics.direct_hits.inc(5)
         self.metrics.swept["evicted"].inc(7)
         self.metrics.swept["orphans"].inc(9)
         counts = self.metrics.tallied()
@@ -58,6 +59,7 @@ class MetricsTests(SynchronousTestCase):
                 "absent": 1,
                 "errors": 1,
                 "evicted": 7,
+                "direct_hits": 5,
             },
         )
         self.assertEqual({type(number) for number in counts.values()}, {int})
