@@ -1,8 +1,8 @@
 """
 How many connections there may be, how long one may stay, and what happens past that.
 
-At the bound, no more are accepted until there is room, and connections that have been idle for a
-while are closed to make it: new connections wait in the listen backlog, or another process of the
+At the bound, no more are accepted until there is room, and connections that have been idle for 10 s
+are closed to make it: new connections wait in the listen backlog, or another process of the
 same socket takes them. So the descriptors that the work itself needs are never used up by clients.
 """
 
@@ -27,15 +27,13 @@ from zope.interface import implementer
 from coverart.metrics import Metrics
 
 KEEP_ALIVE_S = 60.0
-"""Seconds until a connection without a request is closed."""
-REQUEST_S = 30.0
-"""Seconds until a request has to be there, from its first byte to its last."""
+"""Seconds from an answer, or the beginning, until a next request has to be there, to its last byte."""
 STALLED_S = 120
 """Seconds until a client that takes nothing of what it was sent counts as gone."""
 IDLE_S = 10.0
-"""Seconds until an idle connection may be closed to make room: a next request may be on its way."""
+"""The same at the bound of connections, to make room: a next request may be on its way."""
 MOST_ACCEPTS = 2
-"""Limit of connections accepted in one turn of the reactor, so that those that are there get in between."""
+"""Connections accepted in one turn of the reactor, or 20 more where those came: others get in between."""
 MOST_DESCRIPTORS = 65_536
 OWN_DESCRIPTORS = 1024
 """Kept for connections to the archive, files being written, logs and the like."""
@@ -53,65 +51,49 @@ class Connections:
         self.draining = False
         """Each is closed once it is idle."""
         self._idle: dict[Any, float] = {}
-        """Idle connections and since when, the longest first."""
-        self._arriving: dict[Any, float] = {}
-        """Connections with part of a request, likewise."""
+        """Connections without a whole request and since when, the longest first."""
         self._metrics = metrics
         self._clock = clock
-        self._reminded = False
         self._ports: list[Any] = []
         self._accepting = True
 
-    def watch(self, port: IListeningPort) -> IListeningPort:
+    def watch(self, port: Any) -> IListeningPort:
         """Stop and start accepting on this port, too."""
         self._ports.append(port)
-        self._accept_few()
-        return port
+        port.numberAccepts = MOST_ACCEPTS
+        # Only the kernel sees all that waits for a client: connections have this from their port
+        # (tcp(7)). A Unix socket has no such option.
+        with contextlib.suppress(OSError, AttributeError):
+            port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_S * 1000)
+        listening: IListeningPort = port
+        return listening
 
     def opened(self, channel: Any) -> None:
         """A connection was accepted."""
         self.open.add(channel)
-        self._idle[channel] = self._clock.seconds()
+        self.answered(channel)
         self._metrics.connections.inc()
-        _give_up_on_stalled(channel.transport)
-        if not self._reminded:
-            self._reminded = True
-            self._clock.callLater(0, self._accept_few)
+        for port in self._ports:
+            # Twisted's port would accept more each time that as many came.
+            port.numberAccepts = MOST_ACCEPTS
         if len(self.open) >= self.most:
             self._accept(yes=False)
-            self._make_room()
-
-    def _accept_few(self) -> None:
-        """After each turn with newcomers: a port accepts more each time that many came."""
-        self._reminded = False
-        for port in self._ports:
-            port.numberAccepts = MOST_ACCEPTS
 
     def closed(self, channel: Any) -> None:
         """It ended, from whatever side."""
-        if channel not in self.open:
-            return
-        self.open.remove(channel)
+        self.open.discard(channel)
         self.asked(channel)
         self._metrics.connections.dec()
         if len(self.open) < self.most:
             self._accept(yes=True)
 
-    def arriving(self, channel: Any) -> None:
-        """Part of a request is there."""
-        if channel not in self._arriving:
-            self._idle.pop(channel, None)
-            self._arriving[channel] = self._clock.seconds()
-
     def asked(self, channel: Any) -> None:
-        """A whole request is there."""
+        """A whole request is there, or the last answer was given."""
         self._idle.pop(channel, None)
-        self._arriving.pop(channel, None)
 
     def answered(self, channel: Any) -> None:
         """It was answered, though what was written may still be on its way."""
-        if channel in self.open:
-            self._idle[channel] = self._clock.seconds()
+        self._idle[channel] = self._clock.seconds()
 
     def drain(self) -> None:
         """Close idle connections, and from now on each that becomes idle."""
@@ -120,21 +102,16 @@ class Connections:
             channel.loseConnection()
 
     def look(self) -> None:
-        """Close what stays too long, and make room where there is none; every second or so."""
-        now = self._clock.seconds()
-        for channel in _over(self._idle, now - KEEP_ALIVE_S):
-            channel.loseConnection()
-        for channel in _over(self._arriving, now - REQUEST_S):
-            channel.refuse(408, "request timeout")
-        if not self._accepting:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """Close the one idle longest. The kernel still delivers what it holds for its client."""
-        for channel in _over(self._idle, self._clock.seconds() - IDLE_S)[:1]:
-            del self._idle[channel]
-            self._metrics.overload["connection"].inc()
-            channel.loseConnection()
+        """Close what stays too long, sooner where there is no room; every second or so."""
+        full = not self._accepting
+        latest = self._clock.seconds() - (IDLE_S if full else KEEP_ALIVE_S)
+        for channel, since in list(self._idle.items()):
+            if since > latest:
+                break
+            self.asked(channel)
+            if full:
+                self._metrics.overload["connection"].inc()
+            channel.timeoutConnection()
 
     def _accept(self, *, yes: bool) -> None:
         if yes is self._accepting:
@@ -178,29 +155,3 @@ def raise_file_limit(wanted: int) -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised
     return max(1, min(wanted, (soft - min(OWN_DESCRIPTORS, soft // 2)) // 2))
-
-
-def _over(since: dict[Any, float], most: float) -> list[Any]:
-    """Those since `most` or before; the dict is in that order."""
-    found = []
-    for channel, at in since.items():
-        if at > most:
-            break
-        found.append(channel)
-    return found
-
-
-def _give_up_on_stalled(transport: Any) -> None:
-    """
-    Let the kernel end a connection that takes nothing (TCP_USER_TIMEOUT, tcp(7)).
-
-    Only the kernel sees all of it: what was written to a client waits there.
-    """
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    # Of a connection in TLS, the one below.
-    handle = getattr(getattr(transport, "transport", transport), "getHandle", None)
-    if option is None or handle is None:
-        return
-    # A unix socket has no such option.
-    with contextlib.suppress(OSError, AttributeError):
-        handle().setsockopt(socket.IPPROTO_TCP, option, STALLED_S * 1000)

@@ -20,8 +20,6 @@ from coverart.web.error_answers import refuse
 from coverart.web.headers import open_to_all
 
 LARGEST_BODY_BYTES = 64 * 1024
-LONGEST_LENGTH = 24
-"""Digits of a Content-Length; what others take one of more for is in doubt."""
 
 
 class ClientChannel(HTTPChannel):
@@ -29,12 +27,6 @@ class ClientChannel(HTTPChannel):
 
     transport: Any
     site: Any
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._answering = False
-        self._refused = False
-        self._body_bytes = 0
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -50,42 +42,23 @@ class ClientChannel(HTTPChannel):
         except ValueError:
             # Of a Content-Length: Python reads no number of thousands of digits.
             self.refuse(400, "malformed request")
-        # Most requests come whole. What waits in LineReceiver's buffer is a line without its end.
-        if (self.requests or self._buffer) and not self._answering and not self._refused:
-            self.site.connections.arriving(self)
 
     def allHeadersReceived(self) -> None:
-        lengths = self.requests[-1].requestHeaders.getRawHeaders(b"content-length", ())
-        if lengths and len(lengths[0]) > LONGEST_LENGTH:
-            self.refuse(400, "malformed request")
-            return
         if self.length is not None and self.length > LARGEST_BODY_BYTES:
             self.refuse(413, "request body too large")
             return
-        self._body_bytes = 0
         super().allHeadersReceived()
 
-    def rawDataReceived(self, data: bytes) -> None:
-        if self.length is None:
-            self._body_bytes += len(data)
-            if self._body_bytes > LARGEST_BODY_BYTES:
-                self.refuse(413, "request body too large")
-                return
-        super().rawDataReceived(data)
-
     def allContentReceived(self) -> None:
-        if self._refused:
-            return
-        self._answering = True
         self.site.connections.asked(self)
         super().allContentReceived()
 
     def requestDone(self, request: Any) -> None:
-        self._answering = False
-        # Before: what was sent meanwhile is looked at in there.
-        self.site.connections.answered(self)
         if self.site.connections.draining:
             self.persistent = False
+        if self.persistent:
+            # Before: what was sent meanwhile is looked at in there.
+            self.site.connections.answered(self)
         super().requestDone(request)
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
@@ -96,9 +69,7 @@ class ClientChannel(HTTPChannel):
 
     def refuse(self, status: int, said: str) -> None:
         """Answer in place of a request that can't be read, and end the connection."""
-        if self._refused:
-            return
-        self._refused = True
+        self.site.connections.asked(self)
         # One read may hold more behind what was refused, and more may come before the end.
         self.dataReceived = self.lineReceived = self.rawDataReceived = _unread  # type: ignore[method-assign]
         self.persistent = False
@@ -109,6 +80,13 @@ class ClientChannel(HTTPChannel):
         self.requests = [request]
         request.write(refuse(request, Refused(status, said)))
         request.finish()
+
+    def timeoutConnection(self) -> None:
+        """It is too late for the next request: told to who began to send one."""
+        if self.requests or self.clearLineBuffer():
+            self.refuse(408, "request timeout")
+        else:
+            self.loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002
         self.refuse(400, "malformed request")
