@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
+from coverart.archive.listings import rewrite
 from coverart.archive.paths import spell
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
 from coverart.cache.lookup import CoverCache, Looked
@@ -30,10 +31,10 @@ from coverart.store.atomic_files import FAULTS_OF_THE_FILE
 from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
-from coverart.web.delivery import Arriving, Body, OpenFile, PackedSource, Source
+from coverart.web.delivery import Arriving, Body, OpenFile, Source
 from coverart.web.error_answers import explain
 from coverart.web.headers import describe, sized, span_to_send, typed
-from coverart.web.public_listings import PackedBody, PublicListings, pack
+from coverart.web.public_listings import PublicListings
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +109,7 @@ class Covers(Resource):
                 body = self._file(request, found)
             elif (kept := self._public.kept(found.path)) is not None:
                 describe(request, found, self._cache.lifetimes)
-                body = _packed(request, *kept)
+                body = _in_memory(request, *kept)
             else:
                 return self._by_route(request)
         except (OSError, BadUpstream):
@@ -208,14 +209,14 @@ class Covers(Resource):
         """A listing whose URLs lead to this proxy, so always sent from here."""
         body, validators = await public.get(held.path)
         describe(request, held, self._cache.lifetimes)
-        return _packed(request, body, validators)
+        return _in_memory(request, body, validators)
 
     async def _passing(self, request: LoggedRequest, passing: Passing) -> Any:
         """A listing that lies nowhere."""
-        unstored = passing.listing
-        body = await self._in_thread(pack, unstored.body, self._mode.public_url)
-        modified = int(unstored.stored_at)
-        return _packed(request, body, Validators(size_bytes=body.size_bytes, modified=modified))
+        body, modified = passing.listing.body, int(passing.listing.stored_at)
+        if self._mode.public_url is not None:
+            body = await self._in_thread(rewrite, body, self._mode.public_url)
+        return _in_memory(request, body, Validators(size_bytes=len(body), modified=modified))
 
     def _arriving(self, request: LoggedRequest, flowing: Flowing) -> Body:
         """An image that is being downloaded."""
@@ -243,10 +244,9 @@ class Covers(Resource):
         return sized(request, b"")
 
 
-def _packed(request: LoggedRequest, body: PackedBody, validators: Validators) -> Body:
+def _in_memory(request: LoggedRequest, listing: bytes, validators: Validators) -> Body:
     typed(request, None)
-    span = span_to_send(request, validators)
-    return Body(PackedSource(body.packed), span)
+    return Body(Source(listing), span_to_send(request, validators))
 
 
 def _explain_unless_left(failure: Failure, request: LoggedRequest) -> bytes | int:

@@ -1,5 +1,5 @@
 """
-Sends bodies, each by the same producer: a file, an image while it arrives, a packed listing.
+Sends bodies, each by the same producer: a file, an image while it arrives, a listing in memory.
 
 What nginx sends in our place: accel.py.
 """
@@ -7,10 +7,8 @@ What nginx sends in our place: accel.py.
 from __future__ import annotations
 
 import os
-import zlib
 from typing import Any
 
-import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
@@ -28,7 +26,10 @@ PIECE_BYTES = 64 * 1024
 
 
 class Source:
-    """Where the bytes of a body are read."""
+    """Where the bytes of a body are read: here, from memory."""
+
+    def __init__(self, body: bytes = b"") -> None:
+        self._body = body
 
     def read(self, at: int, count: int) -> bytes:
         """
@@ -37,7 +38,7 @@ class Source:
         :raises CoverError: they never will be.
         :raises OSError: likewise.
         """
-        raise NotImplementedError
+        return self._body[at : at + count]
 
     def more(self, at: int) -> Deferred[None]:
         """
@@ -51,37 +52,17 @@ class Source:
         """Nothing is read any more."""
 
 
-@attrs.frozen(eq=False)
 class OpenFile(Source):
     """A file on the disk."""
 
-    fd: int
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
     def read(self, at: int, count: int) -> bytes:
         return os.pread(self.fd, count, at)
 
     def close(self) -> None:
         os.close(self.fd)
-
-
-class PackedSource(Source):
-    """A body that was compressed by zlib, sent as it was before; read from its beginning on."""
-
-    def __init__(self, packed: bytes) -> None:
-        self._packed = packed
-        self._unpacker = zlib.decompressobj()
-        self._at = 0
-
-    def read(self, at: int, count: int) -> bytes:
-        while self._at < at:
-            self._unpack(min(PIECE_BYTES, at - self._at))
-        return self._unpack(count)
-
-    def _unpack(self, count: int) -> bytes:
-        data = self._unpacker.decompress(self._packed, count)
-        self._packed = self._unpacker.unconsumed_tail
-        self._at += len(data)
-        return data
 
 
 class Arriving(Source):

@@ -1,7 +1,6 @@
 """Bodies of files: from the disk, and while they arrive."""
 
 import os
-import zlib
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -16,7 +15,7 @@ from coverart.index.memory import MemoryIndex
 from coverart.model import ORIGINAL, Entity, ImageRef
 from coverart.store.image_store import ImageStore
 from coverart.web.conditional import Span
-from coverart.web.delivery import PIECE_BYTES, Arriving, Body, OpenFile, PackedSource, Source
+from coverart.web.delivery import PIECE_BYTES, Arriving, Body, OpenFile, Source
 from tests.support.doubles import at_once, folder
 from tests.support.strategies import MBID
 
@@ -80,7 +79,7 @@ class HeldTests(SynchronousTestCase):
     def test_sizes(self) -> None:
         """Small or large, exactly the span is sent, and the file is closed."""
         for start, stop in ((0, 10), (5, 5 + PIECE_BYTES), (7, PIECE_BYTES + 8), (0, SIZE)):
-            for source in (self.file(), PackedSource(zlib.compress(BODY))):
+            for source in (self.file(), Source(BODY)):
                 client = self.get(source, start, stop)
                 self.assertEqual((client.received, client.finished), (BODY[start:stop], True))
                 self.assertIsNone(client.producer)
