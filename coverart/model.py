@@ -138,6 +138,15 @@ class ListingKey:
     mbid: str
 
 
+Thing: TypeAlias = ImageRequest | ListingKey
+"""What can be asked for."""
+
+
+def name_of(thing: Thing) -> AliasKey | ListingKey:
+    """What the archive knows a thing by, whatever its size."""
+    return thing if isinstance(thing, ListingKey) else thing.alias
+
+
 FileKey: TypeAlias = ImageKey | ListingKey
 """What has bytes on disk."""
 

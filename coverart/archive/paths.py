@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from coverart.errors import Malformed, NotInArchive
-from coverart.model import ORIGINAL, SIZES, AliasKey, Entity, ImageRequest, ListingKey, Name
+from coverart.model import ORIGINAL, SIZES, AliasKey, Entity, ImageRequest, ListingKey, Name, Thing
 
 _MBID = rb"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _WHOLE = re.compile(rb"/(?:[!-$&-~]|%(?!00)[0-9a-fA-F]{2})*")
@@ -32,7 +32,7 @@ _LONGEST = 8192
 """As much as nginx takes for a whole request line."""
 
 
-def parse(path: bytes) -> ImageRequest | ListingKey:
+def parse(path: bytes) -> Thing:
     """
     Say what a path asks for.
 
@@ -111,7 +111,7 @@ def _file(segments: Sequence[bytes]) -> ImageRequest:
     )
 
 
-def spell(thing: ImageRequest | ListingKey) -> str:
+def spell(thing: Thing) -> str:
     """The canonical path of a thing: parse() of it gives the thing back."""
     if isinstance(thing, ListingKey):
         return f"/{thing.entity.value}/{thing.mbid}/"

@@ -13,7 +13,7 @@ from coverart.cache.writer import InThread
 from coverart.errors import StoreFailed
 from coverart.index.base import Index, IndexAway
 from coverart.index.codec import pack_seen
-from coverart.model import FileEntry, FileKey, Found, ImageRequest, ListingKey
+from coverart.model import FileEntry, FileKey, Found, ImageRequest, ListingKey, Thing
 from coverart.store.image_store import ImageStore, OnDisk
 
 
@@ -27,13 +27,13 @@ class HeldFiles:
     _store: ImageStore
     _in_thread: InThread
 
-    async def known(self, thing: ImageRequest | ListingKey) -> Found:
+    async def known(self, thing: Thing) -> Found:
         """What the index knows."""
         if isinstance(thing, ListingKey):
             return await self._index.find_listing(thing)
         return await self._index.find_image(thing)
 
-    async def known_or_on_disk(self, thing: ImageRequest | ListingKey) -> Found:
+    async def known_or_on_disk(self, thing: Thing) -> Found:
         """What the index knows, or what the disk holds where the index was flushed or is away."""
         found = await self.known(thing)
         if found.entry is not None or (on_disk := await self.find(thing)) is None:
@@ -41,11 +41,11 @@ class HeldFiles:
         target = None if on_disk.alias is None else on_disk.alias.target
         return Found(key=on_disk.key, entry=on_disk.entry, alias=on_disk.alias, target=target)
 
-    def has_name(self, thing: ImageRequest | ListingKey) -> bool:
+    def has_name(self, thing: Thing) -> bool:
         """Say whether find() could find anything."""
         return not self._index.complete and self._store.has_name(thing)
 
-    async def find(self, thing: ImageRequest | ListingKey) -> Fetched | None:
+    async def find(self, thing: Thing) -> Fetched | None:
         """What lies on the disk and the index does not know; it learns it."""
         # A look at names only spares most misses the way to a thread and back.
         if not self._store.has_name(thing):

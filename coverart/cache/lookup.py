@@ -22,7 +22,7 @@ from coverart.cache.download import Download
 from coverart.cache.fetch import Fetch, Fetched, Missing, Unstored
 from coverart.cache.miss import Fetcher
 from coverart.cache.operator_actions import OperatorActions
-from coverart.cache.refresh import Refreshes, Thing
+from coverart.cache.refresh import Refreshes
 from coverart.cache.single_flight import Announce, Flight
 from coverart.cache.uses import MOST_USES_KEPT, tell_uses
 from coverart.errors import CoverError, NobodyReads, Overloaded
@@ -44,6 +44,7 @@ from coverart.model import (
     Found,
     ImageRequest,
     ListingKey,
+    Thing,
 )
 from coverart.store.image_store import ImageStore
 

@@ -9,10 +9,10 @@ import attrs
 
 from coverart.cache.answers import Answer
 from coverart.cache.miss import Fetcher
-from coverart.cache.refresh import Refreshes, Thing, name_of
+from coverart.cache.refresh import Refreshes
 from coverart.cache.single_flight import Flight
 from coverart.index.base import Index
-from coverart.model import ImageRequest, ListingKey
+from coverart.model import ImageRequest, ListingKey, Thing, name_of
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -19,15 +19,7 @@ from coverart.errors import CoverError, StoreFailed
 from coverart.freshness import Lifetimes
 from coverart.index.base import Index
 from coverart.metrics import Metrics
-from coverart.model import AliasKey, ImageKey, ImageRequest, ListingKey
-
-Thing: TypeAlias = ImageRequest | ListingKey
-
-
-def name_of(thing: Thing) -> AliasKey | ListingKey:
-    """What the archive knows a thing by, whatever its size."""
-    return thing if isinstance(thing, ListingKey) else thing.alias
-
+from coverart.model import AliasKey, ImageKey, ImageRequest, ListingKey, Thing, name_of
 
 REFRESH_PAUSE_S = 60.0
 """Seconds until the archive is asked again after a refresh failed; the old answer is served."""

@@ -27,6 +27,7 @@ from coverart.model import (
     ListingKey,
     Subject,
     Target,
+    Thing,
 )
 
 Seen: TypeAlias = tuple[FileKey, FileEntry] | tuple[AliasKey, Alias]
@@ -151,7 +152,7 @@ class Index(Protocol):
     async def find_image(self, request: ImageRequest) -> Found:
         """All that is known about a request for an image, in one round trip."""
 
-    def find_now(self, thing: ImageRequest | ListingKey) -> Found | None:
+    def find_now(self, thing: Thing) -> Found | None:
         """What find_image() or find_listing() finds, without waiting; None from an index that can't."""
 
     async def find_listing(self, key: ListingKey) -> Found:

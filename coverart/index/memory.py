@@ -58,6 +58,7 @@ from coverart.model import (
     ListingKey,
     Subject,
     Target,
+    Thing,
 )
 
 MOST_ABSENCES = 200_000
@@ -107,7 +108,7 @@ class MemoryIndex:
     async def find_image(self, request: ImageRequest) -> Found:
         return self.find_now(request)
 
-    def find_now(self, thing: ImageRequest | ListingKey) -> Found:
+    def find_now(self, thing: Thing) -> Found:
         if isinstance(thing, ListingKey):
             return self._find_file(thing)
         key = thing.alias

@@ -71,6 +71,7 @@ from coverart.model import (
     ImageRequest,
     ListingKey,
     Subject,
+    Thing,
 )
 
 LAYOUT = 1
@@ -140,7 +141,7 @@ class RedisIndex:
 
     # Looking up
 
-    def find_now(self, thing: ImageRequest | ListingKey) -> None:
+    def find_now(self, thing: Thing) -> None:
         """Redis is never asked without waiting."""
 
     @property

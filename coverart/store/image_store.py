@@ -19,10 +19,10 @@ from coverart.model import (
     FileEntry,
     FileKey,
     ImageKey,
-    ImageRequest,
     ListingKey,
     MediaType,
     Target,
+    Thing,
 )
 from coverart.store import layout
 from coverart.store.atomic_files import FAULTS_OF_THE_FILE, AtomicFiles
@@ -96,14 +96,14 @@ class ImageStore(AtomicFiles):
         """
         return self.examine(path) is None and self.remove(path)
 
-    def has_name(self, thing: ImageRequest | ListingKey) -> bool:
+    def has_name(self, thing: Thing) -> bool:
         """Say whether find() could find anything; quick enough for the reactor thread."""
         if isinstance(thing, ListingKey):
             return os.path.lexists(self.absolute(layout.listing_path(thing)))
         paths = [self.absolute(path) for path in layout.candidates(thing)]
         return any(os.path.lexists(p) or os.path.lexists(p + layout.RETIRED) for p in paths)
 
-    def find(self, thing: ImageRequest | ListingKey) -> OnDisk | None:
+    def find(self, thing: Thing) -> OnDisk | None:
         """What the disk holds for a request, whatever the index says, as far as it can be read."""
         if isinstance(thing, ListingKey):
             paths: tuple[str, ...] = (layout.listing_path(thing),)

@@ -28,6 +28,7 @@ from coverart.model import (
     ListingKey,
     MediaType,
     Name,
+    Thing,
 )
 
 INCOMING = ".incoming"
@@ -50,7 +51,7 @@ _PATH = re.compile(
 class Place:
     """What a path under the cache directory says of its file: a listing, or an image's name."""
 
-    thing: ImageRequest | ListingKey
+    thing: Thing
     media: MediaType | None
 
     @property

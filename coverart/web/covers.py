@@ -26,7 +26,7 @@ from coverart.cache.lookup import CoverCache, Looked
 from coverart.cache.writer import InThread
 from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, NotInArchive, StoreFailed
-from coverart.model import ORIGINAL, ImageRequest, ListingKey
+from coverart.model import ORIGINAL, ImageRequest, Thing
 from coverart.store.atomic_files import FAULTS_OF_THE_FILE
 from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
@@ -129,7 +129,7 @@ class Covers(Resource):
     @app.route("/event/<path:_>")
     async def art(self, request: LoggedRequest, _: str) -> Any:
         """Answer with the image or listing that the path names."""
-        thing: ImageRequest | ListingKey = request.thing
+        thing: Thing = request.thing
         if self._mode.redirect_names and isinstance(thing, ImageRequest) and thing.alias.ages:
             return self._pointed(request, thing, await self._cache.point(thing.alias))
         answer = await self._cache.get(thing, request.looked)

@@ -10,7 +10,7 @@ from twisted.web.http import Request, datetimeToString
 from coverart.cache.answers import Answer, Flowing, Passing, Pointed, Status
 from coverart.errors import Refused
 from coverart.freshness import Lifetimes
-from coverart.model import ImageRequest, ListingKey, MediaType
+from coverart.model import ListingKey, MediaType, Thing
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span, Validators, asked_span, condition
 
@@ -79,7 +79,7 @@ def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifeti
     request.setHeader(b"cache-status", told)
     request.outcome, request.joined = status.value, joined
     request.hops = 0 if joined else answer.hops
-    thing: ImageRequest | ListingKey = request.thing
+    thing: Thing = request.thing
     if isinstance(thing, ListingKey):
         life = b"public, max-age=%d" % lifetimes.listing_s
     elif isinstance(thing.alias.name, int):

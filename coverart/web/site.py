@@ -15,7 +15,7 @@ from twisted.web.server import Site
 from coverart.archive.paths import parse, spell
 from coverart.errors import CoverError, Refused
 from coverart.metrics import Metrics
-from coverart.model import ImageRequest, ListingKey
+from coverart.model import Thing
 from coverart.web.access_log import AccessLog, LoggedRequest
 from coverart.web.connection_limits import Connections
 from coverart.web.error_answers import refuse
@@ -41,7 +41,7 @@ DRAIN_LOOK_S = 0.02
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
 
 
-def _read(path: bytes) -> tuple[ImageRequest | ListingKey, str]:
+def _read(path: bytes) -> tuple[Thing, str]:
     """What a path asks for and how it is told in the log."""
     thing = parse(path)
     return thing, spell(thing)
