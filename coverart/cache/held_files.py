@@ -8,7 +8,7 @@ from contextlib import suppress
 import attrs
 from twisted.logger import Logger
 
-from coverart.cache.fetch import Fetch, Fetched, Missing
+from coverart.cache.fetch import Fetch, Missing
 from coverart.cache.writer import InThread
 from coverart.errors import StoreFailed
 from coverart.index.base import Index, IndexAway
@@ -36,16 +36,13 @@ class HeldFiles:
     async def known_or_on_disk(self, thing: Thing) -> Found:
         """What the index knows, or what the disk holds where the index was flushed or is away."""
         found = await self.known(thing)
-        if found.entry is not None or (on_disk := await self.find(thing)) is None:
-            return found
-        target = None if on_disk.alias is None else on_disk.alias.target
-        return Found(key=on_disk.key, entry=on_disk.entry, alias=on_disk.alias, target=target)
+        return found if found.entry is not None else await self.find(thing) or found
 
     def has_name(self, thing: Thing) -> bool:
         """Say whether find() could find anything."""
         return not self._index.complete and self._store.has_name(thing)
 
-    async def find(self, thing: Thing) -> Fetched | None:
+    async def find(self, thing: Thing) -> Found | None:
         """What lies on the disk and the index does not know; it learns it."""
         # A look at names only spares most misses the way to a thread and back.
         if not self._store.has_name(thing):
@@ -68,7 +65,8 @@ class HeldFiles:
         # Nothing was stored: without Redis every hit comes by here.
         with suppress(IndexAway):
             await self._index.learn_packed([pack_seen((found.key, found.entry))])
-        return Fetched(key=found.key, entry=found.entry, alias=alias)
+        target = None if alias is None else alias.target
+        return Found(key=found.key, entry=found.entry, alias=alias, target=target)
 
     async def claim(
         self, key: FileKey, fetch: Fetch, *, again: bool = False

@@ -72,9 +72,9 @@ class Listings:
         if not placed:
             # One that was asked for later landed before.
             later = await self._held.find(key)
-            if later is None:
+            if later is None or later.entry is None:
                 raise StoreFailed("a listing was removed while an older one came")
-            return later
+            return Fetched(key=key, entry=later.entry)
         entry = FileEntry(size_bytes=len(body), stored_at=asked_at)
         stored = await self._index.store(key, entry, claims=fetch.end_claims())
         if not stored.file and (await self._index.find_listing(key)).entry is None:

@@ -32,7 +32,6 @@ from coverart.freshness import (
     alias_is_fresh,
     judge_image,
     judge_listing,
-    listing_is_fresh,
 )
 from coverart.index.base import Index
 from coverart.metrics import Metrics
@@ -51,15 +50,6 @@ from coverart.store.image_store import ImageStore
 MOST_FETCHES = 1000
 COME_BACK_S = 5.0
 """Seconds until clients should ask again who find no room to wait in."""
-
-
-@attrs.frozen(kw_only=True)
-class Looked:
-    """What a look-up in the index found, and how many fetches had ended by then."""
-
-    found: Found
-    verdict: Verdict
-    fetches_ended: int
 
 
 class CoverCache:
@@ -111,72 +101,60 @@ class CoverCache:
             get=self.get,
         )
 
-    async def idle(self) -> None:
-        """Returns when nothing is fetched for a client, nor refreshed in the background."""
-        await self._requests.landed()
-        await self._refreshes.landed()
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is fetched for a client, nor refreshed in the background."""
+        return not (len(self._requests) or self._refreshes.running)
 
     @property
     def waiting(self) -> int:
         """How many clients wait for something that is being fetched."""
         return self._requests.waiting
 
-    async def get(self, thing: Thing, looked: Looked | None = None) -> Answer:
+    async def get(self, thing: Thing, found: Found | None = None) -> Answer:
         """
         Say how to answer a request.
 
-        :param looked: what hit() just found, which is then not looked up again.
+        :param found: what hit() just found, which is then not looked up again.
         :raises CoverError: there is nothing to serve and the archive can't be asked.
         """
-        looked = looked or await self._look(thing)
-        if (known := self._known(thing, looked)) is not None:
+        found = found or await self._fetcher.held.known(thing)
+        if (known := self._known(thing, found)) is not None:
             return known
-        found = looked.found
         if found.key is not None and found.entry is not None:
             await self._fetcher.held.lost(found.key, found.entry)
-        if looked.fetches_ended != self._requests.ended:
-            # It may have been fetched between the look and now.
-            looked = await self._look(thing)
-            if (known := self._known(thing, looked)) is not None:
-                return known
-            found = looked.found
-        joined, early = self._requests.running(thing), self._requests.announced(thing)
-        # It is being committed, and as good as held.
-        whole = isinstance(early, Flowing) and early.unstored is None and early.download.whole
-        answer = await self._requests.run(thing, lambda tell: self._fetch(thing, found, tell))
-        if isinstance(answer, Flowing) and answer.download.over:
+        joined = self._requests.running(thing)
+        full = len(self._requests) >= self._most_fetches
+        if full and not (joined or self._fetcher.held.has_name(thing)):
+            self._make_sure_of_room(len(self._requests))
+        waiting = self._requests.run(thing, lambda tell: self._fetch(thing, found, tell))
+        at_once = joined and waiting.called
+        answer = await waiting
+        if not isinstance(answer, Flowing):
+            return attrs.evolve(answer, joined=True) if joined else answer
+        if answer.download.over:
             # All of it came, and it is about to be held. Or its first bytes were freed, unstored.
             await self._requests.over(thing)
             return await self.get(thing)
-        if whole:
+        if at_once and answer.download.whole and answer.unstored is None:
+            # It is being committed, and as good as held.
             return attrs.evolve(answer, status=Status.HIT)
         return attrs.evolve(answer, joined=True) if joined else answer
 
-    def hit(self, thing: Thing) -> Held | Absent | Looked | Deferred[Held | Absent | Looked]:
+    def hit(self, thing: Thing) -> Held | Absent | Found | Deferred[Held | Absent | Found]:
         """
         What is held or known to be absent, or what get() is to be told.
 
         A Deferred of that where the index is asked elsewhere.
-
-        :raises Overloaded: the request is no hit and no fetch slot is free.
         """
         found = self.index.find_now(thing)
         if found is None:
             return Deferred.fromCoroutine(self._hit_later(thing))
-        return self._hit(thing, self._judged(thing, found, self._requests.ended))
+        return self._known(thing, found) or found
 
-    async def _hit_later(self, thing: Thing) -> Held | Absent | Looked:
-        return self._hit(thing, await self._look(thing))
-
-    def _hit(self, thing: Thing, looked: Looked) -> Held | Absent | Looked:
-        if looked.verdict is Verdict.HIT:
-            return self._held(looked.found, Status.HIT) or looked
-        if looked.verdict is Verdict.ABSENT:
-            return Absent(status=Status.ABSENT)
-        full = looked.verdict is Verdict.FETCH and len(self._requests) >= self._most_fetches
-        if full and not (self._requests.running(thing) or self._fetcher.held.has_name(thing)):
-            self._make_sure_of_room(len(self._requests))
-        return looked
+    async def _hit_later(self, thing: Thing) -> Held | Absent | Found:
+        found = await self._fetcher.held.known(thing)
+        return self._known(thing, found) or found
 
     async def spoilt(self, held: Held) -> None:
         """
@@ -199,24 +177,21 @@ class CoverCache:
         """
         request = ImageRequest(alias=key, size=0)
         found = await self.index.find_image(request)
-        answer: Pointed | Absent
         if found.target is not None:
             fresh = self._is_fresh(key, found.alias)
             if not fresh:
                 self._refreshes.start(request, fetches=False)
-            answer = Pointed(status=Status.HIT if fresh else Status.STALE, target=found.target)
-        elif judge_image(request, found, self._now(), self.lifetimes) in _REMEMBERED:
-            answer = Absent(status=Status.ABSENT)
-        else:
-            self._make_sure_of_room(self._fetcher.names.resolving)
-            # No claim: without one, each process sends one small request at most.
-            async with self._fetcher.begin() as fetch:
-                alias = await self._fetcher.names.resolve(key, fetch)
-                if isinstance(alias, Missing):
-                    return await self._missing(alias, found, fetch)
-                await self.index.put_alias(key, alias)
-                answer = Pointed(status=Status.MISS, target=alias.target, hops=fetch.hops)
-        return answer
+            return Pointed(status=Status.HIT if fresh else Status.STALE, target=found.target)
+        if isinstance(known := self._known(request, found, fetches=False), Absent):
+            return known
+        self._make_sure_of_room(self._fetcher.names.resolving)
+        # No claim: without one, each process sends one small request at most.
+        async with self._fetcher.begin() as fetch:
+            alias = await self._fetcher.names.resolve(key, fetch)
+            if isinstance(alias, Missing):
+                return await self._missing(alias, found, fetch)
+            await self.index.put_alias(key, alias)
+            return Pointed(status=Status.MISS, target=alias.target, hops=fetch.hops)
 
     def _make_sure_of_room(self, fetching: int) -> None:
         """:raises Overloaded: one more would be too many. At once: waiting would help nobody."""
@@ -226,32 +201,28 @@ class CoverCache:
 
     # One request
 
-    async def _look(self, thing: Thing) -> Looked:
-        ended = self._requests.ended
-        return self._judged(thing, await self._fetcher.held.known(thing), ended)
+    def _known(self, thing: Thing, found: Found, *, fetches: bool = True) -> Held | Absent | None:
+        """
+        The answer that needs no fetch, if there is one; what is stale is refreshed behind it.
 
-    def _judged(self, thing: Thing, found: Found, ended: int) -> Looked:
-        now = self._now()
+        :param fetches: as Refreshes.start() takes it.
+        """
         if isinstance(thing, ListingKey):
-            verdict = judge_listing(found, now, self.lifetimes)
+            verdict = judge_listing(found, self._now(), self.lifetimes)
         else:
-            verdict = judge_image(thing, found, now, self.lifetimes)
-        return Looked(found=found, verdict=verdict, fetches_ended=ended)
-
-    def _known(self, thing: Thing, looked: Looked) -> Held | Absent | None:
-        """The answer that needs no fetch, if there is one; what is stale is refreshed behind it."""
+            verdict = judge_image(thing, found, self._now(), self.lifetimes)
         answer: Held | Absent | None = None
-        match looked.verdict:
+        match verdict:
             case Verdict.HIT:
-                return self._held(looked.found, Status.HIT)
+                return self._held(found, Status.HIT)
             case Verdict.STALE:
-                answer = self._held(looked.found, Status.STALE)
+                answer = self._held(found, Status.STALE)
             case Verdict.ABSENT:
                 return Absent(status=Status.ABSENT)
             case Verdict.ABSENT_STALE:
                 answer = Absent(status=Status.ABSENT)
         if answer is not None:
-            self._refreshes.start(thing)
+            self._refreshes.start(thing, fetches=fetches)
         return answer
 
     def _held(self, found: Found, status: Status) -> Held | None:
@@ -274,9 +245,8 @@ class CoverCache:
             if not fetch.complete:
                 # Served whatever else goes on: without Redis this is how every hit is found.
                 on_disk = await self._fetcher.held.find(thing)
-                if on_disk is not None:
-                    return self._adopted(thing, on_disk)
-            self._make_sure_of_room(len(self._requests) - 1)
+                if on_disk is not None and (known := self._known(thing, on_disk)) is not None:
+                    return known
             with self._metrics.fetches.track_inprogress():
                 # Before the claims: who waits in line keeps no other process from the work.
                 try:
@@ -306,8 +276,9 @@ class CoverCache:
         if isinstance(thing, ListingKey):
             known = await self._fetcher.held.claim(thing, fetch)
             if isinstance(known, FileEntry):
-                return self._adopted(thing, Fetched(key=thing, entry=known))
-            got = known or await self._fetcher.listings.fetch(thing, fetch)
+                got = Fetched(key=thing, entry=known)
+            else:
+                got = known or await self._fetcher.listings.fetch(thing, fetch)
         else:
             by_name = self._by_name(thing, found)
             if by_name:
@@ -315,10 +286,9 @@ class CoverCache:
                 fetch.add_claim(claim)
                 if claim.waited:
                     # Another process did it: what it found is in the index.
-                    looked = await self._look(thing)
-                    if (answer := self._known(thing, looked)) is not None:
+                    found = await self._fetcher.held.known(thing)
+                    if (answer := self._known(thing, found)) is not None:
                         return attrs.evolve(answer, status=Status.MISS, joined=True)
-                    found = looked.found
                     by_name = self._by_name(thing, found)
 
             def tell(download: Download) -> None:
@@ -331,30 +301,18 @@ class CoverCache:
             return Passing(listing=got, hops=fetch.hops)
         if isinstance(got, Download):
             return Flowing(download=got, fetch=fetch)
-        return self._answer(got, Status.MISS, fetch.hops)
+        return Held(
+            status=Status.MISS,
+            key=got.key,
+            entry=got.entry,
+            path=self.store.path_of(got.key, got.entry.media),
+            alias=got.alias,
+            hops=fetch.hops,
+        )
 
     def _by_name(self, request: ImageRequest, found: Found) -> bool:
         fresh = self._is_fresh(request.alias, found.alias)
         return self._fetcher.images.by_name(request, found, fresh=fresh)
-
-    def _adopted(self, thing: Thing, fetched: Fetched) -> Held:
-        if isinstance(thing, ListingKey):
-            fresh = listing_is_fresh(fetched.entry, self._now(), self.lifetimes)
-        else:
-            fresh = self._is_fresh(thing.alias, fetched.alias)
-        if not fresh:
-            self._refreshes.start(thing)
-        return self._answer(fetched, Status.HIT if fresh else Status.STALE)
-
-    def _answer(self, fetched: Fetched, status: Status, hops: int = 0) -> Held:
-        return Held(
-            status=status,
-            key=fetched.key,
-            entry=fetched.entry,
-            path=self.store.path_of(fetched.key, fetched.entry.media),
-            alias=fetched.alias,
-            hops=hops,
-        )
 
     async def _missing(self, missing: Missing, found: Found, fetch: Fetch) -> Absent:
         await self._fetcher.names.missing(missing, found.alias, fetch, self.lifetimes)
@@ -362,6 +320,3 @@ class CoverCache:
 
     def _is_fresh(self, key: AliasKey, alias: Alias | None) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)
-
-
-_REMEMBERED = frozenset({Verdict.ABSENT, Verdict.ABSENT_STALE})

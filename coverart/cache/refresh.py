@@ -53,16 +53,17 @@ class Refreshes:
         """Fires when the refresh of a thing's name has ended, if one is under way."""
         return self._flights.over(name_of(thing))
 
-    def landed(self) -> Deferred[None]:
-        """Fires when no refresh runs in the background."""
-        return self._flights.landed()
+    @property
+    def running(self) -> int:
+        """How many are under way, or wait."""
+        return len(self._flights)
 
     def start(self, thing: Thing, *, fetches: bool = True) -> None:
         """:param fetches: whether the image of a name that moved is fetched before it moves here."""
         key = name_of(thing)
         if self._flights.running(key) or self._pauses.get(key, 0.0) > self._clock.seconds():
             return
-        if len(self._flights) >= MOST_REFRESHES:
+        if self.running >= MOST_REFRESHES:
             self._metrics.overload["refresh"].inc()
             return
         self._pauses.pop(key, None)

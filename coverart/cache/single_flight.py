@@ -15,8 +15,6 @@ import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from coverart.errors import CoverError
-
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
@@ -41,10 +39,7 @@ class _Running(Generic[T]):
 class Flight(Generic[K, T]):
     """Joins callers who want the same key at the same time."""
 
-    ended: int = attrs.field(default=0, init=False)
-    """How many pieces of work have ended. A caller whose look-up is older should look up again."""
     _running: dict[K, _Running[T]] = attrs.field(factory=dict, init=False)
-    _idle: list[Deferred[None]] = attrs.field(factory=list, init=False)
 
     def __len__(self) -> int:
         return len(self._running)
@@ -57,11 +52,6 @@ class Flight(Generic[K, T]):
     def running(self, key: K) -> bool:
         """Say whether a call of run() with this key would join others."""
         return key in self._running
-
-    def announced(self, key: K) -> T | None:
-        """The early answer of the work running for `key`, if there is one."""
-        running = self._running.get(key)
-        return None if running is None else running.early
 
     def run(self, key: K, work: Work[T]) -> Deferred[T]:
         """
@@ -88,31 +78,16 @@ class Flight(Generic[K, T]):
         return None if running is None else _wait(running.patient)
 
     def over(self, key: K) -> Deferred[Any]:
-        """Fires when the work running for `key` has ended, well or with a CoverError, if any runs."""
+        """Fires when the work running for `key` has ended, well or not, if any runs."""
         landing = self.landing(key)
-        if landing is None:
-            return succeed(None)
-        return landing.addErrback(lambda failure: failure.trap(CoverError))
-
-    def landed(self) -> Deferred[None]:
-        """Fires when nothing runs."""
-        if not self._running:
-            return succeed(None)
-        d: Deferred[None] = Deferred()
-        self._idle.append(d)
-        return d
+        return succeed(None) if landing is None else landing.addErrback(lambda _: None)
 
     def _land(self, result: T | Failure, key: K, running: _Running[T]) -> None:
         # Out of the way first: a waiter that asks again from its callback starts anew.
         del self._running[key]
-        self.ended += 1
         for waiters in (running.waiters, running.patient):
             if waiters:
                 _tell(waiters, result)
-        if not self._running:
-            idle, self._idle = self._idle, []
-            for d in idle:
-                d.callback(None)
 
 
 def _wait(waiters: list[Deferred[T]]) -> Deferred[T]:

@@ -44,7 +44,7 @@ class LoggedRequest(Request):
     """How the answer came about: its status, or the class of an error."""
     thing: Any = None
     """What the path asks for, once it was parsed."""
-    looked: Any = None
+    found: Any = None
     """What the index knows of it, where that was looked up and is no hit."""
     hops = 0
     """What a fetch took, of who began it alone."""

@@ -22,11 +22,11 @@ from twisted.web.server import NOT_DONE_YET
 from coverart.archive.listings import rewrite
 from coverart.archive.paths import spell
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
-from coverart.cache.lookup import CoverCache, Looked
+from coverart.cache.lookup import CoverCache
 from coverart.cache.writer import InThread
 from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, NotInArchive, StoreFailed
-from coverart.model import ORIGINAL, ImageRequest, Thing
+from coverart.model import ORIGINAL, Found, ImageRequest, Thing
 from coverart.store.atomic_files import FAULTS_OF_THE_FILE
 from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
@@ -97,9 +97,9 @@ class Covers(Resource):
         rendered.addErrback(_explain_unless_left, request).addCallback(_finish, request)
         return NOT_DONE_YET
 
-    def _hit_or_route(self, found: Held | Absent | Looked, request: LoggedRequest) -> bytes | int:
-        if isinstance(found, Looked):
-            request.looked = found
+    def _hit_or_route(self, found: Held | Absent | Found, request: LoggedRequest) -> bytes | int:
+        if isinstance(found, Found):
+            request.found = found
             return self._by_route(request)
         if isinstance(found, Absent):
             describe(request, found, self._cache.lifetimes)
@@ -115,7 +115,8 @@ class Covers(Resource):
         except (OSError, BadUpstream):
             # Gone or spoilt between the look and the opening, which art() mends.
             return self._by_route(request)
-        self._hit()
+        if found.status is Status.HIT:
+            self._hit()
         return body if isinstance(body, bytes) else body.render(request)
 
     def _by_route(self, request: LoggedRequest) -> bytes | int:
@@ -132,7 +133,7 @@ class Covers(Resource):
         thing: Thing = request.thing
         if self._mode.redirect_names and isinstance(thing, ImageRequest) and thing.alias.ages:
             return self._pointed(request, thing, await self._cache.point(thing.alias))
-        answer = await self._cache.get(thing, request.looked)
+        answer = await self._cache.get(thing, request.found)
         if answer.status is Status.HIT:
             self._hit()
         try:

@@ -29,12 +29,12 @@ from twisted.python.failure import Failure
 from coverart.archive.archive_client import Limits
 from coverart.archive.upstream import Upstream
 from coverart.cache import download
-from coverart.cache.answers import Held, Status
+from coverart.cache.answers import Status
 from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
 from coverart.coordination.leader import Alone, Leadership
-from coverart.errors import BadUpstream, CoverError
+from coverart.errors import CoverError
 from coverart.index.base import Index
 from coverart.index.eviction_order import Eviction
 from coverart.index.memory import MemoryIndex
@@ -278,13 +278,6 @@ class CacheMachine(Promises):
     @rule(thing=things, alone=mostly)
     def ask(self, thing: Thing, alone: bool = True) -> None:
         """Somebody asks, if alone, then while nothing else goes on, and waits for the answer."""
-        if (
-            not self.far
-            and isinstance(thing, ImageRequest)
-            and isinstance(held := self.cache.hit(thing), Held)
-        ):
-            with contextlib.suppress(BadUpstream):
-                self._right(thing, held, self._bytes(held))
         if alone:
             self._to_end(self._serve_alone(thing))
             since, self._asked_behind = self._asked_behind, None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hypothesis.stateful import RuleBasedStateMachine, invariant
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Status
@@ -26,6 +27,7 @@ from coverart.model import (
     Entity,
     FileEntry,
     FileKey,
+    Found,
     ImageKey,
     ImageRef,
     ImageRequest,
@@ -80,7 +82,7 @@ class Promises(RuleBasedStateMachine):
         troubles = self.archive.troubles
         failed: CoverError | None = None
         try:
-            answer = await (get or self.cache.get)(thing)
+            answer = await (get or self._get)(thing)
             try:
                 body = await self._received(answer)
             except (FileNotFoundError, BadUpstream) as error:
@@ -101,6 +103,13 @@ class Promises(RuleBasedStateMachine):
             return None
         self._right(thing, answer, body)
         return answer, body
+
+    async def _get(self, thing: Thing) -> Answer:
+        """As web/covers.py asks."""
+        found = self.cache.hit(thing)
+        if isinstance(found, Deferred):
+            found = await found
+        return await self.cache.get(thing, found) if isinstance(found, Found) else found
 
     async def _serve_alone(self, thing: Thing) -> None:
         """With nothing else going on, more can be said of an answer."""

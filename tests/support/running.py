@@ -34,7 +34,7 @@ from coverart.service.upkeep import Upkeep
 from coverart.service.wiring import assemble
 from coverart.simulator.service import Simulator
 from coverart.web.site import CoverSite
-from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, start, until, within
+from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, until, within
 
 ROOT = Path(__file__).parent.parent.parent
 STEP_S = 5.0
@@ -276,9 +276,9 @@ class Proxy(Files, Served):
         """How many clients wait for something that is being fetched."""
         return self.cache.waiting
 
-    def settled(self) -> Deferred[None]:
-        """Fires when nothing is fetched for anybody, nor refreshed in the background."""
-        return within(start(self.cache.idle()))  # type: ignore[no-any-return]
+    async def settled(self) -> None:
+        """Returns when nothing is fetched for anybody, nor refreshed in the background."""
+        await until(lambda: self.cache.idle, "nothing is fetched")
 
 
 @implementer(IStreamServerEndpoint)
