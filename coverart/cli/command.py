@@ -1,5 +1,5 @@
 """
-One command from its start to its exit code: settings, the parts it works with, the reactor.
+One command from its start to its exit code: settings, the parts it works with, the reactor, output.
 
 Whatever goes wrong is one line for the operator.
 """
@@ -7,6 +7,7 @@ Whatever goes wrong is one line for the operator.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import traceback
@@ -50,7 +51,11 @@ def settings_of(given: dict[str, str | None]) -> Settings:
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings, reactor: Any) -> AsyncIterator[OpenCache]:
-    """The cache directory and its index, until the end."""
+    """
+    The cache directory and its index, until the end.
+
+    :raises IndexAway: Redis can't be asked.
+    """
     directory = settings.directory()
     if not directory.is_dir():
         # The service makes it; who looks at a cache has mistaken the name.
@@ -58,6 +63,8 @@ async def opened(settings: Settings, reactor: Any) -> AsyncIterator[OpenCache]:
     cache = open_cache(settings, reactor)
     cache.start()
     try:
+        if cache.link is not None:
+            await cache.index.whole()
         yield cache
     finally:
         await cache.close()
@@ -101,6 +108,16 @@ def run(work: Work) -> NoReturn:
         return working
 
     react(start)
+
+
+def show(told: dict[str, Any], *, as_json: bool) -> None:
+    """Print it as one JSON object for programs, or a line for each name for people."""
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    for name, value in told.items():
+        said = f"{value:,}" if type(value) is int else value
+        click.echo(f"{name.replace('_', ' '):<20} {said}")
 
 
 def fail(code: int, why: str) -> NoReturn:

@@ -61,7 +61,7 @@ async def test_disk_alone(sim, run, coverart) -> None:
     assert told["index"] == "none"
     said = await coverart("scan")
     assert said.code == 0
-    assert "no Redis" in said.out
+    assert "index                none\n" in said.out
 
 
 @pytest_twisted.ensureDeferred
@@ -164,7 +164,7 @@ async def test_clean(sim, run, coverart) -> None:
     """
     Without Redis: refused while a service runs, unless forced; after it, the oldest files go.
 
-    A dry run says before what will go, to the byte.
+    A dry run says before about what will go.
     """
     proxy = await run()
     await fill(proxy, sim.catalogue)
@@ -180,7 +180,8 @@ async def test_clean(sim, run, coverart) -> None:
     assert said.code == 0
     told = said.json
     assert told["size_bytes"] <= 0.01 * 2**20
-    assert (told["evicted"], told["evicted_bytes"]) == (dry["evicted"], dry["evicted_bytes"])
+    assert 0 < dry["evicted_bytes"] <= told["evicted_bytes"]
+    assert dry["files"] + dry["evicted"] == told["files"] + told["evicted"]
     left = (await coverart("scan", "--json")).json
     assert (left["files"], left["size_bytes"]) == (told["files"], told["size_bytes"])
     assert left["dangling"] == 0
@@ -216,11 +217,14 @@ async def test_clean_leads(sim, run, redis: RedisServer, coverart) -> None:
     assert refused.code == 3
     assert leader.rpartition(":")[0] in refused.err
     dry = await coverart("clean", "--to=0", "--dry-run", "--json", **with_redis)
-    assert (dry.code, dry.json["files"], dry.json["exact"]) == (0, 0, True)
+    assert (dry.code, dry.json["files"]) == (0, 0)
     assert proxy.files()
     await proxy.stop()
-    redis.client().set(KEY + b"lead", b"ghost-1:abc", px=1500)
-    said = await coverart("clean", "--to=0", "--wait", "--json", **with_redis)
+    redis.client().set(KEY + b"lead", b"ghost-1:abc")
+    refused = await coverart("clean", "--to=0", **with_redis)
+    assert (refused.code, "ghost-1 leads" in refused.err) == (3, True)
+    redis.client().delete(KEY + b"lead")
+    said = await coverart("clean", "--to=0", "--json", **with_redis)
     assert (said.code, said.json["files"]) == (0, 0)
     assert proxy.files() == []
     assert redis.client().get(KEY + b"lead") is None
@@ -235,8 +239,9 @@ async def test_not_now(redis: RedisServer, coverart, tmp_path) -> None:
         said = await coverart(*words, COVER_ART_REDIS_URL=redis.url)
         assert (said.code, said.out) == (3, ""), words
         assert lines(said.err)[-1].startswith("coverart: ")
-    said = await coverart("stats", "--url=http://127.0.0.1:1")
-    assert (said.code, len(lines(said.err))) == (3, 1)
+    for url in ("http://127.0.0.1:1", "localhost"):
+        said = await coverart("stats", f"--url={url}")
+        assert (said.code, len(lines(said.err))) == (3, 1)
     assert (await coverart("stats", COVER_ART_LISTEN="unix:/tmp/nowhere")).code == 3
 
 
@@ -248,7 +253,6 @@ async def test_wrong_use(coverart, tmp_path) -> None:
         (("scan",), {"COVER_ART_CACHE_DIR": nowhere}, "COVER_ART_CACHE_DIR"),
         (("scan", "--cache-max-size=0"), {}, "COVER_ART_CACHE_MAX_SIZE='0'"),
         (("stats",), {"COVER_ART_REDIS_URL": "localhost"}, "COVER_ART_REDIS_URL"),
-        (("stats", "--url=localhost"), {}, "--url"),
         (("clean", "--to=-1"), {}, "--to"),
         (("sweep",), {}, "sweep"),
     ):
