@@ -1,9 +1,9 @@
 """
 Connections to the archive: one Agent with a persistent pool that checks where it connects.
 
-The allow list is asked again at connect, and a name's addresses are filtered after they were
-resolved, so that a name which resolves to a public address for a check and to a private one for
-the connection gains nothing: the addresses that pass are the ones connected to.
+The allow list is asked again at connect, and an address is looked at as it is connected to, so that a
+name which resolves to a public address for a check and to a private one for the connection gains
+nothing.
 """
 
 from __future__ import annotations
@@ -15,22 +15,15 @@ from typing import Any
 import attrs
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.error import DNSLookupError
 from twisted.internet.interfaces import (
-    IAddress,
-    IHostnameResolver,
-    IHostResolution,
     IProtocolFactory,
     IReactorPluggableNameResolver,
     IReactorTime,
-    IResolutionReceiver,
     IStreamClientEndpoint,
 )
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
-from twisted.python.failure import Failure
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
@@ -43,68 +36,25 @@ IDLE_CONNECTION_S = 30.0
 MOST_ENDPOINTS = 500
 
 
-@implementer(IReactorPluggableNameResolver, IHostnameResolver, IResolutionReceiver)
-class _PublicAddresses:
-    """The reactor as one connection sees it: names have no addresses but public ones."""
+@implementer(IReactorPluggableNameResolver)
+class _PublicOnly:
+    """
+    The reactor as an endpoint sees it: it connects to public addresses only.
+
+    A name that has others is no fault of the archive's host, so no breaker is to learn of it
+    (archive_client.py), and the operator is to read what is wrong: as a rule, their own resolver.
+    """
 
     def __init__(self, reactor: Any) -> None:
-        self.nameResolver = self
-        self.others: list[str] = []
-        """The addresses that were not passed on."""
         self._reactor = reactor
-        self._receiver: Any = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
-    def resolveHostName(
-        self, resolutionReceiver: IResolutionReceiver, *asked: Any, **named: Any
-    ) -> Any:
-        self._receiver = resolutionReceiver
-        return self._reactor.nameResolver.resolveHostName(self, *asked, **named)
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        self._receiver.resolutionBegan(resolutionInProgress)
-
-    def addressResolved(self, address: IAddress) -> None:
-        if isinstance(address, (IPv4Address, IPv6Address)) and is_public(address.host):
-            self._receiver.addressResolved(address)
-        else:
-            self.others.append(str(getattr(address, "host", address)))
-
-    def resolutionComplete(self) -> None:
-        self._receiver.resolutionComplete()
-
-
-@implementer(IStreamClientEndpoint)
-@attrs.frozen(eq=False)
-class _PublicEndpoint:
-    """
-    Connects to a name at its public addresses.
-
-    One that has others only is no fault of the archive's host, so no breaker is to learn of it
-    (archive_client.py), and the operator is to read what is wrong: as a rule, their own resolver.
-    """
-
-    reactor: Any
-    host: str
-    port: int
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Any:
-        public = _PublicAddresses(self.reactor)
-        connecting = _endpoint(public, self.host, self.port).connect(protocolFactory)
-        return connecting.addErrback(self._explain, public.others)
-
-    def _explain(self, failure: Failure, others: list[str]) -> Failure:
-        if failure.check(DNSLookupError) and others:
-            raise BadUpstream(f"{self.host} has no public address ({', '.join(others)})")
-        return failure
-
-
-def _endpoint(reactor: Any, host: str, port: int) -> IStreamClientEndpoint:
-    # Who waits for an answer bounds its connection too: archive_client.py.
-    no_bound: Any = None
-    return HostnameEndpoint(reactor, host, port, timeout=no_bound)
+    def connectTCP(self, host: str, *where: Any, **how: Any) -> Any:
+        if not is_public(host):
+            raise BadUpstream(f"{host} is no public address")
+        return self._reactor.connectTCP(host, *where, **how)
 
 
 class _AbruptTLS(TLSMemoryBIOProtocol):
@@ -154,8 +104,10 @@ class CheckedEndpoints:
         named = f"[{name}]" if ":" in name else name
         if not self._rules.allows(scheme.decode("ascii"), named, port):
             raise BadUpstream(f"no connection to {scheme.decode()}://{named}:{port}: not allowed")
-        connect = _endpoint if self._rules.trusts(named, port) else _PublicEndpoint
-        endpoint: IStreamClientEndpoint = connect(self._reactor, name, port)
+        reactor = self._reactor if self._rules.trusts(named, port) else _PublicOnly(self._reactor)
+        # Who waits for an answer bounds its connection too: archive_client.py.
+        no_bound: Any = None
+        endpoint = HostnameEndpoint(reactor, name, port, timeout=no_bound)
         if scheme == b"https":
             return _TLSEndpoint(self._tls.creatorForNetloc(host, port), endpoint)
         return endpoint

@@ -192,8 +192,8 @@ async def private(stage: Stage) -> None:
     stage.at_once(seen)
     await stage.nothing_kept(proxy)
     await stage.exact(proxy)
-    text = "HOST has no public address (ADDRESS)"
-    stage.logged(rf"{NAME} has no public address \(10\.0\.0\.1\)", thing.path, text=text)
+    text = "HOST: ADDRESS is no public address"
+    stage.logged(rf"{NAME}:\d+: 10\.0\.0\.1 is no public address", thing.path, text=text)
     total = sum(stage.sim.counts.connections(hop).total for hop in ("release", "archive"))
     stage.claim("after", "nobody was connected to", total == 0, total)
 
