@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
+from coverart.archive.coarse_clock import LOOK_S, CoarseClock
 from coverart.cache.lookup import CoverCache
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.model import MEGABYTE
@@ -31,6 +33,8 @@ class Parts:
     upkeep: Upkeep
     pool: HTTPConnectionPool
     """The connections to the archive."""
+    coarse: CoarseClock
+    """What bounds them and every fetch in time."""
     drain: Callable[[float], Awaitable[int]]
     """Lets running requests end within a number of seconds; returns how many did not."""
     limit_bytes: int
@@ -45,6 +49,8 @@ class CoverService(Service):
         self.parts = parts
         opened = parts.opened
         self._delay = ReactorDelay(opened.reactor, opened.metrics.reactor_delay.observe)
+        self._looks = LoopingCall(parts.coarse.look)
+        self._looks.clock = opened.reactor
 
     def startService(self) -> None:
         super().startService()
@@ -52,6 +58,7 @@ class CoverService(Service):
         opened.metrics.starts.inc()
         opened.metrics.start_time.set_to_current_time()
         self._delay.start()
+        self._looks.start(LOOK_S, now=False)
         opened.start()
         opened.store.serving.take()
         opened.before_changes()
@@ -110,6 +117,8 @@ class CoverService(Service):
                 await step()
             except Exception:
                 self.log.failure("stopping: {step} failed; the stop goes on", step=name)
+        # Last: until here fetches go on, and are bounded.
+        self._looks.stop()
 
     async def _resign(self) -> None:
         """Before clients are waited for: another process shall clean meanwhile."""

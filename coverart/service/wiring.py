@@ -170,6 +170,7 @@ def assemble(
         cache=cache,
         upkeep=upkeep,
         pool=pool,
+        coarse=coarse,
         drain=site.drain,
         limit_bytes=settings.max_bytes,
     )
