@@ -94,7 +94,7 @@ def compare(disk: DiskSlice, known: Mapping[bytes, bytes], now: float, before: f
             found.nameless[key] = known[key]
     for folder in disk.folders:
         found.overdue.extend(folder.overdue(before, now))
-        for name, (key, value, image, _) in zip(folder.link_names, folder.links, strict=True):
+        for name, (key, value, image, _) in folder.links.items():
             alias = known.get(key)
             if alias is not None and ref_of(alias) != ref_of(value):
                 found.outdated[f"{folder.path}/{name}"] = alias

@@ -74,7 +74,7 @@ class Scan:
             self.by_entity[folder.entity] += len(folder.files)
             self.size_bytes += folder.size_bytes
             self.links += len(folder.links)
-            self.aliases += len({link[0] for link in folder.links})
+            self.aliases += len({link[0] for link in folder.links.values()})
             self.count_foreign([f"{folder.path}/{name}" for name in folder.strangers])
             damaged = [f"{folder.path}/{name}" for name in folder.damaged]
             self.damaged += len(damaged)
@@ -187,12 +187,12 @@ class Scanner:
     def _verify(self, disk: DiskSlice) -> None:
         """In a thread: take files that are not what their name says for damaged."""
         for folder in disk.folders:
-            for i in range(len(folder.files) - 1, -1, -1):
-                path = f"{folder.path}/{folder.file_names[i]}"
+            for name in list(folder.files):
+                path = f"{folder.path}/{name}"
                 with self._stuck.told(path):
                     # Unless it went meanwhile.
                     if self._store.examine(path) is None and self._store.stat(path) is not None:
-                        folder.take_for_damaged(i)
+                        folder.take_for_damaged(name)
 
     async def _remove_damaged(self, disk: DiskSlice) -> None:
         if self._dry_run or not self._scan.verified:

@@ -306,7 +306,7 @@ class Cleanup:
                 for folder in () if disk is None else disk.folders:
                     sizes.append(folder.size_bytes)
                     overdue.extend(folder.overdue(before, now))
-                    yield from folder.files
+                    yield from folder.files.values()
 
         oldest = heapq.nsmallest(OLDEST_AT_ONCE, files(), key=lambda file: stored_at_of(file[1]))
         return sum(sizes), overdue, oldest

@@ -20,47 +20,41 @@ from coverart.index.codec import ages, checked_at_of, size_of
 from coverart.model import Entity
 from coverart.store import layout
 from coverart.store.atomic_files import is_gone
-from coverart.store.packed_names import Names, PackedLink
+from coverart.store.packed_names import PackedLink, pack_files, pack_links
 from coverart.store.symlinks import leads_nowhere
 
-_UP = len("../../../..")
-"""What a symlink holds begins with the way up to the cache directory."""
 _ABOVE = re.compile(
     rf"(?:{'|'.join(Entity)})(?:/([0-9a-f])(?:/(\1[0-9a-f])(?:/\2[0-9a-f])?)?)?"
 ).fullmatch
 """The folders in which folders of images lie, and these themselves."""
-_LEVELS, _DIGITS = 4, 3
+_DIGITS = 3
 
 
 @attrs.define
 class Folder:
-    """What lies in one folder of images. Names stand in the order of what they are the names of."""
+    """What lies in one folder of images, by name."""
 
     path: str
     entity: Entity
-    files: list[Packed] = attrs.field(factory=list)
-    file_names: list[str] = attrs.field(factory=list)
+    files: dict[str, Packed] = attrs.field(factory=dict)
     size_bytes: int = 0
     """Of the files."""
-    links: list[PackedLink] = attrs.field(factory=list)
-    link_names: list[str] = attrs.field(factory=list)
-    targets: list[str] = attrs.field(factory=list)
-    """What the links hold."""
+    links: dict[str, PackedLink] = attrs.field(factory=dict)
     damaged: list[str] = attrs.field(factory=list)
     """Names of files that have a place in the cache and no bytes, or the wrong ones."""
     strangers: list[str] = attrs.field(factory=list)
     """Names of what is not the cache's."""
 
-    def take_for_damaged(self, i: int) -> None:
-        """The bytes of the i-th file are not what its name says."""
-        self.damaged.append(self.file_names.pop(i))
-        self.size_bytes -= size_of(self.files.pop(i)[1])
+    def take_for_damaged(self, name: str) -> None:
+        """The bytes of a file are not what its name says."""
+        self.damaged.append(name)
+        self.size_bytes -= size_of(self.files.pop(name)[1])
 
     def overdue(self, before: float, now: float) -> list[str]:
         """The paths of symlinks that nginx serves, of aliases last confirmed before that time."""
         return [
             f"{self.path}/{name}"
-            for name, (key, value, _, _) in zip(self.link_names, self.links, strict=True)
+            for name, (key, value, _, _) in self.links.items()
             if ages(key)
             and counted(checked_at_of(value), now) < before
             and not name.endswith(layout.RETIRED)
@@ -73,7 +67,7 @@ class DiskSlice:
 
     number: int
     folders: list[Folder]
-    dangling: list[str] = attrs.field(factory=list)
+    dangling: list[str]
     """Paths of symlinks whose file is gone."""
 
     def things(self, now: float) -> dict[bytes, bytes]:
@@ -86,8 +80,8 @@ class DiskSlice:
         """
         found: dict[bytes, bytes] = {}
         for folder in self.folders:
-            found.update(folder.files)
-            for key, value, _, _ in folder.links:
+            found.update(folder.files.values())
+            for key, value, _, _ in folder.links.values():
                 known = found.get(key)
                 if known is None or counted(checked_at_of(known), now) < counted(
                     checked_at_of(value), now
@@ -103,17 +97,19 @@ def read_slice(root: str, number: int) -> DiskSlice:
     :raises OSError: some of it can't be read now, so nobody can say what is there.
     """
     folders = [_read_folder(root, entity, f"{number:03x}") for entity in Entity]
-    part = DiskSlice(number, folders)
-    if any(folder.links for folder in folders):
-        held = {key: value[0] for folder in folders for key, value in folder.files}
-        for folder in folders:
-            for i, (_, _, key, media) in enumerate(folder.links):
-                # Asked of the disk only where the file lies in another slice.
-                if held.get(key) != media:
-                    target = root + folder.targets[i][_UP:]
-                    if leads_nowhere(target):
-                        part.dangling.append(f"{folder.path}/{folder.link_names[i]}")
-    return part
+    links = [
+        (f"{folder.path}/{name}", link) for folder in folders for name, link in folder.links.items()
+    ]
+    if not links:
+        return DiskSlice(number, folders, [])
+    held = {key: value[0] for folder in folders for key, value in folder.files.values()}
+    # Asked of the disk only where the file lies in another slice.
+    dangling = [
+        path
+        for path, (_, _, key, media) in links
+        if held.get(key) != media and leads_nowhere(f"{root}/{path}")
+    ]
+    return DiskSlice(number, folders, dangling)
 
 
 def _read_folder(root: str, entity: Entity, digits: str) -> Folder:
@@ -130,32 +126,16 @@ def _read_folder(root: str, entity: Entity, digits: str) -> Folder:
             error.filename = folder.path
             raise
         return folder
-    names = Names(entity, digits)
-    packed = names.files(files)
-    if None not in packed and 0 not in [size_bytes for _, size_bytes, _ in files]:
-        # As good as always, and quicker than one by one.
-        folder.files = [each for each in packed if each is not None]
-        folder.file_names = [name for name, _, _ in files]
-        folder.size_bytes = sum([size_bytes for _, size_bytes, _ in files])
-    else:
-        for (name, size_bytes, _), each in zip(files, packed, strict=True):
-            if each is None:
-                folder.strangers.append(name)
-            elif size_bytes:
-                folder.files.append(each)
-                folder.file_names.append(name)
-                folder.size_bytes += size_bytes
-            else:
-                folder.damaged.append(name)
+    packed = list(zip(files, pack_files(entity, digits, files), strict=True))
+    folder.files = {row[0]: each for row, each in packed if each is not None and row[1]}
+    folder.size_bytes = sum([row[1] for row, each in packed if each is not None])
+    folder.damaged = [row[0] for row, each in packed if each is not None and not row[1]]
+    folder.strangers += [row[0] for row, each in packed if each is None]
     if links:
         fresh = [(layout.unretired(name), text, at) for name, text, at in links]
-        for (name, text, _), link in zip(links, names.links(fresh), strict=True):
-            if link is None:
-                folder.strangers.append(name)
-            else:
-                folder.links.append(link)
-                folder.link_names.append(name)
-                folder.targets.append(text)
+        said = list(zip(links, pack_links(entity, digits, fresh), strict=True))
+        folder.links = {row[0]: link for row, link in said if link is not None}
+        folder.strangers += [row[0] for row, link in said if link is None]
     return folder
 
 
@@ -186,38 +166,24 @@ def _list(
 
 def survey(root: str) -> tuple[list[int], list[str]]:
     """
-    Look at the folders above those of images.
+    Look at the folders above those of images. Symlinks may spread a cache over disks.
 
     :returns: the slices that have folders, or may have, and the paths of what is not the cache's.
     """
     numbers: set[int] = set()
     strangers: list[str] = []
-    level = [""]
-    for _ in range(_LEVELS):
-        below = []
-        for folder in level:
-            try:
-                names = _names(f"{root}/{folder}")
-            except OSError as error:
-                if not is_gone(error):
-                    # Who reads the slices below it is told why they can't be read, if they can't.
-                    digits = "".join(folder.split("/")[1:-1][-1:])
-                    numbers.update(n for n in range(SLICES) if f"{n:03x}".startswith(digits))
-                continue
-            for name, is_folder in names:
-                path = folder + name
-                if not is_folder or not _ABOVE(path):
-                    if path not in (layout.INCOMING, untold_mark.NAME):
-                        strangers.append(path)
-                elif len(name) == _DIGITS:
-                    numbers.add(int(name, 16))
-                else:
-                    below.append(f"{path}/")
-        level = below
+
+    def unreadable(error: OSError) -> None:
+        if not is_gone(error):
+            # Who reads the slices below it is told why they can't be read, if they can't.
+            numbers.update(range(SLICES))
+
+    for folder, below, others in os.walk(root, onerror=unreadable, followlinks=True):
+        above = f"{folder}/"[len(root) + 1 :]
+        ours = [name for name in below if _ABOVE(above + name)]
+        found = {*below, *others}.difference(ours)
+        strangers += {above + name for name in found} - {layout.INCOMING, untold_mark.NAME}
+        numbers.update(int(name, 16) for name in ours if len(name) == _DIGITS)
+        # What lies in these is no matter here.
+        below[:] = [name for name in ours if len(name) != _DIGITS]
     return sorted(numbers), strangers
-
-
-def _names(folder: str) -> list[tuple[str, bool]]:
-    """The names in a folder, and whether they are folders: symlinks may spread a cache over disks."""
-    with os.scandir(folder) as rows:
-        return [(row.name, row.is_dir()) for row in rows]

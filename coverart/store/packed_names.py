@@ -9,8 +9,8 @@ without values in between.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from coverart.index.base import Packed
 from coverart.index.codec import (
@@ -44,90 +44,93 @@ _ENDS = {f".{media.extension}": (_ORIGINAL, MEDIA_CODES[media]) for media in Med
 """What follows the id of an image: its packed size and type."""
 _OWNERS = {entity.value: pack_kinds(entity)[0] for entity in (Entity.RELEASE, Entity.EVENT)}
 
+_ROLES = {
+    entity: {
+        role: int.from_bytes(number, "big")
+        for role, number in ROLE_BYTES.items()
+        if role == "front" or entity is Entity.RELEASE
+    }
+    for entity in Entity
+}
+"""The names of images beside ids, as numbers."""
+_NO_NAME = ("0" * 32, "", "")
+_NO_TEXT = ("release", "", "", "", "0" * 32, "0", "")
+"""In place of a match: ends as nothing of ours does."""
+
 PackedLink: TypeAlias = tuple[bytes, bytes, bytes, int]
 """Packed key and value of an alias; the packed key of the image, and its type's code."""
 
 
-class Names:
-    """What the names in one folder say."""
+def pack_files(
+    entity: Entity, digits: str, rows: Sequence[tuple[str, int, float]]
+) -> list[Packed | None]:
+    """
+    For each regular file of a folder its packed key and entry; None for what is not ours.
 
-    def __init__(self, entity: Entity, digits: str) -> None:
-        """:param digits: the first three of every MBID in this folder."""
-        self._digits = digits
-        images, self._listings, aliases = pack_kinds(entity)
-        self._image, self._alias = images[0], aliases[0]
-        self._owns_images = entity is not Entity.RELEASE_GROUP
-        self._roles = {
-            role: int.from_bytes(number, "big")
-            for role, number in ROLE_BYTES.items()
-            if role == "front" or entity is Entity.RELEASE
-        }
-
-    def files(self, rows: Sequence[tuple[str, int, float]]) -> list[Packed | None]:
-        """
-        For each regular file its packed key and entry; None for what is not ours.
-
-        :param rows: name, size in bytes, when it was stored.
-        """
-        found = _NAMES(f"/{'/'.join([row[0] for row in rows])}/")
-        if len(found) != len(rows):
-            # Some name is far from ours, so it is not known which match is whose.
-            return [self.files([row])[0] for row in rows] if len(rows) > 1 else [None]
-        mbids = self._mbids(found)
-        kind = self._image if self._owns_images else None
-        digits, listings, ends = self._digits, self._listings, _ENDS
-        said: list[Packed | None] = []
-        at = 0
-        for (mbid, name, end), (_, size_bytes, stored_at) in zip(found, rows, strict=True):
-            raw = mbids[at : at + 16]
-            at += 16
-            if mbid[:3] != digits or size_bytes > LARGEST_FILE_BYTES:
-                said.append(None)
-            elif end in ends and kind is not None and name.isdecimal():
-                size, media = ends[end]
+    :param digits: the first three of every MBID in this folder.
+    :param rows: name, size in bytes, when it was stored.
+    """
+    images, listings, _ = pack_kinds(entity)
+    kind, owns_images = images[0], entity is not Entity.RELEASE_GROUP
+    names = _matches(_NAMES, "/", [row[0] for row in rows], _NO_NAME)
+    mbids = _raw_mbids([name[0] for name in names])
+    said: list[Packed | None] = []
+    for (mbid, name, end), raw, (_, size_bytes, stored_at) in zip(names, mbids, rows, strict=True):
+        packed = None
+        if mbid[:3] == digits and size_bytes <= LARGEST_FILE_BYTES:
+            if end in _ENDS and owns_images and name.isdecimal():
+                size, media = _ENDS[end]
                 key = pack_raw_image_key(kind, raw, int(name), size)
-                said.append((key, pack_raw_entry(media, size_bytes, stored_at)))
+                packed = key, pack_raw_entry(media, size_bytes, stored_at)
             elif end == ".json" and not name:
-                said.append((listings + raw, pack_raw_entry(0, size_bytes, stored_at)))
-            else:
-                said.append(None)
-        return said
+                packed = listings + raw, pack_raw_entry(0, size_bytes, stored_at)
+        said.append(packed)
+    return said
 
-    def links(self, rows: Sequence[tuple[str, str, float]]) -> list[PackedLink | None]:
-        """
-        For each symlink what it says; None for what is not ours.
 
-        :param rows: name, text, and when it was confirmed.
-        """
-        found = _NAMES(f"/{'/'.join([name for name, _, _ in rows])}/")
-        targets = _TEXTS(chr(0) + chr(0).join([text for _, text, _ in rows]) + chr(0))
-        if not len(found) == len(targets) == len(rows):
-            return [self.links([row])[0] for row in rows] if len(rows) > 1 else [None]
-        mbids = self._mbids(found)
-        images = bytes.fromhex("".join([target[4] for target in targets]).replace("-", ""))
-        said: list[PackedLink | None] = []
-        at = 0
-        for (mbid, name, end), (owner, _, _, _, _, image_id, target_end), (_, _, checked_at) in zip(
-            found, targets, rows, strict=True
-        ):
-            raw, image = mbids[at : at + 16], images[at : at + 16]
-            at += 16
-            known = _ENDS.get(end)
-            number = self._roles.get(name)
-            if number is None and self._owns_images and name.isdecimal():
-                number = int(name)
-            if known is None or number is None or end != target_end or mbid[:3] != self._digits:
-                said.append(None)
-                continue
-            size, media = known
-            kind = _OWNERS[owner][0]
-            key = pack_raw_image_key(self._alias, raw, number, 0)[:25]
-            extension = media if size == _ORIGINAL else 0
-            value = pack_raw_alias(kind, extension, image, int(image_id), checked_at)
-            said.append((key, value, pack_raw_image_key(kind, image, int(image_id), size), media))
-        return said
+def pack_links(
+    entity: Entity, digits: str, rows: Sequence[tuple[str, str, float]]
+) -> list[PackedLink | None]:
+    """
+    For each symlink of a folder what it says; None for what is not ours.
 
-    @staticmethod
-    def _mbids(found: list[tuple[str, str, str]]) -> bytes:
-        """All MBIDs, sixteen bytes each."""
-        return bytes.fromhex("".join([mbid for mbid, _, _ in found]).replace("-", ""))
+    :param digits: as pack_files() takes them.
+    :param rows: name, text, and when it was confirmed.
+    """
+    alias, roles = pack_kinds(entity)[2][0], _ROLES[entity]
+    owns_images = entity is not Entity.RELEASE_GROUP
+    names = _matches(_NAMES, "/", [row[0] for row in rows], _NO_NAME)
+    targets = _matches(_TEXTS, chr(0), [row[1] for row in rows], _NO_TEXT)
+    mbids = _raw_mbids([name[0] for name in names])
+    images = _raw_mbids([target[4] for target in targets])
+    said: list[PackedLink | None] = []
+    for (mbid, name, end), raw, target, image, row in zip(
+        names, mbids, targets, images, rows, strict=True
+    ):
+        number = roles.get(name, int(name) if owns_images and name.isdecimal() else None)
+        owner, _, _, _, _, image_id, target_end = target
+        if end not in _ENDS or number is None or end != target_end or mbid[:3] != digits:
+            said.append(None)
+            continue
+        size, media = _ENDS[end]
+        kind, extension = _OWNERS[owner][0], media if size == _ORIGINAL else 0
+        key = pack_raw_image_key(alias, raw, number, 0)[:25]
+        value = pack_raw_alias(kind, extension, image, int(image_id), row[2])
+        said.append((key, value, pack_raw_image_key(kind, image, int(image_id), size), media))
+    return said
+
+
+def _matches(
+    find: Callable[[str], list[Any]], mark: str, texts: Sequence[str], nothing: tuple[str, ...]
+) -> list[Any]:
+    """What is found in each text, which has at most one match; all at once where each has one."""
+    found = find(mark + mark.join(texts) + mark)
+    if len(found) == len(texts):
+        return found
+    return [(find(mark + text + mark) or [nothing])[0] for text in texts]
+
+
+def _raw_mbids(mbids: list[str]) -> list[bytes]:
+    """Sixteen bytes of each."""
+    raw = bytes.fromhex("".join(mbids).replace("-", ""))
+    return [raw[at : at + 16] for at in range(0, len(raw), 16)]

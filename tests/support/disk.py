@@ -77,13 +77,13 @@ def walk(root: str) -> Iterator[Seen]:
 def links(root: str, number: int) -> Iterator[Link]:
     """Every symlink of one slice."""
     for folder in read_slice(root, number).folders:
-        rows = zip(folder.link_names, folder.links, folder.targets, strict=True)
-        for name, (key, value, _, _), text in rows:
+        for name, (key, value, _, _) in folder.links.items():
+            path = f"{folder.path}/{name}"
             yield Link(
-                path=f"{folder.path}/{name}",
+                path=path,
                 key=unpack_alias_key(key),
                 alias=unpack_alias(value),
-                target_path=text.removeprefix("../../../../"),
+                target_path=os.readlink(f"{root}/{path}").removeprefix("../../../../"),
             )
 
 

@@ -42,7 +42,7 @@ from coverart.model import (
 from coverart.store import layout
 from coverart.store.disk_walk import read_slice, survey
 from coverart.store.image_store import ImageStore, link_target
-from coverart.store.packed_names import Names
+from coverart.store.packed_names import pack_files, pack_links
 from tests.support.disk import LATE, packed, put_file, unpacked, walk
 from tests.support.doubles import at_once
 from tests.support.strategies import MBID, OTHER_MBID, examples, image_refs, image_requests
@@ -121,14 +121,14 @@ def expected_link(entity: Entity, name: str, text: str) -> tuple[bytes, bytes] |
     return pack_alias_key(place.thing.alias), pack_alias(alias)
 
 
-class NamesTests(SynchronousTestCase):
-    """Names says what layout and packing say."""
+class PackedNamesTests(SynchronousTestCase):
+    """Names of a folder say what layout and packing say."""
 
     @examples(400)
     @given(entities, st.lists(names, max_size=6, unique=True))
     def test_files(self, entity: Entity, found: list[str]) -> None:
         """Regular files, alone and among others: the same keys, the same are not ours."""
-        said = Names(entity, DIGITS).files([(name, 5, NOW) for name in found])
+        said = pack_files(entity, DIGITS, [(name, 5, NOW) for name in found])
         self.assertEqual(
             [None if each is None else each[0] for each in said],
             [expected_file(entity, name) for name in found],
@@ -138,7 +138,7 @@ class NamesTests(SynchronousTestCase):
     @given(entities, st.lists(st.tuples(names, texts), max_size=6))
     def test_links(self, entity: Entity, found: list[tuple[str, str]]) -> None:
         """Symlinks: the same aliases, the same are not ours."""
-        said = Names(entity, DIGITS).links([(name, text, NOW) for name, text in found])
+        said = pack_links(entity, DIGITS, [(name, text, NOW) for name, text in found])
         self.assertEqual(
             [None if each is None else each[:2] for each in said],
             [expected_link(entity, name, text) for name, text in found],
@@ -151,13 +151,13 @@ class NamesTests(SynchronousTestCase):
         media = original if request.size == ORIGINAL else MediaType.JPEG
         key = ref.at(request.size)
         folder, _, name = layout.image_path(key, media).rpartition("/")
-        ((said),) = Names(ref.owner, folder[-3:]).files([(name, 1, NOW)])
+        ((said),) = pack_files(ref.owner, folder[-3:], [(name, 1, NOW)])
         entry = FileEntry(size_bytes=1, stored_at=NOW, media=media)
         self.assertEqual(said, pack_seen((key, entry)))
         link = layout.alias_path(request, media)
         text = layout.link_text(link, layout.image_path(key, media))
         name = link.rpartition("/")[2]
-        ((found),) = Names(request.alias.entity, DIGITS).links([(name, text, NOW)])
+        ((found),) = pack_links(request.alias.entity, DIGITS, [(name, text, NOW)])
         alias = Alias(target=link_target(key, media), checked_at=NOW)
         self.assertEqual(found and found[:2], pack_seen((request.alias, alias)))
 
@@ -173,7 +173,7 @@ class NamesTests(SynchronousTestCase):
         original = FileEntry(size_bytes=6, stored_at=NOW + 0.25, media=MediaType.PDF)
         listing = FileEntry(size_bytes=7, stored_at=NOW)
         self.assertEqual(
-            Names(Entity.RELEASE, DIGITS).files(found),
+            pack_files(Entity.RELEASE, DIGITS, found),
             [
                 pack_seen((REF.at(250), thumbnail)),
                 pack_seen((REF.at(ORIGINAL), original)),

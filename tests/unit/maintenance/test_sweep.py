@@ -209,7 +209,7 @@ class SweepTests(SynchronousTestCase):
         lists, failures = os.scandir, ["once"]
 
         def fails(path: Any) -> Any:
-            if path == f"{above}/" and failures:
+            if path == above and failures:
                 raise OSError(errno.EMFILE, failures.pop(), path)
             return lists(path)
 
