@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from twisted.application.service import IService
+from twisted.application.service import IService, MultiService
+from twisted.internet.protocol import Factory
 from twisted.python import usage
 
-from coverart.service.listening import listening_at
+from coverart.service.listening import Listening, listening_at
 from coverart.service.open_cache import open_store
 from coverart.service.processes import Processes, check_listen
 from coverart.service.settings import (
@@ -22,6 +23,7 @@ from coverart.service.settings import (
 )
 from coverart.service.timers import go_by_monotonic_time
 from coverart.service.wiring import assemble
+from coverart.web.connection_limits import GatedEndpoint
 
 
 class Options(usage.Options):
@@ -84,13 +86,15 @@ def _several(options: Options, settings: Settings, reactor: Any) -> IService:
     """
     check_listen(settings)
     open_store(settings)
-    return Processes(
+    everything = MultiService()
+    given = options.variables().items()
+    processes = Processes(
         count=settings.processes,
-        endpoints=listening_at(settings, reactor),
-        settings={
-            name: value
-            for name, value in options.variables().items()
-            if name.startswith(PREFIX) and value.strip()
-        },
+        settings={name: text for name, text in given if name.startswith(PREFIX) and text.strip()},
         reactor=reactor,
     )
+    processes.setServiceParent(everything)
+    for endpoint in listening_at(settings, reactor):
+        shared = GatedEndpoint(endpoint, processes.hand_over)
+        Listening(shared, Factory()).setServiceParent(everything)
+    return everything

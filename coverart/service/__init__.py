@@ -9,7 +9,7 @@ The running process: its settings, what it is made of, its start and its end.
     upkeep              what a running service does by the clock
     lifecycle           starts and stops it all
     listening           where it listens
-    processes           several processes behind one port
     wiring              gives each part what it needs
-    worker              one of several processes
+    worker              one of several processes behind one port
+    processes           starts those processes, and watches them
 """

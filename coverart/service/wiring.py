@@ -177,7 +177,7 @@ def assemble(
     everything = MultiService()
     CoverService(parts).setServiceParent(everything)
     for endpoint in listening_at(settings, reactor) if endpoints is None else endpoints:
-        Listening(GatedEndpoint(endpoint, connections), site).setServiceParent(everything)
+        Listening(GatedEndpoint(endpoint, connections.watch), site).setServiceParent(everything)
     return everything
 
 

@@ -17,30 +17,26 @@ from contextlib import suppress
 from typing import Any
 
 from prometheus_client import values
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint
 from twisted.internet.error import ReactorNotRunning
-from twisted.internet.interfaces import IProtocolFactory
+from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBeginner
 
 from coverart.metrics import FOLDER_VARIABLE
-from coverart.service.processes import FIRST_SOCKET
 from coverart.service.settings import ConfigError, load
 from coverart.service.timers import Repeated, go_by_monotonic_time
+from coverart.web.connection_limits import GatedEndpoint
 
 PARENT_EVERY_S = 1.0
+FIRST_SOCKET = 3
+"""The descriptor of the first listening socket; the others follow."""
 
 
-class InheritedSocket(AdoptedStreamServerEndpoint):
+def inherited(reactor: Any, fd: int) -> IStreamServerEndpoint:
     """A listening socket that this process was given."""
-
-    def __init__(self, reactor: Any, fd: int) -> None:
-        with socket.socket(fileno=os.dup(fd)) as looked_at:
-            super().__init__(reactor, fd, looked_at.family)
-
-    def listen(self, factory: IProtocolFactory) -> Deferred[Any]:
-        listening: Deferred[Any] = super().listen(factory)
-        return listening.addCallback(_keep_path)
+    with socket.socket(fileno=os.dup(fd)) as looked_at:
+        family = looked_at.family
+    return GatedEndpoint(AdoptedStreamServerEndpoint(reactor, fd, family), _keep_path)
 
 
 def _keep_path(port: Any) -> Any:
@@ -83,7 +79,7 @@ def main(number: int, sockets: int, parent: int, reactor_module: str) -> None:
     # By the number of its place, not by pid: a process started again goes on counting where the
     # one before left off, and there are never more files than places.
     values.ValueClass = values.MultiProcessValue(lambda: number)
-    endpoints = [InheritedSocket(reactor, FIRST_SOCKET + i) for i in range(sockets)]
+    endpoints = [inherited(reactor, FIRST_SOCKET + i) for i in range(sockets)]
     try:
         service = assemble(load(os.environ), reactor, endpoints=endpoints)
     except ConfigError as error:

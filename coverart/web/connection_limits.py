@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -131,13 +132,13 @@ class Connections:
 @implementer(IStreamServerEndpoint)
 @attrs.frozen(eq=False)
 class GatedEndpoint:
-    """An endpoint whose port stops to accept while there are too many connections."""
+    """An endpoint that shows its port to who decides when it accepts."""
 
     endpoint: IStreamServerEndpoint
-    connections: Connections
+    watch: Callable[[IListeningPort], IListeningPort]
 
     def listen(self, protocolFactory: IProtocolFactory) -> Deferred[IListeningPort]:
-        return self.endpoint.listen(protocolFactory).addCallback(self.connections.watch)
+        return self.endpoint.listen(protocolFactory).addCallback(self.watch)
 
 
 def raise_file_limit(wanted: int) -> int:
