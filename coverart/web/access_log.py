@@ -38,6 +38,8 @@ class AccessLog:
 class LoggedRequest(Request):
     """A request that tells the log about itself when it ends."""
 
+    defaultContentType = None
+    """Each answer says its own type; one without a body has none."""
     key = ""
     """What was asked for, in canonical spelling; never what the client wrote."""
     outcome = "-"

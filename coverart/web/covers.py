@@ -101,14 +101,13 @@ class Covers(Resource):
         if isinstance(found, Found):
             request.found = found
             return self._by_route(request)
+        describe(request, found, self._cache.lifetimes)
         if isinstance(found, Absent):
-            describe(request, found, self._cache.lifetimes)
             raise NotInArchive
         try:
             if found.entry.media is not None or self._public is None:
                 body = self._file(request, found)
             elif (kept := self._public.kept(found.path)) is not None:
-                describe(request, found, self._cache.lifetimes)
                 body = _in_memory(request, *kept)
             else:
                 return self._by_route(request)
@@ -168,11 +167,11 @@ class Covers(Resource):
         return explain(request, failure)
 
     async def _body(self, request: LoggedRequest, answer: Answer) -> Any:
+        describe(request, answer, self._cache.lifetimes)
         if isinstance(answer, Held):
             if answer.entry.media is None and self._public is not None:
-                return await self._rewritten(request, answer, self._public)
+                return _in_memory(request, *await self._public.get(answer.path))
             return self._file(request, answer)
-        describe(request, answer, self._cache.lifetimes)
         if isinstance(answer, Flowing):
             return self._arriving(request, answer)
         if isinstance(answer, Passing):
@@ -188,7 +187,6 @@ class Covers(Resource):
         """
         media = held.entry.media
         if send_by_nginx(request, self._mode.accel, held.path):
-            describe(request, held, self._cache.lifetimes)
             typed(request, media)
             return b""
         fd = self._cache.store.open(held.path)
@@ -197,20 +195,12 @@ class Covers(Resource):
                 # The index knows files by their names, which is all a rebuild reads of them.
                 check_type(os.pread(fd, ENOUGH, 0), media)
             status = os.fstat(fd)
-            describe(request, held, self._cache.lifetimes)
-            typed(request, media)
             validators = Validators(size_bytes=status.st_size, modified=int(status.st_mtime))
-            span = span_to_send(request, validators)
+            span = span_to_send(request, media, validators)
         except BaseException:
             os.close(fd)
             raise
         return Body(OpenFile(fd), span)
-
-    async def _rewritten(self, request: LoggedRequest, held: Held, public: PublicListings) -> Any:
-        """A listing whose URLs lead to this proxy, so always sent from here."""
-        body, validators = await public.get(held.path)
-        describe(request, held, self._cache.lifetimes)
-        return _in_memory(request, body, validators)
 
     async def _passing(self, request: LoggedRequest, passing: Passing) -> Any:
         """A listing that lies nowhere."""
@@ -224,9 +214,8 @@ class Covers(Resource):
         download = flowing.download
         if not download.whole:
             pass_on_at_once(request, self._mode.accel)
-        typed(request, download.media)
         validators = Validators(size_bytes=download.size_bytes, modified=int(download.stored_at))
-        span = span_to_send(request, validators)
+        span = span_to_send(request, download.media, validators)
         return Body(Source() if span is None else Arriving(download, span.start), span)
 
     def _pointed(
@@ -241,13 +230,11 @@ class Covers(Resource):
         path = spell(image) + ("" if extension is None else f".{extension}")
         request.setResponseCode(307)
         request.setHeader(b"location", f"{self._mode.public_url or ''}{path}".encode())
-        request.defaultContentType = None
         return sized(request, b"")
 
 
 def _in_memory(request: LoggedRequest, listing: bytes, validators: Validators) -> Body:
-    typed(request, None)
-    return Body(Source(listing), span_to_send(request, validators))
+    return Body(Source(listing), span_to_send(request, None, validators))
 
 
 def _explain_unless_left(failure: Failure, request: LoggedRequest) -> bytes | int:

@@ -47,7 +47,6 @@ def options(request: Request) -> bytes:
     request.setHeader(b"access-control-allow-methods", METHODS)
     request.setHeader(b"access-control-allow-headers", b"Range, If-None-Match, If-Modified-Since")
     request.setHeader(b"access-control-max-age", b"86400")
-    request.responseHeaders.removeHeader(b"content-type")
     return b""
 
 
@@ -96,10 +95,13 @@ def typed(request: Request, media: MediaType | None) -> None:
         request.setHeader(b"content-security-policy", RUNS_NOTHING)
 
 
-def span_to_send(request: LoggedRequest, validators: Validators) -> Span | None:
+def span_to_send(
+    request: LoggedRequest, media: MediaType | None, validators: Validators
+) -> Span | None:
     """
     What of a body is to be sent, after the headers that say so were set; None if they are all.
 
+    :param media: as typed() takes it.
     :raises Refused: the client holds to a condition that is not met, or wants a range that is not
         there (RFC 9110 sections 15.5.13 and 15.5.17).
 
@@ -113,11 +115,8 @@ def span_to_send(request: LoggedRequest, validators: Validators) -> Span | None:
         raise Refused(412, "precondition failed")
     if decided == 304:
         request.setResponseCode(304)
-        request.responseHeaders.removeHeader(b"content-type")
-        request.responseHeaders.removeHeader(b"content-security-policy")
-        # Twisted would declare one for an answer that has none.
-        request.defaultContentType = None
         return None
+    typed(request, media)
     asked = asked_span(request.getHeader, validators) if request.method == b"GET" else None
     if asked is None:
         request.setHeader(b"accept-ranges", b"bytes")

@@ -15,7 +15,7 @@ from twisted.web.http import Request
 
 from coverart.errors import Refused
 
-PRIVATE = ("localhost", "local", "internal", "lan", "home.arpa")
+PRIVATE = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 """
 Names below these are not of the public DNS (RFC 6761, 6762 and 8375; ICANN for .internal); routers
 use .lan, which nobody can register either.
@@ -59,10 +59,8 @@ class OwnNames:
         if host.startswith("["):
             return _is_address(host[1:].partition("]")[0])
         name = host.partition(":")[0].lower().removesuffix(".")
-        if name in self.listed or _is_address(name):
-            return True
-        plain = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-        return plain or name == "" or name.endswith(tuple(f".{end}" for end in PRIVATE))
+        ends_privately = "." not in name or name.endswith(PRIVATE)
+        return ends_privately or name in self.listed or _is_address(name)
 
 
 def _is_address(text: str) -> bool:

@@ -126,7 +126,6 @@ class CoverSite(Site):
     ) -> None:
         # Connections that stay too long are closed by `connections`.
         super().__init__(front, requestFactory=LoggedRequest, timeout=None, reactor=clock)
-        self.displayTracebacks = False
         self.metrics = metrics
         self.connections = connections
         self.access_log = AccessLog()

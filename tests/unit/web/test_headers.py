@@ -90,7 +90,7 @@ class SpanTests(SynchronousTestCase):
 
     def span(self, made: LoggedRequest) -> Span | None:
         """What is sent of 1000 bytes."""
-        return span_to_send(made, FILE)
+        return span_to_send(made, None, FILE)
 
     def test_whole(self) -> None:
         """All of it, with what the next request can be conditional on."""
