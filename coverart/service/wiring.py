@@ -33,11 +33,10 @@ from coverart.service.settings import (
     Settings,
 )
 from coverart.service.upkeep import Upkeep
-from coverart.web.admin import AdminRoutes
 from coverart.web.connection_limits import Connections, GatedEndpoint, raise_file_limit
 from coverart.web.covers import Covers, DeliveryMode
 from coverart.web.operator_hosts import OwnNames
-from coverart.web.operators import OperatorRoutes, ServiceStatus
+from coverart.web.operators import OperatorRoutes
 from coverart.web.site import CoverSite, Front
 
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
@@ -141,11 +140,14 @@ def assemble(
         limit_bytes=settings.max_bytes,
         interval_s=settings.cache_cleanup_interval,
     )
-    names = OwnNames.of(settings.public_url, socket.gethostname())
-    status = ServiceStatus(
+    operators = OperatorRoutes(
+        cache=cache,
+        metrics=opened.metrics,
+        counts=opened.counts,
+        names=OwnNames.of(settings.public_url, socket.gethostname()),
         limit_bytes=settings.max_bytes,
         rebuilding=lambda: upkeep.rebuilding,
-        names=names,
+        admin_token=settings.admin_token,
     )
     mode = DeliveryMode(
         accel=settings.accel,
@@ -159,11 +161,7 @@ def assemble(
 
     most = raise_file_limit(settings.max_connections)
     connections = Connections(most, opened.metrics, reactor)
-    front = Front(
-        Covers(cache, mode, threads, hit),
-        OperatorRoutes(cache, opened.metrics, opened.counts, status).app.resource(),
-        AdminRoutes(cache.operator_actions, settings.admin_token, names).app.resource(),
-    )
+    front = Front(Covers(cache, mode, threads, hit), operators.app.resource())
     site = CoverSite(front, opened.metrics, connections, reactor)
     parts = Parts(
         opened=opened,

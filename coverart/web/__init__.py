@@ -1,9 +1,9 @@
 """
 HTTP: reads a request, sends the cache's answer.
 
-Only here are statuses, headers and bodies known. `site` looks at each request first: it answers
-/robots.txt, /api and /favicon.ico itself, gives a path of the archive to `covers`, which answers
-what is held or known to be absent at once, and all else to Klein's routes.
+Only here are statuses, headers and bodies known. `site` looks at each request first: it gives a
+path of the archive to `covers`, which answers what is held or known to be absent at once and all
+else by Klein's routes, and what is not the archive's to `operators`.
 
     access_log          one line for each request, and what is counted of it
     conditional         conditions and ranges (pure)
@@ -15,9 +15,8 @@ what is held or known to be absent at once, and all else to Klein's routes.
     error_answers       an error as status, headers and JSON
     operator_hosts      by which Host operators may ask
     public_listings     listings with their addresses rewritten
-    admin               purge and refresh
     covers              the routes of the archive
     http_channel        HTTP/1.1 as twisted.web reads it, bounded
-    operators           /health, /ready, /cache-status, /metrics, /
+    operators           /health, /ready, /cache-status, /metrics, /; purge and refresh; /robots.txt
     site                brings them together
 """

@@ -1,9 +1,13 @@
-"""What operators ask: is it alive, is it ready, what does it hold, how is it doing."""
+"""
+What operators ask: is it alive, is it ready, what does it hold, how is it doing; and what they do
+to it by hand, with the token: purge and refresh. Beside them what browsers and robots ask.
+"""
 
 from __future__ import annotations
 
+import hmac
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -16,7 +20,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from twisted.python.failure import Failure
 
 from coverart import __version__
+from coverart.cache.answers import Absent
 from coverart.cache.lookup import CoverCache
+from coverart.errors import Refused
 from coverart.index.base import Totals
 from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
@@ -27,14 +33,18 @@ from coverart.web.headers import json_body, sized
 from coverart.web.operator_hosts import OwnNames
 from coverart.web.status import describe
 
-
-@attrs.frozen(kw_only=True)
-class ServiceStatus:
-    """How the service is set up, and whether it is still filling its index from the disk."""
-
-    limit_bytes: int
-    rebuilding: Callable[[], bool]
-    names: OwnNames
+API = b"https://musicbrainz.org/doc/Cover_Art_Archive/API"
+_DAY = (b"cache-control", b"public, max-age=86400")
+_TEXT = (b"content-type", b"text/plain; charset=utf-8")
+PAGES: Mapping[bytes, tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]] = {
+    b"/robots.txt": (200, b"User-agent: *\nAllow: /", (_TEXT, _DAY)),
+    b"/api": (301, b"See: %s\n" % API, (_TEXT, _DAY, (b"location", API))),
+    b"/favicon.ico": (204, b"", (_DAY,)),
+}
+"""What the archive answers to anybody besides covers; it has a picture for the last."""
+OWN_PATHS = frozenset(
+    {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json", *PAGES}
+)
 
 
 @cache
@@ -46,18 +56,31 @@ def openapi() -> dict[str, Any]:
     return document
 
 
+@attrs.define(kw_only=True, eq=False)
 class OperatorRoutes:
     """The routes that are not the archive's."""
 
     app = Klein()
 
-    def __init__(
-        self, cache: CoverCache, metrics: Metrics, counts: SharedCounts, service: ServiceStatus
-    ) -> None:
-        self._cache = cache
-        self._metrics = metrics
-        self._counts = counts
-        self._service = service
+    _cache: CoverCache
+    _metrics: Metrics
+    _counts: SharedCounts
+    _names: OwnNames
+    _limit_bytes: int
+    _rebuilding: Callable[[], bool]
+    """Whether the index is still being filled from the disk."""
+    _admin_token: str | None
+
+    @app.route("/robots.txt")
+    @app.route("/api")
+    @app.route("/favicon.ico")
+    def page(self, request: LoggedRequest) -> bytes:
+        """What there is to say to browsers and robots."""
+        status, body, headers = PAGES[request.path]
+        request.setResponseCode(status)
+        for name, value in headers:
+            request.setHeader(name, value)
+        return sized(request, body)
 
     @app.route("/")
     async def home(self, request: LoggedRequest) -> bytes:
@@ -75,7 +98,7 @@ class OperatorRoutes:
             sizes=", ".join(f"<code>-{size}</code>" for size in SIZES[1:]),
             files=f"{totals.files:,}",
             used=f"{totals.size_bytes / MEGABYTE:,.1f}",
-            limit=f"{self._service.limit_bytes / MEGABYTE:,.0f}",
+            limit=f"{self._limit_bytes / MEGABYTE:,.0f}",
         )
         return sized(request, page.encode())
 
@@ -83,7 +106,7 @@ class OperatorRoutes:
     def health(self, request: LoggedRequest) -> bytes:
         """Alive: answers as long as the event loop turns; where it keeps things, to operators."""
         told = {"status": "healthy"}
-        if self._service.names.asked_by(request):
+        if self._names.asked_by(request):
             told["cache_dir"] = str(self._cache.store.root)
         return json_body(request, told)
 
@@ -97,12 +120,12 @@ class OperatorRoutes:
         if not there:
             request.setResponseCode(503)
         status = "ready" if there else "the cache directory is gone or read-only"
-        return json_body(request, {"status": status, "rebuilding": self._service.rebuilding()})
+        return json_body(request, {"status": status, "rebuilding": self._rebuilding()})
 
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:
         """What the cache holds and did, as JSON, by all processes that share it."""
-        self._service.names.check(request)
+        self._names.check(request)
         # What other processes counted in the last seconds is not told yet.
         await self._counts.tell()
         totals = await self._cache.index.totals()
@@ -111,15 +134,15 @@ class OperatorRoutes:
             self._cache.index,
             status="running",
             cache_dir=str(self._cache.store.root),
-            limit_bytes=self._service.limit_bytes,
-            rebuilding=self._service.rebuilding(),
+            limit_bytes=self._limit_bytes,
+            rebuilding=self._rebuilding(),
         )
         return json_body(request, told)
 
     @app.route("/metrics")
     async def metrics(self, request: LoggedRequest) -> bytes:
         """The same for Prometheus."""
-        self._service.names.check(request)
+        self._names.check(request)
         totals = await self._cache.index.totals()
         request.setHeader(b"content-type", CONTENT_TYPE_LATEST.encode())
         request.setHeader(b"cache-control", b"no-store")
@@ -130,10 +153,33 @@ class OperatorRoutes:
         """Every route and answer, for machines (OpenAPI 3.1)."""
         return json_body(request, openapi())
 
+    @app.route("/admin/purge/<path:_>")
+    async def purge(self, request: LoggedRequest, _: str) -> bytes:
+        """Forget a thing and remove its file: the next request fetches it."""
+        self._check_token(request)
+        purged = await self._cache.operator_actions.purge(request.thing)
+        return json_body(request, {"purged": purged})
+
+    @app.route("/admin/refresh/<path:_>")
+    async def refresh(self, request: LoggedRequest, _: str) -> bytes:
+        """Ask the archive again now; what is held stays if it can't be asked."""
+        self._check_token(request)
+        answer = await self._cache.operator_actions.refresh(request.thing)
+        return json_body(request, {"refreshed": not isinstance(answer, Absent)})
+
     @app.handle_errors(Exception)
     def failed(self, request: Any, failure: Failure) -> bytes:
         """What could not be done, in the words of the contract."""
         return explain(request, failure)
+
+    def _check_token(self, request: LoggedRequest) -> None:
+        self._names.check(request)
+        if self._admin_token is None:
+            raise Refused(403, "switched off: COVER_ART_ADMIN_TOKEN is not set")
+        given = request.getHeader(b"authorization") or b""
+        # Compared in constant time, so that answers do not tell how much of it was right.
+        if not hmac.compare_digest(given, b"Bearer " + self._admin_token.encode()):
+            raise Refused(401, "wrong token", {b"www-authenticate": b'Bearer realm="coverart"'})
 
     def _held(self, totals: Totals) -> Iterator[Metric]:
         """What the index knows, of all processes that share it."""
@@ -144,7 +190,7 @@ class OperatorRoutes:
         yield GaugeMetricFamily(
             "coverart_cache_limit_bytes",
             "Bytes over which a cleanup evicts.",
-            value=self._service.limit_bytes,
+            value=self._limit_bytes,
         )
         if not there:
             return  # No sample is better than a cache that looks empty.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 
 from twisted.internet.interfaces import IReactorTime
@@ -19,21 +18,10 @@ from coverart.model import Thing
 from coverart.web.access_log import AccessLog, LoggedRequest
 from coverart.web.connection_limits import Connections
 from coverart.web.error_answers import refuse
-from coverart.web.headers import METHODS, open_to_all, options, sized
+from coverart.web.headers import METHODS, open_to_all, options
 from coverart.web.http_channel import ClientChannel
+from coverart.web.operators import OWN_PATHS
 
-API = b"https://musicbrainz.org/doc/Cover_Art_Archive/API"
-_DAY = (b"cache-control", b"public, max-age=86400")
-_TEXT = (b"content-type", b"text/plain; charset=utf-8")
-PAGES: Mapping[bytes, tuple[int, bytes, tuple[tuple[bytes, bytes], ...]]] = {
-    b"/robots.txt": (200, b"User-agent: *\nAllow: /", (_TEXT, _DAY)),
-    b"/api": (301, b"See: %s\n" % API, (_TEXT, _DAY, (b"location", API))),
-    b"/favicon.ico": (204, b"", (_DAY,)),
-}
-"""What the archive answers to anybody besides covers; it has a picture for the last."""
-OPERATOR_PATHS = frozenset(
-    {b"/", b"/health", b"/ready", b"/cache-status", b"/metrics", b"/openapi.json"}
-)
 LOOK_S = 0.25
 """Seconds between two looks: lines are written to the log, overdue connections closed."""
 DRAIN_LOOK_S = 0.02
@@ -62,27 +50,22 @@ class Front(Resource):
 
     isLeaf = True
 
-    def __init__(self, art: IResource, operators: IResource, admin: IResource) -> None:
+    def __init__(self, art: IResource, operators: IResource) -> None:
         super().__init__()
         self._art = art
         self._operators = operators
-        self._admin = admin
 
     def render(self, request: LoggedRequest) -> bytes | int:
         open_to_all(request)
-        inner: IResource | None = None
-        methods = METHODS
+        inner, methods = self._operators, METHODS
         try:
-            if request.path in OPERATOR_PATHS:
+            if request.path in OWN_PATHS:
                 request.key = request.path.decode("ascii")
-                inner = self._operators
             elif (path := _ADMIN.fullmatch(request.path)) is not None:
                 request.thing = parse(path["thing"])
                 request.key = f"{path['verb'].decode()} {spell(request.thing)}"
                 request.postpath = [b"admin", path["verb"], b"thing"]
-                inner, methods = self._admin, b"POST"
-            elif request.path in PAGES:
-                request.key = request.path.decode("ascii")
+                methods = b"POST"
             else:
                 read = _read_short if len(request.path) <= _SHORT else _read
                 request.thing, request.key = read(request.path)
@@ -91,24 +74,10 @@ class Front(Resource):
                 raise Refused(405, "method not allowed", {b"allow": methods})
             if request.method == b"OPTIONS":
                 return options(request)
-            if inner is None:
-                return self._page(request)
             rendered: bytes | int = inner.render(request)
             return rendered
         except CoverError as error:
             return refuse(request, error)
-
-    @staticmethod
-    def _page(request: LoggedRequest) -> bytes:
-        status, body, headers = PAGES[request.path]
-        request.setResponseCode(status)
-        for name, value in headers:
-            request.setHeader(name, value)
-        if not body:
-            # Twisted would declare one for an answer that has none.
-            request.defaultContentType = None
-            return body
-        return sized(request, body)
 
 
 class CoverSite(Site):
@@ -147,7 +116,6 @@ class CoverSite(Site):
     def stopFactory(self) -> None:
         super().stopFactory()
         self._looks.stop()
-        self.access_log.flush()
 
     def _look(self) -> None:
         self.connections.look()
