@@ -86,16 +86,13 @@ class Images:
         pointing = Pointing(request=request, alias=found.alias, known=found.alias)
         target, asked = found.target, False
         if by_name:
-            learnt = self._names.on_the_way.get(request.alias)
-            alias = learnt or await self._names.resolve_or_known(request, found, fetch)
+            alias = await self._names.resolve_or_known(request, found, fetch)
             if isinstance(alias, Missing):
                 return alias
             pointing, target = attrs.evolve(pointing, alias=alias), alias.target
-            asked = alias not in (learnt, found.alias)
+            asked = alias != found.alias
         elif target is None or not self._upstream.can_fetch(target, request.size):
             target = None
-        if pointing.known is None and pointing.elsewhere is not None:
-            self._names.on_the_way[request.alias] = pointing.elsewhere
         try:
             while True:
                 got = await self._image(pointing, target, fetch, announce)
@@ -114,8 +111,6 @@ class Images:
         except CoverError:
             await self._names.learn(pointing)
             raise
-        finally:
-            self._names.on_the_way.pop(request.alias, None)
         if isinstance(got, Fetched):
             return got
         await self._names.learn(pointing)

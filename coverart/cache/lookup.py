@@ -250,7 +250,7 @@ class CoverCache:
             with self._metrics.fetches.track_inprogress():
                 # Before the claims: who waits in line keeps no other process from the work.
                 try:
-                    slot = await self._fetcher.slot()
+                    slot = await self._fetcher.slot(thing)
                 except Overloaded:
                     self._metrics.overload["waited"].inc()
                     raise

@@ -18,9 +18,8 @@ from coverart.cache.size_limits import Room
 from coverart.cache.writer import InThread, Writer
 from coverart.errors import Overloaded
 from coverart.index.base import Index
+from coverart.model import ORIGINAL, ImageRequest, Thing
 from coverart.store.image_store import ImageStore
-
-SLOTS_A_REQUEST = 2
 
 
 class Fetcher:
@@ -42,7 +41,9 @@ class Fetcher:
         self._clock = clock
         self._limits = limits
         # Twice as many as requests: the archive need not wait for our disk.
-        self._slots = DeferredSemaphore(SLOTS_A_REQUEST * limits.concurrency)
+        self._slots = DeferredSemaphore(2 * limits.concurrency)
+        # Fewer than requests: an original takes as long as its clients do where it can't be stored.
+        self._for_originals = DeferredSemaphore(max(1, limits.concurrency * 3 // 4))
         self.writer = Writer(store, in_thread)
         self.held = HeldFiles(index=index, store=store, in_thread=in_thread)
         self.names = Names(
@@ -84,16 +85,19 @@ class Fetcher:
             complete=self._index.complete,
         )
 
-    async def slot(self) -> DeferredSemaphore:
+    async def slot(self, thing: Thing) -> DeferredSemaphore:
         """
         Wait for a slot to fetch in; give it back by its release().
 
         A fetch keeps its slot through all hops: were each request to wait in line by itself, a
-        crowd of fetches would all get half way in the time that all of them have.
+        crowd of fetches would all get half way in the time that all of them have. Originals have
+        slots of their own, so that a quarter of the requests is left to all else.
 
         :raises Overloaded: there was none in the time that a whole fetch may take.
         """
-        waiting: Deferred[DeferredSemaphore] = self._slots.acquire()
+        original = isinstance(thing, ImageRequest) and thing.size == ORIGINAL
+        slots = self._for_originals if original else self._slots
+        waiting: Deferred[DeferredSemaphore] = slots.acquire()
         if not waiting.called:
             waiting.addTimeout(self._limits.total_s, self._clock, onTimeoutCancel=_no_slot)
         return await waiting

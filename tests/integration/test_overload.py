@@ -138,6 +138,24 @@ async def test_crowd_for_one(sim, run, monkeypatch) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_originals_leave_room(sim, run) -> None:
+    """Originals that do not come to their end, say for slow readers, hold up no thumbnail or listing."""
+    proxy = await run(COVER_ART_UPSTREAM_CONCURRENCY="4", COVER_ART_UPSTREAM_TIMEOUT="10")
+    items = [sim.catalogue.release(number) for number in range(CAST, CAST + 20)]
+    items = [item for item in items if item.front is not None]
+    for item in items:
+        sim.faults.add(Rule(hop="node", path=f"*{item.front.id}.*", does=Gate(name="hold")))
+    originals = [start(proxy.get(f"/release/{item.mbid}/front")) for item in items]
+    await until(lambda: sim.faults.gates.waiting("hold") >= 3, "they are being fetched")
+    for path in (*fronts(sim, 3), f"/release/{items[0].mbid}/"):
+        answer = await within(start(proxy.get(path)))
+        assert (answer.status, answer["x-cache-status"]) == (200, "MISS")
+    assert sim.faults.gates.waiting("hold") == 3
+    sim.faults.gates.open("hold")
+    assert {(await each).status for each in originals} == {200}
+
+
+@pytest_twisted.ensureDeferred
 async def test_absences_go_on(sim, run) -> None:
     """With no room left a remembered 404 is told as ever, also one past its time; joining is free."""
     proxy = await run(COVER_ART_MAX_WAITING="1")
