@@ -21,10 +21,8 @@ class CoarseClock(Clock):
 
     def __init__(self, clock: IReactorTime) -> None:
         super().__init__()
-        self._clock = clock
-
-    def seconds(self) -> float:
-        return self._clock.seconds()
+        # Asked at every call: by no detour.
+        self.seconds = clock.seconds  # type: ignore[method-assign]
 
     def look(self) -> None:
         """Call what is due. What an error keeps from being called is called by the next look."""
