@@ -7,14 +7,11 @@ The only place that sends requests, with treq. Redirects are not followed here b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 from hyperlink import EncodedURL
-from OpenSSL import SSL
-from service_identity import CertificateError, VerificationError
 from treq.client import HTTPClient
 from twisted.internet.defer import (
     CancelledError,
@@ -44,7 +41,6 @@ from coverart.errors import (
     Unavailable,
     UpstreamTimeout,
 )
-from coverart.http_date import http_date
 from coverart.metrics import Metrics
 
 DRAIN_S = 1.0
@@ -87,19 +83,14 @@ class ArchiveClient:
         limits: Limits,
         user_agent: str,
         metrics: Metrics | None = None,
-        now: Callable[[], float] = time.time,
         turn: Callable[[], Deferred[None]] = at_once,
     ) -> None:
-        """
-        :param now: the time of day, for a Retry-After that is a date without Date beside it.
-        :param turn: awaited before each request.
-        """
+        """:param turn: awaited before each request."""
         self._limits = limits
         self._breaker = breaker
         self.metrics = metrics or Metrics()
         self._http = http
         self._clock = clock
-        self._now = now
         self._turn = turn
         self._headers = Headers({b"User-Agent": [user_agent.encode()], b"Accept": [b"*/*"]})
         self._places = DeferredSemaphore(limits.concurrency)
@@ -145,7 +136,7 @@ class ArchiveClient:
             status = str(code) if _SMALLEST_STATUS <= code <= _LARGEST_STATUS else "no-status"
             self.metrics.upstream_requests.labels(label, status).inc()
             if code in _SLOW_DOWN:
-                wish_s = retry_after_s(response, self._now())
+                wish_s = retry_after_s(response)
                 pause_s = self._breaker.overloaded(leave, self._clock.seconds(), wish_s)
             else:
                 self._breaker.succeeded(leave)
@@ -186,10 +177,9 @@ class ArchiveClient:
                 return NotReached(
                     f"{hop.origin}: {error}; not asked for {pause_s:.0f} s", retry_after_s=pause_s
                 )
-        if (why := _untrusted(reasons)) is not None:
-            return BadUpstream(f"{hop.origin} is not trusted: {why}")
         if isinstance(error, _BROKEN_OFF):
-            why = "; ".join(map(_reason, reasons))
+            # Reasons can quote a line of 16 kB.
+            why = "; ".join(str(reason.value)[:_MOST_SAID] for reason in reasons)
             return PassingTrouble(f"{hop.origin} broke off: {why}")
         detail = str(error) if refused_here else f"{type(error).__name__}: {error}"
         return BadUpstream(f"{hop.origin}: {detail}")
@@ -213,42 +203,7 @@ def _location(response: IResponse) -> bytes:
     return locations[0]
 
 
-def _untrusted(reasons: Sequence[Failure]) -> str | None:
-    """What is wrong with a certificate; None if that was not it. Asking again does not mend it."""
-    for reason in reasons:
-        if reason.check(VerificationError, CertificateError):
-            return "its certificate is for another name"
-        if reason.check(SSL.Error) and "certificate verify failed" in _reason(reason):
-            return (
-                "its certificate has expired, is self-signed, or is of an authority unknown here "
-                "(SSL_CERT_FILE names others)"
-            )
-    return None
-
-
-def _reason(reason: Failure) -> str:
-    """
-    An error in words: OpenSSL's are lists of (library, function, words).
-
-    Twisted's quote what they are about, which can be a line of 16 kB.
-    """
-    if reason.check(SSL.Error):
-        error: Any = reason.value
-        rows = error.args[0] if error.args else ()
-        words = [row[-1] for row in rows] if isinstance(rows, list) else []
-        return f"TLS: {'; '.join(words) or type(error).__name__}"
-    text = str(reason.value)
-    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]}…"
-
-
-def retry_after_s(response: IResponse, now: float) -> float | None:
-    """Seconds to wait (RFC 9110 section 10.2.3); None if absent or not understood."""
+def retry_after_s(response: IResponse) -> float | None:
+    """Seconds to wait (RFC 9110 section 10.2.3); None if absent, a date or not understood."""
     value = response.headers.getRawHeaders(b"retry-after", [b""])[0].strip()
-    if value.isdigit() and len(value) < 10:
-        return float(value)
-    date = http_date(value.decode("latin-1"))
-    if date is None:
-        return None
-    # By the archive's own clock where it tells the time: ours may be off.
-    sent = http_date(response.headers.getRawHeaders(b"date", [b""])[0].decode("latin-1"))
-    return date.timestamp() - (now if sent is None else sent.timestamp())
+    return float(value) if value.isdigit() and len(value) < 10 else None

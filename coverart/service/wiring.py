@@ -78,7 +78,6 @@ def assemble(
         limits=limits,
         user_agent=settings.user_agent,
         metrics=opened.metrics,
-        now=now,
         turn=asking.next,
     )
     upstream = Upstream(

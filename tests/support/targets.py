@@ -80,14 +80,13 @@ def headers(data: bytes) -> None:
 
 class _Response:
     def __init__(self, data: bytes) -> None:
-        value, _, date = data.partition(b"\n")
-        self.headers = Headers({b"Retry-After": [value], b"Date": [date.replace(b"\n", b"")]})
+        self.headers = Headers({b"Retry-After": [data.replace(b"\n", b"")]})
 
 
 def retry_after(data: bytes) -> None:
     """Whatever pause an archive asks for, it is one that ends."""
     now = 1000.0
-    asked_s = retry_after_s(cast("IResponse", _Response(data)), now)
+    asked_s = retry_after_s(cast("IResponse", _Response(data)))
     breaker = Breaker()
     pause_s = breaker.overloaded(breaker.admit("host:443", now), now, asked_s)
     assert 1 <= pause_s <= LONGEST_RETRY_AFTER_S

@@ -152,16 +152,16 @@ FRONTS: tuple[tuple[str, Any, str], ...] = (
     (
         "of another name",
         lambda: signed("other.test", authority()),
-        "its certificate is for another name",
+        "VerificationError",
     ),
-    ("expired", lambda: signed(NAME, authority(), days=-1), "its certificate has expired, "),
-    ("self-signed", lambda: signed(NAME, None), "is self-signed, "),
+    ("expired", lambda: signed(NAME, authority(), days=-1), "certificate verify failed"),
+    ("self-signed", lambda: signed(NAME, None), "certificate verify failed"),
     (
         "of an unknown authority",
         lambda: signed(NAME, signed("CA unknown", None)),
-        "is of an authority unknown here",
+        "certificate verify failed",
     ),
-    ("no TLS at all", _Plain(), "TLS: .*"),
+    ("no TLS at all", _Plain(), "SSL routines"),
     ("a silent handshake", _Silent(), "in time|not done"),
 )
 ROWS = tuple(

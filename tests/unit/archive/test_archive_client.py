@@ -55,7 +55,6 @@ class ClientTests(SynchronousTestCase):
         self.clock.advance(1000)
         self.sink = BytesSink(1_000_000)
         self.deadline = FetchDeadline(at=2000)
-        self.now = 784111777.0
         self.client = self.made()
 
     def made(self, concurrency: int = 4) -> ArchiveClient:
@@ -67,7 +66,6 @@ class ClientTests(SynchronousTestCase):
             breaker=self.breaker,
             limits=Limits(total_s=60, concurrency=concurrency),
             user_agent="coverart/0 ( test )",
-            now=lambda: self.now,
         )
 
     def get(self, *, hop: Hop = HOP, sink: bool = True) -> Deferred[bytes | None]:
@@ -197,20 +195,13 @@ class SlowDownTests(ClientTests):
             self.failureResultOf(self.get(), NotInArchive)
             self.assertFalse(self.left_alone())
 
-    def test_certificates(self) -> None:
-        """A certificate that is not trusted is told in plain words, and is no passing trouble."""
+    def test_tls(self) -> None:
+        """What is wrong with TLS is told as OpenSSL tells it, and is no trouble of the host."""
         refused = SSL.Error([("SSL routines", "", "certificate verify failed")])
         for reason, words in (
-            (refused, "expired, is self-signed, or is of an authority unknown here"),
-            (VerificationError([]), "its certificate is for another name"),
-        ):
-            error = self.ends(BadUpstream, ResponseNeverReceived([Failure(reason)]))
-            self.assertIn(words, error.detail)
-        for reason, words in (
-            (SSL.Error([("SSL routines", "", "wrong version number")]), "TLS: wrong version"),
-            (SSL.Error(), "TLS: Error"),
-            (SSL.ZeroReturnError(), "TLS: ZeroReturnError"),
-            (SSL.SysCallError(104, "reset"), "TLS: SysCallError"),
+            (refused, "certificate verify failed"),
+            (VerificationError([]), "VerificationError"),
+            (SSL.SysCallError(104, "reset"), "reset"),
         ):
             error = self.ends(PassingTrouble, ResponseNeverReceived([Failure(reason)]))
             self.assertIn(words, error.detail)
@@ -230,34 +221,21 @@ class SlowDownTests(ClientTests):
         probe.addErrback(lambda _: None).cancel()
 
     def test_retry_after(self) -> None:
-        """Retry-After counts, in seconds or as a date beside Date; nonsense does not."""
-        date = "Sun, 06 Nov 1994 08:49:37 GMT"
+        """Retry-After counts in seconds; a date or nonsense does not."""
         for value, pause_s in {
             "120": 120,
             "0": 1,
             "999999999": LONGEST_RETRY_AFTER_S,
-            "Sun, 06 Nov 1994 08:50:37 GMT": 60,
-            "Sun, 06 Nov 1994 08:00:00 GMT": 1,
+            "Sun, 06 Nov 1994 08:50:37 GMT": 5,
             "soon": 5,
             "-1": 5,
             "1.5": 5,
             "9" * 30: 5,
-            "Sun, 06 Nov 99999999999999999999 08:49:37 GMT": 5,
             "\xb2": 5,
         }.items():
             self.client = self.made()
-            error = self.ends(Unavailable, reply(503, b"", retry_after=value, date=date))
+            error = self.ends(Unavailable, reply(503, b"", retry_after=value))
             self.assertEqual(error.retry_after_s, pause_s, value)
-
-    def test_retry_after_without_date(self) -> None:
-        """A date counts by our own clock where the archive does not tell the time."""
-        value = "Sun, 06 Nov 1994 08:50:37 GMT"
-        for now, pause_s in ((784111777, 60), (784111837 + 999, 1), (0, LONGEST_RETRY_AFTER_S)):
-            self.now = float(now)
-            self.client = self.made()
-            self.archive.on(ASKED, _without_date(value))
-            error = self.failureResultOf(self.get(), Unavailable).value
-            self.assertEqual(error.retry_after_s, pause_s)
 
     @examples(60)
     @given(st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40))
@@ -373,15 +351,3 @@ class TimeTests(ClientTests):
             self.archive.on(ASKED, answer)
             self.get().addErrback(lambda _: None)
             self.assertEqual(self.clock.getDelayedCalls(), [])
-
-
-def _without_date(retry_after: str) -> Answer:
-    """A 503 of a server without a clock."""
-
-    def answer(request: Any) -> Any:
-        head = f"HTTP/1.1 503 No\r\nRetry-After: {retry_after}\r\nContent-Length: 0\r\n\r\n"
-        request.channel.transport.write(head.encode())
-        request.channel.transport.loseConnection()
-        return NOT_DONE_YET
-
-    return answer
