@@ -117,29 +117,26 @@ class Rules:
 
 def is_public(address: str) -> bool:
     """
-    Say whether an IP address is one of the public internet, IPv4 inside IPv6 included.
+    Say whether an IP address is one of the public internet, IPv4 mapped or behind NAT64 included.
 
     Source: the IANA special-purpose address registries, as Python's ipaddress has them, and of
-    IPv6 only what IANA gives out as global unicast; Python's lists of the rest have gaps.
+    IPv6 only what IANA gives out as global unicast, without 6to4 (RFC 7526 ended it).
     """
     try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
+        ip = ipaddress.ip_address(address)
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if inner is not None:
-            ip = inner
-        elif ip in _NAT64:
+        if ip in _MAPPED or ip in _NAT64:
             ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        elif ip not in _GLOBAL_UNICAST or ip in _DOCUMENTATION:
+        elif ip not in _GLOBAL_UNICAST or ip.sixtofour:
             return False
     return ip.is_global and not ip.is_multicast
 
 
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-_DOCUMENTATION = ipaddress.IPv6Network("3fff::/20")
 
 
 @attrs.frozen(kw_only=True)
