@@ -10,7 +10,6 @@ promises: one in memory, one in Redis that processes share.
     eviction_order      what is evicted first
     base                the promises
     claims              who fetches a thing, among all processes
-    untold_changes      changes that Redis was not told, while it was away
     replies             what the scripts in lua/ reply
     memory              the index of one process
     redis               the index that processes share

@@ -7,7 +7,7 @@ file when it is served, and an index that lost everything is filled again from t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -295,21 +295,11 @@ class Index(Protocol):
         age and are never handed out.
         """
 
-    async def prepare(self, check: Callable[[], object]) -> None:
-        """
-        Bring the order of eviction in line with COVER_ART_CACHE_EVICTION, if it was changed.
-
-        :param check: called now and then; what it raises ends the work, to be begun anew.
-        """
-
     async def doubtful(self, count: int) -> list[FileKey]:
         """Up to `count` keys whose file was being stored or removed by a process that is gone."""
 
     async def odd_slices(self) -> list[int]:
         """The slices that were suspected since the last call."""
-
-    async def held_slices(self) -> list[int]:
-        """The slices of which anything is known."""
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
         """
@@ -321,11 +311,12 @@ class Index(Protocol):
     async def whole(self) -> bool:
         """
         Say whether the index covers all that lay on the disk once, and missed nothing since:
-        neither by its own fault nor because a process could not tell it.
+        neither by its own fault nor because a process could not tell it. COVER_ART_CACHE_EVICTION
+        was not changed either.
         """
 
     async def fill(self) -> None:
-        """Everything on the disk is going to be learnt, from now on; then call set_whole()."""
+        """Forget everything, since all that lies on the disk is learnt next; then call set_whole()."""
 
     async def set_whole(self) -> None:
         """Everything on the disk has been learnt; what was missed since fill() still counts."""

@@ -218,9 +218,6 @@ class MemoryIndex:
             if packed is not None:
                 self._queue.use(packed_key, unpack_entry(packed), times)
 
-    async def prepare(self, check: Callable[[], object]) -> None:
-        """The order of eviction is always the one that was set."""
-
     async def settle(self, keys: Sequence[FileKey]) -> None:
         """A process that is killed takes this index with it, so nothing can be in doubt."""
 
@@ -366,9 +363,6 @@ class MemoryIndex:
             return False
         checked_at = checked_at_of(packed)
         return at in (checked_at, counted(checked_at, self._now()))
-
-    async def held_slices(self) -> list[int]:
-        return [n for n in range(SLICES) if self._files[n] or self._aliases[n]]
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
         return self._files[number] | self._aliases[number]

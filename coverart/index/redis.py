@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,6 @@ from coverart.index.batched_lookups import BatchedLookups
 from coverart.index.claims import LONGEST_WAIT_S, Claims, pack_error
 from coverart.index.codec import (
     SIZE_CODES,
-    is_alias,
     is_packed,
     pack_alias_key,
     pack_entry,
@@ -60,7 +59,6 @@ from coverart.index.replies import (
     read_file,
     read_totals,
 )
-from coverart.index.untold_changes import Change, UntoldChanges
 from coverart.model import (
     Absence,
     Alias,
@@ -92,13 +90,11 @@ class RedisIndex:
     """
     The shared index.
 
-    While Redis is away, look-ups find nothing, so the disk decides; changes are kept and told when
-    it is back (untold_changes.py). `whole()` is False while the mark lies in the cache directory,
-    and where Redis was started anew since the index was filled (another run_id: its data may be
-    older): the leader then compares everything with the disk.
-
-    Data in Redis that can't be read is ignored and reported in Redis: the leader empties the index
-    and fills it again.
+    While Redis is away, look-ups find nothing, so the disk decides. A change that Redis is not told
+    leaves the mark in the cache directory, and as long as that lies there nothing in Redis is
+    believed. `whole()` is False then, and where Redis was started anew since the index was filled
+    (another run_id: its data may be older), where it holds data that can't be read, or files in
+    another order of eviction: the leader then empties the index and fills it from the disk.
     """
 
     kind = "redis"
@@ -127,7 +123,6 @@ class RedisIndex:
         self._keys = (self.prefix, locks_prefix(name))
         self.size_bytes = 0
         self._mark = mark
-        self._untold = UntoldChanges(self._tell_now, mark)
         self._run_id = self._filling = b""
         self._whole: bytes | None = None
         """What Redis said last of whether the index is whole; None where it could not be asked."""
@@ -150,24 +145,18 @@ class RedisIndex:
         return whole and not self._mark.left()
 
     async def find_image(self, request: ImageRequest) -> Found:
-        reply = await self._finds.ask(_name_of(request))
-        untold = self._is_untold(request.alias)
-        return self._understood(found_image, request, None if untold else reply)
+        return self._understood(found_image, request, await self._finds.ask(_name_of(request)))
 
     async def find_listing(self, key: ListingKey) -> Found:
-        reply = await self._finds.ask(pack_file_key(key))
-        return self._understood(found_packed, key, None if self._is_untold(key) else reply)
+        return self._understood(found_packed, key, await self._finds.ask(pack_file_key(key)))
 
     async def _find_all(self, asked: Sequence[bytes]) -> Sequence[Any]:
         replies: list[Any] = [None] * len(asked)
-        try:
-            *replies, self._whole = await self._run("find", len(SIZE_CODES), *asked)
-        except RedisAway:
-            self._whole = None
+        self._whole = None
+        if not self._mark.left():
+            with suppress(RedisAway):
+                *replies, self._whole = await self._run("find", len(SIZE_CODES), *asked)
         return replies
-
-    def _is_untold(self, subject: Subject) -> bool:
-        return len(self._untold) > 0 and pack_subject(subject) in self._untold
 
     def _understood(
         self, read: Callable[[T, list[Any]], Found], thing: T, reply: list[Any] | None
@@ -189,12 +178,11 @@ class RedisIndex:
         return claim or Claim(name=name)
 
     async def claim(self, key: FileKey, *, again: bool = False) -> tuple[Found, Claim | None]:
-        untold = self._is_untold(key)
-        reply, claim = await self._claims.take(pack_file_key(key), again=again or untold)
+        reply, claim = await self._claims.take(pack_file_key(key), again=again)
         if reply is None:
             # Redis does not have in doubt what this process is going to store.
             self._mark.leave()
-        found = self._understood(found_packed, key, None if untold else reply)
+        found = self._understood(found_packed, key, reply)
         if claim is None and found.entry is None:
             # The stored value is not a valid entry.
             return await self.claim(key, again=True)
@@ -233,7 +221,7 @@ class RedisIndex:
         packed = [pack_seen(thing) for thing in things]
         words = [word for pair in packed for word in pair]
         told = (str(4 + len(words)), *words, *self._claims.end(claims))
-        reply = await self._tell("store", [key for key, _ in packed], *told)
+        reply = await self._tell("store", *told)
         return [True] * len(things) if reply is None else [taken == 1 for taken in reply]
 
     async def put_absence(
@@ -242,20 +230,18 @@ class RedisIndex:
         life_ms = max(1, int((absence.forgotten - absence.since) * 1000))
         packed = pack_subject(subject)
         told = (packed, pack_absence(absence), str(life_ms), *self._claims.end(claims))
-        return bool(await self._tell("put_absence", [packed], *told) != 0)
+        return bool(await self._tell("put_absence", *told) != 0)
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
         packed = pack_file_key(key)
-        reply = await self._tell("forget_files", [packed], b"", _NO, packed, pack_entry(entry))
+        reply = await self._tell("forget_files", b"", _NO, packed, pack_entry(entry))
         return reply is None or reply == [1]
 
     async def forget_alias(self, key: AliasKey) -> bool:
-        packed = pack_alias_key(key)
-        return bool(await self._tell("forget_name", [packed], b"alias", packed))
+        return bool(await self._tell("forget_name", b"alias", pack_alias_key(key)))
 
     async def forget_absence(self, subject: Subject) -> bool:
-        packed = pack_subject(subject)
-        return bool(await self._tell("forget_name", [packed], b"absence", packed))
+        return bool(await self._tell("forget_name", b"absence", pack_subject(subject)))
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
         if keys:
@@ -325,35 +311,12 @@ class RedisIndex:
         reply = await self._lead("due_aliases", [], *self._rules, minute, count, fence)
         return self._readable(read_alias, pairs(reply))
 
-    async def prepare(self, check: Callable[[], object]) -> None:
-        policy = (self.prefix + b"sum", "policy")
-        ranked = await self._lead("call", None, "HGET", *policy)
-        if (ranked or b"oldest") == self.eviction.encode():
-            return
-        self.log.info(
-            "the order of eviction is {eviction} now: ranking all files in Redis anew",
-            eviction=self.eviction,
-        )
-        for number in range(SLICES):
-            check()
-            held = (await self.slice_packed(number)).items()
-            words = [word for thing in held if not is_alias(thing[0]) for word in thing]
-            await self._lead("rank", None, *self._rules, *words)
-        await self._lead("call", None, "HSET", *policy, self.eviction)
-
     async def doubtful(self, count: int) -> list[FileKey]:
         return self._readable(unpack_file_key, await self._lead("doubtful", [], count))
 
     async def odd_slices(self) -> list[int]:
         odd = await self._lead("call", [], "SPOP", self.prefix + b"odd", SLICES)
         return sorted(number for number in self._readable(int, odd) if 0 <= number < SLICES)
-
-    async def held_slices(self) -> list[int]:
-        bucket = self.prefix + b"b:"
-        numbers: set[int] = set()
-        async for keys in self._scan(bucket):
-            numbers.update(self._readable(lambda key: int(key[len(bucket) :][:3], 16), keys))
-        return sorted(numbers)
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
         held = dict(pairs(await self._lead("read_slice", [], f"{number:03x}")))
@@ -366,40 +329,26 @@ class RedisIndex:
         reply = await self._lead("totals", None)
         if reply is None or self._totals(reply) is None:
             return False
-        return reply[0] == self.link.run_id and not self._mark.left()
+        ordered = (reply[1][0] or b"oldest") == self.eviction.encode()
+        return ordered and reply[0] == self.link.run_id and not self._mark.left()
 
     async def fill(self) -> None:
-        # First, since a change that is told after the mark is cleared leaves it again.
-        await self._untold.tell_all()
         reply = await self._lead("totals", None)
-        self._run_id = self.link.run_id
+        self._run_id, self._filling = self.link.run_id, secrets.token_bytes(8)
+        gone = [b"due", b"age", b"sum", b"odd", b"fill"]
         if reply is None or reply[0] == b"garbled":
-            self.log.warn("emptying the index in Redis, to fill it again from the disk")
-            await self._empty()
-        self._filling = secrets.token_bytes(8)
-        await self._lead("call", None, "SET", self.prefix + b"fill", self._filling)
-        await self._lead("call", None, "DEL", self.prefix + b"whole")
+            gone += [b"tally", b"doubt"]
+        self.log.info("emptying the index in Redis, to fill it again from the disk")
+        # First, since a change that is not told from now on leaves it again.
         self._mark.clear()
+        try:
+            await self._lead("empty", None, self._filling, self.eviction, *gone)
+        except IndexAway:
+            self._mark.leave()
+            raise
 
     async def set_whole(self) -> None:
         await self._lead("set_whole", None, self._filling, self._run_id)
-
-    async def _empty(self) -> None:
-        """Remove all keys but the locks."""
-        kept = tuple(self._keys[1] + name for name in (b"lead", b"get:"))
-        async for keys in self._scan(self.prefix):
-            gone = [key for key in keys if not key.startswith(kept)]
-            if gone:
-                await self._lead("call", None, "UNLINK", *gone)
-
-    async def _scan(self, prefix: bytes) -> AsyncIterator[list[bytes]]:
-        """All keys that begin so, some at a time; one can come twice."""
-        cursor, search = b"0", ("MATCH", prefix + b"*", "COUNT", "1000")
-        while True:
-            cursor, keys = await self._lead("call", (b"0", []), "SCAN", cursor, *search)
-            yield keys
-            if cursor == b"0":
-                return
 
     # Redis and its absence
 
@@ -411,13 +360,10 @@ class RedisIndex:
     async def _run(self, name: str, *args: bytes | str | float) -> Any:
         """Run a script; data that it can't read is reported. :raises RedisAway: it can't be run."""
         try:
-            reply = await self.link.run(_SCRIPTS[name], self._keys, *args)
+            return await self.link.run(_SCRIPTS[name], self._keys, *args)
         except RedisGarbled as error:
             self._garbled(error)
             raise
-        if self._untold and self.link.available:
-            self._untold.start()
-        return reply
 
     async def _ask(self, name: str, otherwise: object, *args: bytes | str | float) -> Any:
         try:
@@ -434,17 +380,13 @@ class RedisIndex:
         except RedisAway as error:
             raise IndexAway(str(error)) from error
 
-    async def _tell(self, name: str, subjects: Sequence[bytes], *args: bytes | str) -> Any:
-        """Run a script that changes things, now or when Redis is back. :returns: None if later."""
-        change = Change(name, subjects, args)
-        if not self._untold:
-            with suppress(RedisAway):
-                return await self._tell_now(change)
-        self._untold.keep(change)
-        return None
-
-    async def _tell_now(self, change: Change) -> Any:
-        return await self._run(change.script, *self._rules, *change.args)
+    async def _tell(self, name: str, *args: bytes | str) -> Any:
+        """Run a script that changes things. :returns: None if Redis could not be told."""
+        try:
+            return await self._run(name, *self._rules, *args)
+        except RedisAway:
+            self._mark.leave()
+            return None
 
     def _readable(self, read: Callable[[P], T], packed: Iterable[P]) -> list[T]:
         """The values that can be read; the others are reported to the leader."""

@@ -66,7 +66,7 @@ def _extension(packed: bytes | None) -> str | None:
 
 def read_totals(reply: Sequence[Any], *, by_age: bool) -> Totals:
     """What "totals" replies. :param by_age: whether what was stored first is evicted first."""
-    _, counts, first, leader, tallies = reply
+    _, (_, *counts), first, leader, tallies = reply
     size_bytes, files, *rest = (int(count or 0) for count in counts)
     return Totals(
         size_bytes=size_bytes,

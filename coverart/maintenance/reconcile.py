@@ -153,9 +153,9 @@ class Reconciler:
         self._in_thread = in_thread
 
     async def survey(self) -> tuple[list[int], list[str]]:
-        """The slices of which disk or index hold anything; paths of what is not the cache's."""
-        numbers, strangers = await self._in_thread(survey, self._root)
-        return sorted({*numbers, *await self._index.held_slices()}), strangers
+        """The slices of which the disk holds anything; paths of what is not the cache's."""
+        seen: tuple[list[int], list[str]] = await self._in_thread(survey, self._root)
+        return seen
 
     async def look(
         self, numbers: Sequence[int], before: float, check: Check

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from coverart.cache.writer import InThread
-from coverart.index.base import Index
+from coverart.index.base import SLICES, Index
 from coverart.index.memory import MemoryIndex
 from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck
 from coverart.model import Entity
@@ -138,7 +138,9 @@ class Scanner:
         """
         began = time.monotonic()
         scan = self._scan
-        slices, foreign = await self._reconciler.survey()
+        on_disk, foreign = await self._reconciler.survey()
+        # The index may hold what is gone from the disk.
+        slices = range(SLICES) if self._compares else on_disk
         scan.count_foreign(foreign)
         scan.unfinished = await self._in_thread(count_unfinished, os.fspath(self._store.root))
         fills = self._compares and not await self._index.whole()

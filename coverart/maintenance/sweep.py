@@ -180,8 +180,6 @@ class Cleanup:
         began = time.monotonic()
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {
             "removing unfinished files": self._remove_orphans,
-            # Re-rank first if COVER_ART_CACHE_EVICTION changed.
-            "ordering files for eviction": lambda _: self._index.prepare(self._evictor.check),
             "counting uses": lambda _: self._before_evicting(),
             "evicting": self._evict,
             "retiring aliases": lambda sweep: self._evictor.retire(sweep, self._expired_before),
@@ -236,7 +234,7 @@ class Cleanup:
         )
 
     async def _make_whole(self, done: Sweep) -> None:
-        """Fill an index that lost something; what it knows all the same may be of an older time."""
+        """Fill an index that lost something."""
         if not await self._index.whole():
             self._evictor.check()
             await self._index.fill()

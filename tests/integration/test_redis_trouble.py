@@ -308,30 +308,28 @@ async def test_what_is_missed_while_filling_counts(index: RedisIndex, tmp_path) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_told_late_by_another(index: RedisIndex, redis: RedisServer, tmp_path) -> None:
-    """What a process tells after another filled the index may be old: then it is not whole."""
+async def test_what_was_not_told(index: RedisIndex, redis: RedisServer, tmp_path) -> None:
+    """Where Redis was not told of a change, nothing in it is believed until it is filled anew."""
     ref = ImageRef(owner=Entity.RELEASE, mbid=str(uuid.UUID(int=1)), image_id=7)
-    link = RedisLink(parse_address(redis.url), reactor, reactor)
-    link.connect()
-    late = RedisIndex(link, "default", Mark(tmp_path))
-    try:
-        await late.totals()
-        redis.kill()
-        entry = FileEntry(size_bytes=100, stored_at=1000.0, media=MediaType.JPEG)
-        await late.put_file(ref.at(250), entry)
-        await redis.start()
-        await back(index)
-        await index.fill()
-        await index.set_whole()
-        assert await index.whole()
-        request = ImageRequest(alias=ref.own_name, size=250)
-        await back(late)
-        await becomes(
-            lambda: index.find_image(request), lambda found: found.entry == entry, "it is told"
-        )
-        assert not await index.whole()
-    finally:
-        await link.close()
+    entry = FileEntry(size_bytes=100, stored_at=1000.0, media=MediaType.JPEG)
+    request = ImageRequest(alias=ref.own_name, size=250)
+    other = RedisIndex(index.link, "default", Mark(tmp_path))
+    await index.fill()
+    await index.put_file(ref.at(250), entry)
+    await index.set_whole()
+    assert (await other.find_image(request)).entry == entry
+    redis.client().config_set("min-replicas-to-write", 1)
+    assert await index.forget_file(ref.at(250), entry)
+    redis.client().config_set("min-replicas-to-write", 0)
+    for each in (index, other):
+        assert (await each.find_image(request)).entry is None
+        assert not await each.whole()
+        assert not each.complete
+    await other.fill()
+    await other.set_whole()
+    for each in (index, other):
+        assert (await each.find_image(request)).entry is None
+        assert await each.whole()
 
 
 @pytest_twisted.ensureDeferred

@@ -418,16 +418,6 @@ async def learns_the_latest_alias(index: Index) -> None:
 
 
 @promise
-async def knows_which_slices_are_held(index: Index) -> None:
-    """Slices of which a file or a name is known, in their order."""
-    equal(await index.held_slices(), [])
-    await index.put_file(REF.at(250), entry())
-    await index.put_file(REF.at(500), entry())
-    await index.put_alias(GROUP, ALIAS)
-    equal(await index.held_slices(), sorted({int(MBID[:3], 16), int(OTHER_MBID[:3], 16)}))
-
-
-@promise
 async def oldest_in_order(index: Index) -> None:
     """The files first to be evicted, no more than asked for, and again until they are forgotten."""
     files: list[tuple[FileKey, FileEntry]] = [
