@@ -11,8 +11,7 @@ else by Klein's routes, and what is not the archive's to `operators`.
     status              the fields of /cache-status
     accel               lets nginx send a file: X-Accel-Redirect
     delivery            sends bodies: of a file, of an image while it arrives
-    headers             the headers of answers
-    error_answers       an error as status, headers and JSON
+    headers             statuses and headers of answers; an error as JSON
     operator_hosts      by which Host operators may ask
     public_listings     listings with their addresses rewritten
     covers              the routes of the archive

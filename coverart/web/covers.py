@@ -32,8 +32,7 @@ from coverart.web.accel import pass_on_at_once, send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
 from coverart.web.delivery import Arriving, Body, OpenFile, Source
-from coverart.web.error_answers import explain
-from coverart.web.headers import describe, sized, span_to_send, typed
+from coverart.web.headers import describe, explain, sized, span_to_send, typed
 from coverart.web.public_listings import PublicListings
 
 

@@ -16,8 +16,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
 from coverart.errors import Refused
-from coverart.web.error_answers import refuse
-from coverart.web.headers import open_to_all
+from coverart.web.headers import open_to_all, refuse
 
 LARGEST_BODY_BYTES = 64 * 1024
 

@@ -28,8 +28,7 @@ from coverart.maintenance.share_counts import SharedCounts
 from coverart.metrics import Metrics
 from coverart.model import MEGABYTE, SIZES
 from coverart.web.access_log import LoggedRequest
-from coverart.web.error_answers import explain
-from coverart.web.headers import json_body, sized
+from coverart.web.headers import explain, json_body, sized
 from coverart.web.operator_hosts import OwnNames
 from coverart.web.status import describe
 

@@ -17,8 +17,7 @@ from coverart.metrics import Metrics
 from coverart.model import Thing
 from coverart.web.access_log import AccessLog, LoggedRequest
 from coverart.web.connection_limits import Connections
-from coverart.web.error_answers import refuse
-from coverart.web.headers import METHODS, open_to_all, options
+from coverart.web.headers import METHODS, open_to_all, options, refuse
 from coverart.web.http_channel import ClientChannel
 from coverart.web.operators import OWN_PATHS
 

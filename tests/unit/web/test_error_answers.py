@@ -18,8 +18,8 @@ from coverart.errors import (
     Unavailable,
     UpstreamTimeout,
 )
-from coverart.web import error_answers
-from coverart.web.error_answers import explain, refuse
+from coverart.web import headers
+from coverart.web.headers import explain, refuse
 from tests.support.requests import header, request
 
 
@@ -82,7 +82,7 @@ class RefusalTests(SynchronousTestCase):
         """An error that is none of these is logged, and the client is told no more than 500."""
         made = request()
         failure = Failure(ZeroDivisionError("secret"))
-        self.patch(error_answers, "log", Logger())
+        self.patch(headers, "log", Logger())
         body = explain(made, failure)
         self.assertEqual(made.code, 500)
         self.assertNotIn(b"secret", body)

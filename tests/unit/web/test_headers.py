@@ -13,8 +13,7 @@ from coverart.model import AliasKey, Entity, ImageRequest, ListingKey, MediaType
 from coverart.web import headers as responses
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span, Validators
-from coverart.web.error_answers import refuse
-from coverart.web.headers import span_to_send
+from coverart.web.headers import refuse, span_to_send
 from tests.support.requests import header, request
 from tests.support.strategies import MBID, examples
 
