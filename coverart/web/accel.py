@@ -23,9 +23,3 @@ def send_by_nginx(request: Request, prefix: str | None, path: str) -> bool:
         return False
     request.setHeader(b"x-accel-redirect", f"{prefix}{path}".encode())
     return True
-
-
-def pass_on_at_once(request: Request, prefix: str | None) -> None:
-    """Tell nginx to send what it has got of a body; it would wait for a buffer full of it."""
-    if prefix is not None:
-        request.setHeader(b"x-accel-buffering", b"no")

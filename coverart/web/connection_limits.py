@@ -58,7 +58,7 @@ class Connections:
         self._ports: list[Any] = []
         self._accepting = True
 
-    def watch(self, port: Any) -> IListeningPort:
+    def watch(self, port: Any) -> Any:
         """Stop and start accepting on this port, too."""
         self._ports.append(port)
         port.numberAccepts = MOST_ACCEPTS
@@ -66,8 +66,7 @@ class Connections:
         # (tcp(7)). A Unix socket has no such option.
         with contextlib.suppress(OSError, AttributeError):
             port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_S * 1000)
-        listening: IListeningPort = port
-        return listening
+        return port
 
     def opened(self, channel: Any) -> None:
         """A connection was accepted."""

@@ -28,7 +28,7 @@ from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, NotInArchive, StoreFailed
 from coverart.model import ORIGINAL, Found, ImageRequest, Thing
 from coverart.store.atomic_files import FAULTS_OF_THE_FILE
-from coverart.web.accel import pass_on_at_once, send_by_nginx
+from coverart.web.accel import send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
 from coverart.web.delivery import Arriving, Body, OpenFile, Source
@@ -187,7 +187,7 @@ class Covers(Resource):
         media = held.entry.media
         if send_by_nginx(request, self._mode.accel, held.path):
             typed(request, media)
-            return b""
+            return sized(request, b"")
         fd = self._cache.store.open(held.path)
         try:
             if media is not None:
@@ -211,8 +211,9 @@ class Covers(Resource):
     def _arriving(self, request: LoggedRequest, flowing: Flowing) -> Body:
         """An image that is being downloaded."""
         download = flowing.download
-        if not download.whole:
-            pass_on_at_once(request, self._mode.accel)
+        if self._mode.accel is not None and not download.whole:
+            # nginx would wait for a buffer full of it.
+            request.setHeader(b"x-accel-buffering", b"no")
         validators = Validators(size_bytes=download.size_bytes, modified=int(download.stored_at))
         span = span_to_send(request, download.media, validators)
         return Body(Source() if span is None else Arriving(download, span.start), span)
@@ -243,8 +244,5 @@ def _explain_unless_left(failure: Failure, request: LoggedRequest) -> bytes | in
 def _finish(rendered: bytes | int, request: LoggedRequest) -> None:
     """What Request.render() does with an answer that comes at once."""
     if isinstance(rendered, bytes):
-        # To HEAD the length is told of what is not sent.
-        if request.method != b"HEAD":
-            request.setHeader(b"content-length", b"%d" % len(rendered))
         request.write(rendered)
         request.finish()

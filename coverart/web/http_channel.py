@@ -40,7 +40,7 @@ class ClientChannel(HTTPChannel):
             super().dataReceived(data)
         except ValueError:
             # Of a Content-Length: Python reads no number of thousands of digits.
-            self.refuse(400, "malformed request")
+            self._respondToBadRequestAndDisconnect()
 
     def allHeadersReceived(self) -> None:
         if self.length is not None and self.length > LARGEST_BODY_BYTES:
@@ -87,12 +87,11 @@ class ClientChannel(HTTPChannel):
         else:
             self.loseConnection()
 
-    def lineLengthExceeded(self, line: bytes) -> None:  # noqa: ARG002
-        self.refuse(400, "malformed request")
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
+    def _respondToBadRequestAndDisconnect(self, *_: object) -> None:
         """What Twisted calls where it finds a request malformed."""
         self.refuse(400, "malformed request")
+
+    lineLengthExceeded = _respondToBadRequestAndDisconnect
 
 
 def _unread(data: bytes) -> None:

@@ -7,10 +7,10 @@ answers are then its own, to be read. What it can't change is the Host header, w
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
 import attrs
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.web.http import Request
 
 from coverart.errors import Refused
@@ -57,15 +57,7 @@ class OwnNames:
 
     def _include(self, host: str) -> bool:
         if host.startswith("["):
-            return _is_address(host[1:].partition("]")[0])
+            return isIPv6Address(host[1:].partition("]")[0])
         name = host.partition(":")[0].lower().removesuffix(".")
         ends_privately = "." not in name or name.endswith(PRIVATE)
-        return ends_privately or name in self.listed or _is_address(name)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
+        return ends_privately or name in self.listed or isIPAddress(name)

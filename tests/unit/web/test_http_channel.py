@@ -71,6 +71,7 @@ class ChannelTests(SynchronousTestCase):
         connections = Connections(10, metrics, self.clock)
         site = CoverSite(self.held, metrics, connections, self.clock)
         site.startFactory()
+        self.protocols = site.acceptableProtocols()
         self.channel: Any = site.buildProtocol(None)
         self.transport = Transport()
         self.channel.makeConnection(self.transport)
@@ -168,3 +169,7 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(producer.told, ["pause"])
         self.channel.resumeProducing()
         self.assertEqual(producer.told, ["pause", "resume"])
+
+    def test_no_other_protocol(self) -> None:
+        """In TLS a client is offered HTTP/1.1 alone, whatever else Twisted could speak."""
+        self.assertEqual(self.protocols, [b"http/1.1"])
