@@ -12,7 +12,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
-from coverart.archive.coarse_clock import LOOK_S, CoarseClock
+from coverart.archive.coarse_clock import LOOK_S
 from coverart.cache.lookup import CoverCache
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.model import MEGABYTE
@@ -33,8 +33,8 @@ class Parts:
     upkeep: Upkeep
     pool: HTTPConnectionPool
     """The connections to the archive."""
-    coarse: CoarseClock
-    """What bounds them and every fetch in time."""
+    look: Callable[[], None]
+    """What bounds connections and every fetch in time, to be called every LOOK_S."""
     drain: Callable[[float], Awaitable[int]]
     """Lets running requests end within a number of seconds; returns how many did not."""
     limit_bytes: int
@@ -49,7 +49,7 @@ class CoverService(Service):
         self.parts = parts
         opened = parts.opened
         self._delay = ReactorDelay(opened.reactor, opened.metrics.reactor_delay.observe)
-        self._looks = LoopingCall(parts.coarse.look)
+        self._looks = LoopingCall(parts.look)
         self._looks.clock = opened.reactor
 
     def startService(self) -> None:

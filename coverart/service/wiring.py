@@ -162,12 +162,17 @@ def assemble(
     connections = Connections(most, opened.metrics, reactor)
     front = Front(Covers(cache, mode, threads, hit), operators.app.resource())
     site = CoverSite(front, opened.metrics, connections, reactor)
+
+    def look() -> None:
+        site.look()
+        coarse.look()
+
     parts = Parts(
         opened=opened,
         cache=cache,
         upkeep=upkeep,
         pool=pool,
-        coarse=coarse,
+        look=look,
         drain=site.drain,
         limit_bytes=settings.max_bytes,
     )

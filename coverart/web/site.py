@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import Site
@@ -21,8 +21,6 @@ from coverart.web.headers import METHODS, open_to_all, options, refuse
 from coverart.web.http_channel import ClientChannel
 from coverart.web.operators import OWN_PATHS
 
-LOOK_S = 0.25
-"""Seconds between two looks: lines are written to the log, overdue connections closed."""
 DRAIN_LOOK_S = 0.02
 
 _ADMIN = re.compile(rb"/admin/(?P<verb>purge|refresh)(?P<thing>/.*)", re.DOTALL)
@@ -97,8 +95,6 @@ class CoverSite(Site):
         self.metrics = metrics
         self.connections = connections
         self.access_log = AccessLog()
-        self._looks = LoopingCall(self._look)
-        self._looks.clock = clock
 
     def acceptableProtocols(self) -> list[bytes]:
         """
@@ -108,15 +104,8 @@ class CoverSite(Site):
         """
         return [b"http/1.1"]
 
-    def startFactory(self) -> None:
-        super().startFactory()
-        self._looks.start(LOOK_S, now=False)
-
-    def stopFactory(self) -> None:
-        super().stopFactory()
-        self._looks.stop()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Write lines to the log, close overdue connections; every half a second or so."""
         self.connections.look()
         self.access_log.flush()
 

@@ -24,7 +24,7 @@ from coverart.simulator.catalogue import Catalogue
 from coverart.simulator.faults import HOPS, Gate, Rule, Status
 from coverart.simulator.gallery import Gallery
 from coverart.simulator.service import Simulator
-from coverart.web import connection_limits, site
+from coverart.web import connection_limits
 from tests.support.drawings import STUDIO
 from tests.support.running import Proxy, ProxyChild, reached
 from tests.support.talk import LOCAL, SAFETY_S, Answer, ask, becomes, connect, start, until, within
@@ -290,7 +290,6 @@ async def child_answer(child: ProxyChild) -> Answer:
 async def test_slow_keep_their_place(sim, run, monkeypatch) -> None:
     """A client that still takes its answer is not idle, though the proxy is done with it."""
     monkeypatch.setattr(connection_limits, "IDLE_S", 2.0)
-    monkeypatch.setattr(site, "LOOK_S", 0.01)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="2")
     path = fronts(sim, 1)[0].removesuffix("-250")
     body = (await proxy.get(path)).body
@@ -313,7 +312,6 @@ async def test_slow_keep_their_place(sim, run, monkeypatch) -> None:
 async def test_active_keep_their_place(sim, run, monkeypatch) -> None:
     """At the bound those that are idle for long are closed, so that others come in, and no others."""
     monkeypatch.setattr(connection_limits, "IDLE_S", 1000.0)
-    monkeypatch.setattr(site, "LOOK_S", 0.01)
     proxy = await run(COVER_ART_MAX_CONNECTIONS="4")
     wires = []
     for _ in range(4):

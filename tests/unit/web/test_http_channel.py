@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, LoopingCall
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
@@ -70,7 +70,9 @@ class ChannelTests(SynchronousTestCase):
         metrics = Metrics()
         connections = Connections(10, metrics, self.clock)
         site = CoverSite(self.held, metrics, connections, self.clock)
-        site.startFactory()
+        looks = LoopingCall(site.look)
+        looks.clock = self.clock
+        looks.start(0.5, now=False)
         self.protocols = site.acceptableProtocols()
         self.channel: Any = site.buildProtocol(None)
         self.transport = Transport()
