@@ -38,9 +38,16 @@ class _Connection(HTTP11ClientProtocol):
     a compressed bomb only be refused, where nothing is decoded on the way.
     """
 
+    transport: Any
     _answer: Deferred[Any] | None = None
     _parser: Any
     _head_bytes = 0
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        # Of a GET nothing is left to be sent when it is given up, and TLS would wait for the other
+        # side to agree, however long that takes.
+        self.transport.loseConnection = self.transport.abortConnection
 
     def request(self, request: Any) -> Deferred[Any]:
         self._head_bytes = 0

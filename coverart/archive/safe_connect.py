@@ -12,18 +12,14 @@ from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
-import attrs
 from treq.client import HTTPClient
 from treq.cookies import IndexableCookieJar
-from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
-    IProtocolFactory,
     IReactorPluggableNameResolver,
     IReactorTime,
     IStreamClientEndpoint,
 )
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
@@ -57,33 +53,6 @@ class _PublicOnly:
         return self._reactor.connectTCP(host, *where, **how)
 
 
-class _AbruptTLS(TLSMemoryBIOProtocol):
-    """
-    TLS that ends when it is told to: of a GET nothing is left to be sent by then.
-
-    A polite end waits for the other side to agree, however long that takes.
-    """
-
-    def loseConnection(self) -> None:
-        self.abortConnection()
-
-
-@implementer(IStreamClientEndpoint)
-@attrs.frozen(eq=False)
-class _TLSEndpoint:
-    """Speaks TLS over another endpoint."""
-
-    creator: Any
-    endpoint: IStreamClientEndpoint
-
-    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[Any]:
-        """To what the endpoint leads to; fires with the protocol within TLS."""
-        factory = TLSMemoryBIOFactory(self.creator, True, protocolFactory)
-        factory.protocol = _AbruptTLS
-        connecting: Deferred[Any] = self.endpoint.connect(factory)
-        return connecting.addCallback(lambda tls: tls.wrappedProtocol)
-
-
 @implementer(IAgentEndpointFactory)
 class CheckedEndpoints:
     """Makes endpoints only for what the rules allow."""
@@ -109,7 +78,7 @@ class CheckedEndpoints:
         no_bound: Any = None
         endpoint = HostnameEndpoint(reactor, name, port, timeout=no_bound)
         if scheme == b"https":
-            return _TLSEndpoint(self._tls.creatorForNetloc(host, port), endpoint)
+            return wrapClientTLS(self._tls.creatorForNetloc(host, port), endpoint)
         return endpoint
 
 
