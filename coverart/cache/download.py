@@ -36,7 +36,7 @@ class Download:
     The sink of one fetch of an image.
 
     The archive's side calls begin() when an answer's headers are there and write() for each piece;
-    the cache then calls finish(), and end() when the flight is over, or fail(). Until the first
+    the cache then calls finish(), and end() when the flight is over. Until the first
     piece went to the disk, begin() may be called again and starts over.
     """
 
@@ -76,7 +76,6 @@ class Download:
         self._base = 0
         """Where in the image the buffer begins."""
         self._reserved = 0
-        self._head = b""
         self._temporary: Temporary | None = None
         self._flushed = 0
         """How many bytes of it lie in the file."""
@@ -103,7 +102,6 @@ class Download:
         self.length = length
         self.media = None
         self.received = self._base = 0
-        self._head = b""
         self._expect(length or 0)
 
     def write(self, data: bytes) -> None:
@@ -117,12 +115,11 @@ class Download:
         self.received += len(data)
         if self.received > self.size_bytes:
             self._expect(self.received)
-        if self.media is None:
-            self._head = (self._head + data)[:ENOUGH]
-            if len(self._head) == ENOUGH:
-                self.media = accept(self._head, self.key.size)
         self._buffer += data
         self._room.keep(len(data))
+        # None of it is let go of before its type is known.
+        if self.media is None and self.received >= ENOUGH:
+            self.media = accept(bytes(self._buffer[:ENOUGH]), self.key.size)
         if self.media is not None and self.size_bytes > SMALL_BYTES:
             self._flush()
         if self.unstored is not None:
@@ -166,23 +163,18 @@ class Download:
             return None
         return FileEntry(size_bytes=self.received, stored_at=self.stored_at, media=self.media)
 
-    def end(self) -> None:
-        """The flight is over: who comes now finds the file, or fetches anew."""
+    def end(self, error: CoverError | None = None) -> None:
+        """
+        The flight is over: who comes now finds the file, or fetches anew.
+
+        :param error: why it is given up; readers are told, the temporary file goes.
+        """
         if self._ended:
             return
-        self._ended = True
-        if self.unstored is None:
+        self._error, self._ended = error, True
+        if error is None and self.unstored is None:
             # The index counts it from now on; what goes is counted until it has gone.
             self._give_back()
-        self._wake()
-        self._close_if_unread()
-
-    def fail(self, error: CoverError) -> None:
-        """Give up: readers are told, the temporary file goes."""
-        if self._ended:
-            return
-        self._error = error
-        self._ended = True
         self._wake()
         self._close_if_unread()
 
@@ -358,15 +350,10 @@ class Download:
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for d in waiting:
-            # Not if one that was woken before it made this one leave.
-            if not d.called:
-                d.callback(None)
+            d.callback(None)
 
     def _wait(self) -> Deferred[None]:
-        d: Deferred[None] = Deferred(self._leave)
+        # One that is cancelled stays here till then, and takes no notice.
+        d: Deferred[None] = Deferred()
         self._waiting.append(d)
         return d
-
-    def _leave(self, d: Deferred[None]) -> None:
-        if d in self._waiting:
-            self._waiting.remove(d)

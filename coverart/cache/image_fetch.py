@@ -234,11 +234,9 @@ class Images:
             # It is there all the same.
             await self._index.forget_absence(key)
             return download
-        except CoverError as error:
-            download.fail(error)
-            raise
-        except BaseException:
-            download.fail(CoverError("a fetch ended unexpectedly"))
+        except BaseException as error:
+            unexpected = CoverError("a fetch ended unexpectedly")
+            download.end(error if isinstance(error, CoverError) else unexpected)
             raise
         finally:
             download.end()

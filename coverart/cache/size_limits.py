@@ -156,9 +156,8 @@ class Room:
                 woken = waiting.copy()
                 waiting.clear()
                 for d in woken:
-                    # Not if the wait was called off.
-                    if not d.called:
-                        d.callback(None)
+                    # Nothing comes of it if the wait was called off.
+                    d.callback(None)
 
     def wait(self, *, small: bool) -> Deferred[None]:
         """Fires when it is not crowded any more for images like this one."""

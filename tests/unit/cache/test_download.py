@@ -130,7 +130,7 @@ class SmallTests(DownloadTests):
             download.begin(declared)
             download.write(jpeg(100))
             self.failureResultOf(self.finish(download), BadUpstream)
-            download.fail(CoverError())
+            download.end(CoverError())
         self.assertEqual((self.visible(), self.temporary()), (None, []))
 
     def test_no_image(self) -> None:
@@ -174,7 +174,7 @@ class SmallTests(DownloadTests):
         download.begin(None)
         download.write(jpeg(LARGEST))
         self.assertRaises(BadUpstream, download.write, b"x")
-        download.fail(CoverError())
+        download.end(CoverError())
         self.assertEqual((self.visible(), self.temporary()), (None, []))
 
     def test_starts_over(self) -> None:
@@ -233,7 +233,7 @@ class SmallTests(DownloadTests):
         self.assertTrue(0 < most <= bound, most)
         self.assertEqual(coming[0].unstored, "cache-full")
         for download in coming:
-            download.fail(CoverError())
+            download.end(CoverError())
         self.assertEqual((self.temporary(), self.room.reserve(bound)), ([], None))
 
 
@@ -257,7 +257,7 @@ class LargeTests(DownloadTests):
         download.write(jpeg(LARGE)[1000:2000])
         self.assertEqual(self.announced, [download])
         self.assertEqual(download.length, LARGE)
-        download.fail(CoverError())
+        download.end(CoverError())
 
     def test_readers_at_their_own_pace(self) -> None:
         """Each reader gets all that has come, from where it stands, in its own pieces."""
@@ -304,7 +304,7 @@ class LargeTests(DownloadTests):
         download = self.begun()
         download.attach(self)
         more = download.more(1000)
-        download.fail(NotReached("cut"))
+        download.end(NotReached("cut"))
         self.successResultOf(more)
         self.assertEqual(download.read(self, 0, 5000), jpeg(1000))
         self.assertRaises(NotReached, download.read, self, 1000, 10)
@@ -317,8 +317,8 @@ class LargeTests(DownloadTests):
         """What failed first is what is told."""
         download = self.begun()
         download.attach(self)
-        download.fail(NotReached("first"))
-        download.fail(BadUpstream("second"))
+        download.end(NotReached("first"))
+        download.end(BadUpstream("second"))
         error = self.assertRaises(CoverError, download.read, self, 1000, 10)
         self.assertEqual(error.detail, "first")
         download.detach(self)
@@ -327,7 +327,7 @@ class LargeTests(DownloadTests):
         """Once bytes are on the disk and with readers, another answer can't take their place."""
         download = self.begun()
         self.assertRaises(BadUpstream, download.begin, LARGE)
-        download.fail(CoverError())
+        download.end(CoverError())
 
     def test_too_late(self) -> None:
         """A reader that comes after the end is told so, and gets no empty image."""
@@ -349,7 +349,7 @@ class LargeTests(DownloadTests):
         download.write(b"x")
         self.successResultOf(patient)
         download.detach("another")
-        download.fail(CoverError())
+        download.end(CoverError())
 
     def test_leaves_while_woken(self) -> None:
         """A reader may make another leave when it is woken."""
@@ -360,7 +360,7 @@ class LargeTests(DownloadTests):
         self.successResultOf(first)
         self.failureResultOf(second, CancelledError)
         self.successResultOf(third)
-        download.fail(CoverError())
+        download.end(CoverError())
 
     def full(self, *_: Any) -> None:
         """What a full disk says."""
@@ -396,7 +396,7 @@ class LargeTests(DownloadTests):
         self.assertEqual(told, [])
         self.disk.let_all_go()
         self.assertEqual(told, ["ENOSPC"])
-        download.fail(CoverError())
+        download.end(CoverError())
         self.assertEqual(self.temporary(), [])
 
     def test_memory_is_bounded(self) -> None:
@@ -425,7 +425,7 @@ class LargeTests(DownloadTests):
             download.detach(reader)
         with self.assertRaises(StoreFailed) as caught:
             download.write(body[8000:9000])
-        download.fail(caught.exception)
+        download.end(caught.exception)
         self.assertFalse(self.room.crowded(small=False))
 
     def test_no_memory_for_one_more(self) -> None:
@@ -442,7 +442,7 @@ class LargeTests(DownloadTests):
             download.write(body)
         self.assertIsNone(self.successResultOf(self.finish(first)))
         error = self.failureResultOf(self.finish(second), StoreFailed).value
-        second.fail(error)
+        second.end(error)
         self.assertEqual(first.read(self, 0, 5000), body)
         first.detach(self)
         self.assertFalse(self.room.crowded(small=False))
@@ -472,7 +472,7 @@ class LargeTests(DownloadTests):
         self.assertEqual(small.read("quick", 0, 5000), jpeg(4000))
         small.detach("quick")
         large.detach("slow")
-        large.fail(CoverError())
+        large.end(CoverError())
 
 
 class SlowDiskTests(DownloadTests):
@@ -496,7 +496,7 @@ class SlowDiskTests(DownloadTests):
         self.disk.let_all_go()
         self.successResultOf(room)
         self.assertIsNone(download.room())
-        download.fail(CoverError())
+        download.end(CoverError())
 
     def test_the_disk_is_not_in_the_way(self) -> None:
         """Readers get what still waits for the disk, and the same when it is there."""
@@ -510,7 +510,7 @@ class SlowDiskTests(DownloadTests):
         download.write(b"x")
         self.successResultOf(more)
         self.assertEqual(download.read(self, 1000, 10), b"x")
-        download.fail(CoverError())
+        download.end(CoverError())
         download.detach(self)
 
     def test_one_piece_at_a_time(self) -> None:
@@ -522,7 +522,7 @@ class SlowDiskTests(DownloadTests):
         download.attach(self)
         self.disk.let_all_go()
         self.assertEqual(download.read(self, 1000, 100), b"".join(b"%d" % n * 10 for n in range(5)))
-        download.fail(CoverError())
+        download.end(CoverError())
         download.detach(self)
 
     def test_finish_waits(self) -> None:
@@ -548,7 +548,7 @@ class SlowDiskTests(DownloadTests):
             if held:
                 self.disk.let_one_go()
                 download.write(b"y" * 100)
-            download.fail(NotReached("cut"))
+            download.end(NotReached("cut"))
             self.disk.let_all_go()
             self.assertEqual((self.visible(), self.temporary()), (None, []))
         self.assertEqual(self.descriptors(), before)
@@ -570,7 +570,7 @@ class SlowDiskTests(DownloadTests):
         self.assertEqual(download.read(self, 0, 10), jpeg(10))
         download.detach(self)
         self.assertRaises(StoreFailed, download.write, b"x")
-        download.fail(CoverError())
+        download.end(CoverError())
 
     @examples(30)
     @given(

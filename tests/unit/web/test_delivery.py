@@ -206,7 +206,7 @@ class ArrivingTests(SynchronousTestCase):
         """An image that breaks off breaks the connection: no whole-looking answer."""
         client = self.follow()
         paused = self.follow(pause_after=1)
-        self.download.fail(NotReached("cut"))
+        self.download.end(NotReached("cut"))
         self.assertEqual((client.finished, client.aborted), (False, True))
         self.assertFalse(paused.aborted)
         paused.producer.resumeProducing()
