@@ -32,10 +32,6 @@ class Fetch(FetchDeadline):
     """True if an index miss at the start means a disk miss."""
     _claims: list[Claim] = attrs.field(factory=list, init=False)
 
-    def restart(self) -> None:
-        """Its time begins now: until then it waited for others."""
-        self.at = self.clock.seconds() + self.total_s
-
     async def __aenter__(self) -> Fetch:
         return self
 
@@ -55,7 +51,8 @@ class Fetch(FetchDeadline):
         """A claim was taken for this fetch."""
         self._claims.append(claim)
         if claim.waited:
-            self.restart()
+            # Its time begins now: until then it waited for another process.
+            self.at = self.clock.seconds() + self.total_s
 
     def end_claims(self) -> list[Claim]:
         """The claims, for the one who ends them with what was fetched."""

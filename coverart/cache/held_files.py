@@ -89,9 +89,7 @@ class HeldFiles:
                 return found.entry
             await self.lost(key, found.entry)
             if claim is None:
-                found, claim = await self._index.claim(key, again=True)
-                if claim is not None:
-                    fetch.add_claim(claim)
+                return await self.claim(key, fetch, again=True)
         if claim is not None and claim.waited and found.absence is not None:
             return Missing(subject=key, asked_at=None)
         if fetch.complete and (claim is None or not claim.waited):

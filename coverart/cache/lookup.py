@@ -241,33 +241,32 @@ class CoverCache:
         """A miss, once for all who wait in this process."""
         # In here, so that those who join wait for no turn: each would push the next miss back.
         await self._turn()
-        async with self._fetcher.begin() as fetch:
-            if not fetch.complete:
-                # Served whatever else goes on: without Redis this is how every hit is found.
-                on_disk = await self._fetcher.held.find(thing)
-                if on_disk is not None and (known := self._known(thing, on_disk)) is not None:
-                    return known
-            with self._metrics.fetches.track_inprogress():
-                # Before the claims: who waits in line keeps no other process from the work.
-                try:
-                    slot = await self._fetcher.slot(thing)
-                except Overloaded:
-                    self._metrics.overload["waited"].inc()
-                    raise
-                fetch.restart()
-                try:
+        if not self.index.complete:
+            # Served whatever else goes on: without Redis this is how every hit is found.
+            on_disk = await self._fetcher.held.find(thing)
+            if on_disk is not None and (known := self._known(thing, on_disk)) is not None:
+                return known
+        with self._metrics.fetches.track_inprogress():
+            # Before the claims: who waits in line keeps no other process from the work.
+            try:
+                slot = await self._fetcher.slot(thing)
+            except Overloaded:
+                self._metrics.overload["waited"].inc()
+                raise
+            try:
+                async with self._fetcher.begin() as fetch:
                     return await self._fetch_here(thing, found, fetch, announce)
-                except CoverError as error:
-                    # That nothing can be stored is told once a minute (size_limits.py).
-                    if not isinstance(error, NobodyReads):
-                        self.log.warn(
-                            "{key} could not be fetched: {detail}",
-                            key=spell(thing),
-                            detail=error.detail,
-                        )
-                    raise
-                finally:
-                    slot.release()
+            except CoverError as error:
+                # That nothing can be stored is told once a minute (size_limits.py).
+                if not isinstance(error, NobodyReads):
+                    self.log.warn(
+                        "{key} could not be fetched: {detail}",
+                        key=spell(thing),
+                        detail=error.detail,
+                    )
+                raise
+            finally:
+                slot.release()
 
     async def _fetch_here(
         self, thing: Thing, found: Found, fetch: Fetch, announce: Announce[Answer]

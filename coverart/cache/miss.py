@@ -44,12 +44,12 @@ class Fetcher:
         self._slots = DeferredSemaphore(2 * limits.concurrency)
         # Fewer than requests: an original takes as long as its clients do where it can't be stored.
         self._for_originals = DeferredSemaphore(max(1, limits.concurrency * 3 // 4))
-        self.writer = Writer(store, in_thread)
+        writer = Writer(store, in_thread)
         self.held = HeldFiles(index=index, store=store, in_thread=in_thread)
         self.names = Names(
             index=index,
             store=store,
-            writer=self.writer,
+            writer=writer,
             upstream=upstream,
             in_thread=in_thread,
             now=now,
@@ -60,7 +60,7 @@ class Fetcher:
             held=self.held,
             names=self.names,
             room=room,
-            writer=self.writer,
+            writer=writer,
             upstream=upstream,
             now=now,
         )
@@ -69,7 +69,7 @@ class Fetcher:
             store=store,
             held=self.held,
             room=room,
-            writer=self.writer,
+            writer=writer,
             upstream=upstream,
             in_thread=in_thread,
             now=now,

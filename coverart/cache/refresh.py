@@ -92,20 +92,16 @@ class Refreshes:
             self._pauses.popitem(last=False)
 
     async def _run(self, thing: Thing, fetches: bool) -> None:
-        slot = await self._slots.acquire()
-        try:
-            async with self._fetcher.begin() as fetch:
-                if isinstance(thing, ListingKey):
-                    _, claim = await self._index.claim(thing, again=True)
-                else:
-                    claim = await self._index.claim_name(thing)
-                if claim is not None:
-                    fetch.add_claim(claim)
-                # Or another process did it.
-                if claim is None or not claim.waited:
-                    await self.ask_again(thing, fetch, fetches=fetches)
-        finally:
-            slot.release()
+        async with self._slots, self._fetcher.begin() as fetch:
+            if isinstance(thing, ListingKey):
+                _, claim = await self._index.claim(thing, again=True)
+            else:
+                claim = await self._index.claim_name(thing)
+            if claim is not None:
+                fetch.add_claim(claim)
+            # Or another process did it.
+            if claim is None or not claim.waited:
+                await self.ask_again(thing, fetch, fetches=fetches)
 
     async def ask_again(self, thing: Thing, fetch: Fetch, *, fetches: bool = True) -> None:
         """
