@@ -25,7 +25,7 @@ from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconcile
 from coverart.model import Entity
 from coverart.store.disk_walk import DiskSlice
 from coverart.store.image_store import ImageStore
-from coverart.store.orphans import count_unfinished
+from coverart.store.orphans import unfinished
 
 SECOND_LOOK_S = 1.0
 MOST_NAMES = 20
@@ -142,7 +142,7 @@ class Scanner:
         # The index may hold what is gone from the disk.
         slices = range(SLICES) if self._compares else on_disk
         scan.count_foreign(foreign)
-        scan.unfinished = await self._in_thread(count_unfinished, os.fspath(self._store.root))
+        scan.unfinished = len(await self._in_thread(unfinished, os.fspath(self._store.root)))
         fills = self._compares and not await self._index.whole()
         if fills and not self._dry_run:
             await self._index.fill()

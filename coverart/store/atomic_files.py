@@ -22,7 +22,7 @@ import attrs
 
 from coverart.errors import StoreFailed
 from coverart.freshness import counted
-from coverart.store.directory_lock import DirectoryLock
+from coverart.store.directory_lock import DirectoryLock, lock_folder
 from coverart.store.layout import INCOMING
 
 TO_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -137,22 +137,18 @@ class AtomicFiles:
         The lock tells the file of a living writer from one that a killed process left behind:
         the kernel drops it with the process (flock(2)).
         """
+        path = self.temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        while True:
-            path = self.temporary_name()
-            try:
-                fd = os.open(path, flags, 0o644)
-            except FileNotFoundError:
-                # Somebody emptied the cache directory while we run.
-                os.makedirs(f"{self._root}/{INCOMING}", exist_ok=True)
-                continue
-            # A file system without locks leaves that to the file's age.
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            # A sweep can have taken the file for an orphan before we held the lock.
-            if os.fstat(fd).st_nlink:
-                return Temporary(path=path, fd=fd)
-            os.close(fd)
+        try:
+            fd = os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            # Somebody emptied the cache directory while we run.
+            os.makedirs(f"{self._root}/{INCOMING}", exist_ok=True)
+            fd = os.open(path, flags, 0o644)
+        # A file system without locks leaves that to the file's age.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        return Temporary(path=path, fd=fd)
 
     def append(self, temporary: Temporary, data: bytes) -> None:
         """Write all of `data` at the end."""
@@ -203,9 +199,9 @@ class AtomicFiles:
 
     def put_latest(self, temporary: str, path: str, at: float) -> bool:
         """
-        The same, unless what lies there is stamped later than `at`.
+        Give a temporary file or symlink its name, unless what lies there is stamped later than `at`.
 
-        :returns: whether it was put; else the temporary file is gone.
+        :returns: whether it was put; else the temporary one is gone.
         """
         with self.alone(path):
             if self.stamp(path) > counted(at, self.now()):
@@ -231,10 +227,8 @@ class AtomicFiles:
         """
         folder = os.path.dirname(f"{self._root}/{path}")
         os.makedirs(folder, exist_ok=True)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = lock_folder(folder, fcntl.LOCK_EX)
         try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)

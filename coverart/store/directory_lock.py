@@ -6,12 +6,28 @@ import fcntl
 import os
 
 
-class DirectoryLock:
+def lock_folder(folder: str, how: int) -> int:
     """
-    A lock held until release() or the end of the process, however it ends.
+    A descriptor that holds a lock (flock(2)) until it is closed or the process ends, however it ends.
 
     A file system without locks gives it to everybody.
+
+    :raises BlockingIOError: it is held by another, and `how` does not wait.
+    :raises OSError: the folder is gone.
     """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, how)
+    except BlockingIOError:
+        os.close(fd)
+        raise
+    except OSError:
+        pass  # There are no locks here.
+    return fd
+
+
+class DirectoryLock:
+    """A lock held until release() or the end of the process."""
 
     def __init__(self, folder: str, *, shared: bool) -> None:
         """:param shared: whether any number of processes may hold it; else one alone."""
@@ -21,21 +37,12 @@ class DirectoryLock:
         self._fd: int | None = None
 
     def take(self) -> bool:
-        """:returns: whether this process has it now; not if the folder is gone or a symlink."""
+        """:returns: whether this process has it now; not if the folder is gone."""
         if self._fd is None:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
             try:
-                fd = os.open(self._folder, flags)
+                self._fd = lock_folder(self._folder, self._how)
             except OSError:
                 return False
-            try:
-                fcntl.flock(fd, self._how)
-            except BlockingIOError:
-                os.close(fd)
-                return False
-            except OSError:
-                pass  # There are no locks here.
-            self._fd = fd
         return True
 
     def release(self) -> None:

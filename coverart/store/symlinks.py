@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from coverart.freshness import counted
 from coverart.model import Alias, AliasKey, ImageKey, ImageRequest, MediaType
@@ -29,19 +29,13 @@ class Links:
         """Make an alias servable: a symlink, in place of one of the same name that is no later."""
         link = layout.alias_path(request, media)
         temporary = self._directory.temporary_name()
-        text = layout.link_text(link, layout.image_path(key, media))
-        try:
-            os.symlink(text, temporary)
-        except FileNotFoundError:
-            os.makedirs(self._directory.absolute(layout.INCOMING), exist_ok=True)
-            os.symlink(text, temporary)
+        os.symlink(layout.link_text(link, layout.image_path(key, media)), temporary)
         os.utime(temporary, (at, at), follow_symlinks=False)
         # Where there is none yet, there is nothing to compare.
         free = self._directory.put_where_free(temporary, link)
-        if not free and not self._directory.put_latest(temporary, link, at):
-            return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._directory.absolute(link) + layout.RETIRED)
+        if free or self._directory.put_latest(temporary, link, at):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._directory.absolute(link) + layout.RETIRED)
 
     def retire(self, path: str, before: float) -> None:
         """
@@ -49,12 +43,9 @@ class Links:
 
         It stays under another name, so that after a restart the old answer is still known.
         """
-        link = self._directory.absolute(path)
-        if os.path.islink(link) and self._directory.stamp(path) < before:
-            with self._directory.alone(path), contextlib.suppress(FileNotFoundError):
-                # Unless it was made anew in between.
-                if self._directory.stamp(path) < before:
-                    os.replace(link, link + layout.RETIRED)
+        self._act(
+            path, lambda at: at < before, lambda link: os.replace(link, link + layout.RETIRED)
+        )
 
     def confirm(self, key: AliasKey, alias: Alias) -> None:
         """
@@ -82,20 +73,14 @@ class Links:
 
     def remove_if_outdated(self, path: str, alias: Alias) -> bool:
         """The same for one symlink. :returns: whether it was one."""
-        link = self._directory.absolute(path)
-        try:
-            leads_to = layout.read_link(layout.unretired(path), os.readlink(link))
-            if leads_to is None or leads_to[0].ref == alias.target.ref:
-                return False
-            with self._directory.alone(path):
-                at = counted(alias.checked_at, self._directory.now())
-                if self._directory.stamp(path) >= at:
-                    return False
-                os.unlink(link)
-        except OSError:
-            # There is none, or a file, or somebody else was first.
-            return False
-        return True
+        with contextlib.suppress(OSError):
+            text = os.readlink(self._directory.absolute(path))
+            leads_to = layout.read_link(layout.unretired(path), text)
+            if leads_to is not None and leads_to[0].ref != alias.target.ref:
+                before = counted(alias.checked_at, self._directory.now())
+                return self._act(path, lambda at: at < before, os.unlink)
+        # There is none, or a file, or somebody else was first.
+        return False
 
     def exist(self, key: AliasKey) -> bool:
         """Say whether remove() would find any; quick enough for the reactor thread."""
@@ -108,19 +93,24 @@ class Links:
         :param until: those that are stamped later stay.
         """
         for path in _paths(key):
-            link = self._directory.absolute(path)
-            if os.path.islink(link):
-                with self._directory.alone(path), contextlib.suppress(FileNotFoundError):
-                    # Unless it was made anew in between.
-                    if self._directory.stamp(path) <= until:
-                        os.unlink(link)
+            self._act(path, lambda at: at <= until, os.unlink)
+
+    def _act(self, path: str, judge: Callable[[float], bool], act: Callable[[str], object]) -> bool:
+        """
+        Do something to a symlink, never to a file. :returns: whether it was done.
+
+        :param judge: says by its stamp whether to: it may have been made anew meanwhile.
+        """
+        link = self._directory.absolute(path)
+        if os.path.islink(link):
+            with self._directory.alone(path), contextlib.suppress(FileNotFoundError):
+                if judge(self._directory.stamp(path)):
+                    act(link)
+                    return True
+        return False
 
     def remove_dangling(self, path: str) -> bool:
-        """
-        Remove a symlink whose file is gone. :returns: whether it was one.
-
-        :raises OSError: nobody can say now whether it is.
-        """
+        """Remove a symlink whose file is gone. :returns: whether it was one."""
         link = self._directory.absolute(path)
         if os.path.islink(link) and leads_nowhere(link):
             with contextlib.suppress(FileNotFoundError):
@@ -130,13 +120,11 @@ class Links:
 
 
 def leads_nowhere(link: str) -> bool:
-    """Say whether nothing is at a path, or where its symlink leads. :raises OSError: it can't be told."""
+    """Say whether nothing is where a symlink leads, as far as it can be told."""
     try:
         os.stat(link)
     except OSError as error:
-        if not is_gone(error):
-            raise
-        return True
+        return is_gone(error)
     return False
 
 

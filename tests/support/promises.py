@@ -34,7 +34,7 @@ from coverart.model import (
     ListingKey,
 )
 from coverart.store import layout
-from coverart.store.orphans import count_unfinished
+from coverart.store.orphans import unfinished
 from tests.support.disk import links, packed, unpacked
 from tests.support.played import TICK_S, MortalStore, PlayedArchive, Thing, body_of
 
@@ -355,7 +355,7 @@ class Promises(RuleBasedStateMachine):
             oldest = min((entry.stored_at for entry in known.values()), default=None)
             assert totals.oldest == oldest
         assert totals.size_bytes <= room
-        assert count_unfinished(str(self.root)) == 0
+        assert unfinished(str(self.root)) == []
         for link in (link for number in SLICES for link in links(str(self.root), number)):
             assert (self.root / link.target_path).exists(), link
             alias = aliases.get(link.key)
