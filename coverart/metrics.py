@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter as Counts
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from glob import glob
 from itertools import chain
 
@@ -53,15 +53,6 @@ _DELAY_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 _SWEEP_S = (0.01, 0.05, 0.25, 1, 5, 15, 60, 300, 1200)
 
 
-@attrs.frozen
-class _Bound:
-    """What one more request of an outcome adds to; looked up once, since hits pay for it."""
-
-    answers: Callable[[], None]
-    sent_bytes: Callable[[float], None]
-    seconds: Callable[[float], None]
-
-
 class Metrics:
     """All counters of a process. Each object counts for itself; a process has one."""
 
@@ -86,12 +77,9 @@ class Metrics:
             buckets=_REQUEST_S,
             registry=registry,
         )
+        # Looked up once, since hits pay for it.
         self._outcomes = {
-            outcome: _Bound(
-                answers.labels(outcome).inc,
-                sent.labels(outcome).inc,
-                seconds.labels(outcome).observe,
-            )
+            outcome: (answers.labels(outcome), sent.labels(outcome), seconds.labels(outcome))
             for outcome in OUTCOMES
         }
         # A gauge, since counters of processes are always summed: how evenly is the load spread?
@@ -192,11 +180,11 @@ class Metrics:
 
     def request(self, outcome: str, size_bytes: int, elapsed_s: float) -> None:
         """Count a request that ended. :param outcome: one of OUTCOMES."""
-        bound = self._outcomes[outcome]
-        bound.answers()
-        bound.seconds(elapsed_s)
+        answers, sent, seconds = self._outcomes[outcome]
+        answers.inc()
+        seconds.observe(elapsed_s)
         if size_bytes:
-            bound.sent_bytes(size_bytes)
+            sent.inc(size_bytes)
         self._own_answers.inc()
 
     def tallied(self) -> Counts[str]:

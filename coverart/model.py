@@ -37,25 +37,17 @@ class Entity(StrEnum):
 
 
 class MediaType(Enum):
-    """
-    The types of bytes that are kept.
+    """The types of bytes that are kept. `.value` is the exact Content-Type."""
 
-    `.value` is the exact Content-Type, `.extension` that of such a file on disk, without a dot.
-    """
+    JPEG = "image/jpeg"
+    PNG = "image/png"
+    GIF = "image/gif"
+    PDF = "application/pdf"
 
-    _value_: str
-    extension: str
-
-    JPEG = "image/jpeg", "jpg"
-    PNG = "image/png", "png"
-    GIF = "image/gif", "gif"
-    PDF = "application/pdf", "pdf"
-
-    def __new__(cls, content_type: str, extension: str) -> MediaType:
-        media = object.__new__(cls)
-        media._value_ = content_type
-        media.extension = extension
-        return media
+    @cached_property
+    def extension(self) -> str:
+        """That of such a file on disk, without a dot."""
+        return "jpg" if self is MediaType.JPEG else self.value.rpartition("/")[2]
 
 
 Name: TypeAlias = Literal["front", "back"] | int

@@ -63,9 +63,6 @@ class ImageStore(AtomicFiles):
         # The mtime is what was set, but a file system may keep it less precisely.
         if status is None or abs(status.st_mtime - entry.stored_at) <= MTIME_SLACK_S:
             self.remove(path)
-        else:
-            # Or it was cut short, and would be found on the disk and taken for whole.
-            self.remove_spoilt(key, entry)
 
     def remove_spoilt(self, key: FileKey, entry: FileEntry) -> FileEntry | None:
         """
@@ -98,19 +95,11 @@ class ImageStore(AtomicFiles):
 
     def has_name(self, thing: Thing) -> bool:
         """Say whether find() could find anything; quick enough for the reactor thread."""
-        if isinstance(thing, ListingKey):
-            return os.path.lexists(self.absolute(layout.listing_path(thing)))
-        paths = [self.absolute(path) for path in layout.candidates(thing)]
-        return any(os.path.lexists(p) or os.path.lexists(p + layout.RETIRED) for p in paths)
+        return any(os.path.lexists(self.absolute(path)) for path in _places(thing))
 
     def find(self, thing: Thing) -> OnDisk | None:
         """What the disk holds for a request, whatever the index says, as far as it can be read."""
-        if isinstance(thing, ListingKey):
-            paths: tuple[str, ...] = (layout.listing_path(thing),)
-        else:
-            paths = layout.candidates(thing)
-            paths = (*paths, *(path + layout.RETIRED for path in paths))
-        for path in paths:
+        for path in _places(thing):
             with suppress(OSError):
                 found = self.examine(path)
                 if found is not None:
@@ -161,6 +150,14 @@ class ImageStore(AtomicFiles):
             elif sniff(file.read(ENOUGH)) is not media:
                 raise BadUpstream(f"{path} does not begin as its name says")
         return FileEntry(size_bytes=status.st_size, stored_at=status.st_mtime, media=media)
+
+
+def _places(thing: Thing) -> tuple[str, ...]:
+    """Where the answer to a request can lie: a file, a symlink, one that is retired."""
+    if isinstance(thing, ListingKey):
+        return (layout.listing_path(thing),)
+    paths = layout.candidates(thing)
+    return (*paths, *(path + layout.RETIRED for path in paths))
 
 
 def link_target(key: ImageKey, media: MediaType) -> Target:

@@ -39,11 +39,11 @@ RETIRED = ".stale"
 
 _BY_EXTENSION = {media.extension: media for media in MediaType}
 _PATH = re.compile(
-    r"(?P<entity>release|release-group|event)/(?P<a>[0-9a-f])/(?P<b>[0-9a-f]{2})/(?P<c>[0-9a-f]{3})/"
-    r"(?P<mbid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"(?P<entity>release|release-group|event)/(?P<a>[0-9a-f])/(?P<b>(?P=a)[0-9a-f])/"
+    r"(?P<c>(?P=b)[0-9a-f])/(?P<mbid>(?P=c)[0-9a-f]{5}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
     r"(?:(?P<listing>\.json)"
     r"|_(?P<name>front|back|[1-9][0-9]{0,17})"
-    rf"(?:_(?P<size>{'|'.join(map(str, SIZES))}))?\.(?P<ext>{'|'.join(_BY_EXTENSION)}))",
+    rf"(?:_(?P<size>{'|'.join(map(str, SIZES))})(?=\.jpg))?\.(?P<ext>{'|'.join(_BY_EXTENSION)}))",
 )
 
 
@@ -85,8 +85,7 @@ def alias_path(request: ImageRequest, media: MediaType) -> str:
 
 def name_path(entity: Entity, mbid: str, name: Name, size: int, media: MediaType) -> str:
     suffix = "" if size == ORIGINAL else f"_{size}"
-    path = f"{entity.value}/{mbid[0]}/{mbid[:2]}/{mbid[:3]}/{mbid}_{name}"
-    return f"{path}{suffix}.{media.extension}"
+    return f"{entity.value}/{mbid[0]}/{mbid[:2]}/{mbid[:3]}/{mbid}_{name}{suffix}.{media.extension}"
 
 
 def candidates(request: ImageRequest) -> tuple[str, ...]:
@@ -140,17 +139,11 @@ def identify(path: str) -> Place | None:
     if match is None:
         return None
     mbid = match["mbid"]
-    if not (
-        mbid.startswith(match["c"]) and match["c"][:2] == match["b"] and match["b"][0] == match["a"]
-    ):
-        return None
     entity = Entity(match["entity"])
     if match["listing"]:
         return Place(thing=ListingKey(entity=entity, mbid=mbid), media=None)
     size = ORIGINAL if match["size"] is None else int(match["size"])
     media = _BY_EXTENSION[match["ext"]]
-    if size != ORIGINAL and media is not MediaType.JPEG:
-        return None
     text = match["name"]
     name: Name = "front" if text == "front" else "back" if text == "back" else int(text)
     if entity is not Entity.RELEASE and (
