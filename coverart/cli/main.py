@@ -33,7 +33,7 @@ from coverart.maintenance.sweep import SLICES_A_SWEEP, Bounds
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache, bounds_of
 from coverart.service.settings import PREFIX, Settings, variables
-from coverart.service.timers import Repeated
+from coverart.service.timers import repeat
 from coverart.web.status import describe
 
 ANSWER_S = 10.0
@@ -203,14 +203,13 @@ def clean(
 async def _sweep(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
     cleanup = cache.cleanup(bounds)
     leadership = cache.leadership
-    lead = Repeated(cache.reactor, LEADER_LIFE_S / 3, "keeping the lead", leadership.stand)
-    lead.start()
+    end = repeat(cache.reactor, LEADER_LIFE_S / 3, "keeping the lead", leadership.stand)
     cache.before_changes()
     try:
         # Without Redis this index is gone afterwards, so there is no next time for the rest.
         done = await cleanup.sweep(slices=SLICES if cache.link is None else SLICES_A_SWEEP)
     finally:
-        lead.stop()
+        end()
     if done is None or leadership.token is None or not cache.index.available:
         raise NotNow("the cleanup was not finished: Redis went away, or the lead was lost")
     await cache.counts.tell()

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 import attrs
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
@@ -17,7 +16,7 @@ from coverart.cache.lookup import CoverCache
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache
-from coverart.service.timers import ReactorDelay
+from coverart.service.timers import pulse
 from coverart.service.upkeep import Upkeep
 
 STOP_S = 20.0
@@ -37,7 +36,6 @@ class Parts:
     """What bounds connections and every fetch in time, to be called every LOOK_S."""
     drain: Callable[[float], Awaitable[int]]
     """Lets running requests end within a number of seconds; returns how many did not."""
-    limit_bytes: int
 
 
 class CoverService(Service):
@@ -47,18 +45,13 @@ class CoverService(Service):
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        opened = parts.opened
-        self._delay = ReactorDelay(opened.reactor, opened.metrics.reactor_delay.observe)
-        self._looks = LoopingCall(parts.look)
-        self._looks.clock = opened.reactor
 
     def startService(self) -> None:
         super().startService()
         opened, link = self.parts.opened, self.parts.opened.link
         opened.metrics.starts.inc()
         opened.metrics.start_time.set_to_current_time()
-        self._delay.start()
-        self._looks.start(LOOK_S, now=False)
+        self._pulse = pulse(opened.reactor, LOOK_S, self._beat)
         opened.start()
         opened.store.serving.take()
         opened.before_changes()
@@ -73,9 +66,14 @@ class CoverService(Service):
             dir=str(opened.store.root),
             kind=opened.index.kind,
             where="" if link is None else f" at {link.address}",
-            limit_mb=self.parts.limit_bytes // MEGABYTE,
+            limit_mb=self.parts.upkeep.limit_bytes // MEGABYTE,
         )
         self.parts.upkeep.start()
+
+    def _beat(self, late_s: float) -> None:
+        """Let bounds in time run out, and tell how late: what holds up this holds up clients."""
+        self.parts.look()
+        self.parts.opened.metrics.reactor_delay.observe(late_s)
 
     async def _check_redis(self, link: RedisLink) -> None:
         """Warn where Redis could throw away what it is told."""
@@ -102,11 +100,11 @@ class CoverService(Service):
 
     async def _stop(self) -> None:
         """Stop all, whatever fails: what waits for its end keeps the process alive."""
-        self._delay.stop()
         parts = self.parts
         steps: dict[str, Callable[[], Awaitable[object]]] = {
             "the upkeep": parts.upkeep.stop,
-            "giving up the lead": self._resign,
+            # Before clients are waited for: another process shall clean meanwhile.
+            "giving up the lead": parts.opened.leadership.resign,
             "waiting for clients": self._drain,
             "telling the counts": parts.opened.counts.tell,
             "closing connections to the archive": parts.pool.closeCachedConnections,
@@ -118,12 +116,7 @@ class CoverService(Service):
             except Exception:
                 self.log.failure("stopping: {step} failed; the stop goes on", step=name)
         # Last: until here fetches go on, and are bounded.
-        self._looks.stop()
-
-    async def _resign(self) -> None:
-        """Before clients are waited for: another process shall clean meanwhile."""
-        await self.parts.opened.leadership.resign()
-        self.parts.opened.metrics.leader.set(0)
+        self._pulse.stop()
 
     async def _drain(self) -> None:
         left = await self.parts.drain(STOP_S)

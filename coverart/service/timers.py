@@ -6,12 +6,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-DELAY_EVERY_S = 0.25
+log = Logger()
 
 
 def go_by_monotonic_time(reactor: Any) -> None:
@@ -24,65 +24,54 @@ def go_by_monotonic_time(reactor: Any) -> None:
         reactor.seconds = time.monotonic
 
 
-class Repeated:
-    """Work that is done at an interval; after an error it is done again the next time."""
+def repeat(
+    clock: IReactorTime,
+    seconds: float,
+    name: str,
+    work: Callable[[], Awaitable[object]],
+    *,
+    now: bool = False,
+) -> Callable[[], Deferred[Any]]:
+    """
+    Do work at an interval from now on; after an error it is done again the next time.
 
-    log = Logger()
+    :param name: what the log calls the work.
+    :param now: do it at once for the first time.
+    :returns: call it once, to begin no more. Fires when what is under way has ended.
+    """
 
-    def __init__(
-        self,
-        clock: IReactorTime,
-        seconds: float,
-        name: str,
-        work: Callable[[], Awaitable[object]],
-    ) -> None:
-        """:param name: what the log calls the work."""
-        self._seconds = seconds
-        self._name = name
-        self._work = work
-        self._calls = LoopingCall(self._once)
-        self._calls.clock = clock
-        self._ended: Deferred[Any] = succeed(None)
-
-    def start(self, *, now: bool = False) -> None:
-        """:param now: do it at once for the first time."""
-        self._ended = self._calls.start(self._seconds, now=now)
-
-    def stop(self) -> Deferred[Any]:
-        """Begin no more. Fires when what is under way has ended."""
-        if self._calls.running:
-            self._calls.stop()
-        return self._ended
-
-    async def _once(self) -> None:
+    async def once() -> None:
         try:
-            await self._work()
+            await work()
         except Exception:
             # A LoopingCall would end for good.
-            self.log.failure(
-                "{work} failed; it is done again in {seconds:g} s",
-                work=self._name,
-                seconds=self._seconds,
+            log.failure(
+                "{work} failed; it is done again in {seconds:g} s", work=name, seconds=seconds
             )
 
+    calls = LoopingCall(once)
+    calls.clock = clock
+    ended = calls.start(seconds, now=now)
 
-class ReactorDelay:
-    """Watches how late a timed call runs: what holds up the reactor holds up every client."""
+    def stop() -> Deferred[Any]:
+        calls.stop()
+        return ended
 
-    def __init__(self, clock: IReactorTime, observe: Callable[[float], None]) -> None:
-        self._clock = clock
-        self._observe = observe
-        self._due = 0.0
-        self._call: IDelayedCall | None = None
+    return stop
 
-    def start(self) -> None:
-        self._due = self._clock.seconds() + DELAY_EVERY_S
-        self._call = self._clock.callLater(DELAY_EVERY_S, self._look)
 
-    def stop(self) -> None:
-        if self._call is not None and self._call.active():
-            self._call.cancel()
+def pulse(clock: IReactorTime, seconds: float, beat: Callable[[float], object]) -> LoopingCall:
+    """
+    Call at an interval from now on, with how many seconds too late it is.
 
-    def _look(self) -> None:
-        self._observe(max(0.0, self._clock.seconds() - self._due))
-        self.start()
+    What holds up the reactor is seen by that, also where it takes several intervals.
+    """
+    began = clock.seconds()
+
+    def once(intervals: int) -> None:
+        beat((intervals - 1) * seconds + (clock.seconds() - began) % seconds)
+
+    calls = LoopingCall.withCount(once)
+    calls.clock = clock
+    calls.start(seconds, now=False)
+    return calls

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from coverart.cache.lookup import CoverCache
@@ -13,10 +15,10 @@ from coverart.maintenance.hit_log import HitLog
 from coverart.maintenance.sweep import SLICES_A_SWEEP, Cleanup
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache
-from coverart.service.timers import Repeated
+from coverart.service.timers import repeat
 
 HIT_LOG_EVERY_S = 5.0
-SIZE_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 
 
 class Upkeep:
@@ -42,32 +44,31 @@ class Upkeep:
         self.rebuilding = True
         """Until the first sweep has ended: the index may not know all that is on the disk."""
         self.cleanup = cleanup
+        self.limit_bytes = limit_bytes
         self._opened = opened
         self._cache = cache
-        self._limit_bytes = limit_bytes
+        self._interval_s = interval_s
         self._hit_log = hit_log
-        self._sweeping = DeferredLock()
+        self._due_at = 0.0
         self._left_bytes = -1
-        clock = opened.reactor
-        self._sweeps = Repeated(clock, interval_s, "the cleanup", self._sweep)
-        self._others = (
-            Repeated(clock, SIZE_EVERY_S, "looking at the cache's size", self._keep_within),
-            Repeated(clock, LEADER_LIFE_S / 3, "keeping the lead", self.keep_the_lead),
-            # Apart from the lead, which must be kept however long a log is.
-            Repeated(clock, HIT_LOG_EVERY_S, "reading the hit log", self.read_hit_log),
-        )
+        self._ends: list[Callable[[], Deferred[Any]]] = []
 
     def start(self) -> None:
-        self._sweeps.start(now=True)
-        for each in self._others:
-            each.start()
+        clock = self._opened.reactor
+        look_s = min(LOOK_EVERY_S, self._interval_s)
+        self._ends = [
+            repeat(clock, look_s, "looking after the cache's size", self._sweep_if_due, now=True),
+            repeat(clock, LEADER_LIFE_S / 3, "keeping the lead", self.keep_the_lead),
+            # Apart from the lead, which must be kept however long a log is.
+            repeat(clock, HIT_LOG_EVERY_S, "reading the hit log", self.read_hit_log),
+        ]
 
     async def stop(self) -> None:
         """Returns when what was under way has ended, which is soon."""
         self.cleanup.stop()
         if self._hit_log is not None:
             self._hit_log.stop()
-        for ended in [each.stop() for each in (self._sweeps, *self._others)]:
+        for ended in [end() for end in self._ends]:
             await ended
 
     async def keep_the_lead(self) -> None:
@@ -75,7 +76,7 @@ class Upkeep:
         await self._opened.leadership.stand()
         await self._cache.tell_uses()
         await self._opened.counts.tell()
-        self._show_lead()
+        self._opened.metrics.leader.set(self._opened.leadership.token is not None)
 
     async def read_hit_log(self) -> None:
         """Count what nginx sent by itself, if this process leads."""
@@ -83,42 +84,29 @@ class Upkeep:
         if self._hit_log is not None and not self.rebuilding:
             await self._hit_log.count()
 
-    async def _keep_within(self) -> None:
-        """Sweep at once where more is held than the maximum, whichever process stored it."""
-        if self.rebuilding or self._sweeping.locked:
-            return
-        index = self._opened.index
-        if self._opened.link is not None:
+    async def _sweep_if_due(self) -> None:
+        """Sweep at the interval, and at once where more is held than the maximum, whoever stored it."""
+        index, now = self._opened.index, self._opened.reactor.seconds()
+        due = now >= self._due_at
+        if due:
+            self._due_at = now + self._interval_s
+        elif self._opened.link is not None:
             # Others store too; index.size_bytes goes by what it was told last.
             await index.totals()
         # Once for each change: what can't be evicted now is the next regular sweep's.
-        if index.size_bytes > self._limit_bytes and index.size_bytes != self._left_bytes:
+        if due or (index.size_bytes > self.limit_bytes and index.size_bytes != self._left_bytes):
             # Done by one of the processes alone (sweep.py).
-            await self._sweep(slices=0)
+            await self.cleanup.sweep(slices=SLICES_A_SWEEP if due else 0)
             self._left_bytes = index.size_bytes
-
-    async def _sweep(self, slices: int = SLICES_A_SWEEP) -> None:
-        await self._sweeping.acquire()
-        try:
-            await self.cleanup.sweep(slices=slices)
-            self._show_lead()
-            if self.rebuilding:
-                # An index of a million files is a few very long lists, which the garbage
-                # collector would look through for 60 ms each time. They are here to stay.
-                gc.freeze()
-                await self._say_what_is_held()
-        finally:
-            self._sweeping.release()
+        if self.rebuilding:
             self.rebuilding = False
-
-    def _show_lead(self) -> None:
-        self._opened.metrics.leader.set(self._opened.leadership.token is not None)
-
-    async def _say_what_is_held(self) -> None:
-        totals = await self._opened.index.totals()
-        self.log.info(
-            "cache holds {files} files, {size_mb:.1f} MB and {aliases} aliases",
-            files=totals.files,
-            size_mb=totals.size_bytes / MEGABYTE,
-            aliases=sum(totals.aliases.values()),
-        )
+            # An index of a million files is a few very long lists, which the garbage collector
+            # would look through for 60 ms each time. They are here to stay.
+            gc.freeze()
+            totals = await index.totals()
+            self.log.info(
+                "cache holds {files} files, {size_mb:.1f} MB and {aliases} aliases",
+                files=totals.files,
+                size_mb=totals.size_bytes / MEGABYTE,
+                aliases=sum(totals.aliases.values()),
+            )

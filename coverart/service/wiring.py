@@ -174,7 +174,6 @@ def assemble(
         pool=pool,
         look=look,
         drain=site.drain,
-        limit_bytes=settings.max_bytes,
     )
     everything = MultiService()
     CoverService(parts).setServiceParent(everything)

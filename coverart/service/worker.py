@@ -24,7 +24,7 @@ from twisted.logger import FileLogObserver, LogEvent, eventAsText, globalLogBegi
 
 from coverart.metrics import FOLDER_VARIABLE
 from coverart.service.settings import ConfigError, load
-from coverart.service.timers import Repeated, go_by_monotonic_time
+from coverart.service.timers import go_by_monotonic_time, repeat
 from coverart.web.connection_limits import GatedEndpoint
 
 PARENT_EVERY_S = 1.0
@@ -91,7 +91,7 @@ def main(number: int, sockets: int, parent: int, reactor_module: str) -> None:
         if os.getppid() != parent:
             end()
 
-    Repeated(reactor, PARENT_EVERY_S, "looking for the parent", look_for_the_parent).start()
+    repeat(reactor, PARENT_EVERY_S, "looking for the parent", look_for_the_parent)
     reactor.run(installSignalHandlers=False)
     if os.getppid() != parent:
         shutil.rmtree(os.environ[FOLDER_VARIABLE], ignore_errors=True)

@@ -7,17 +7,16 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from coverart.service.timers import DELAY_EVERY_S, ReactorDelay, Repeated
+from coverart.service.timers import pulse, repeat
 
 
-class RepeatedTests(SynchronousTestCase):
+class RepeatTests(SynchronousTestCase):
     """Work that is done every so many seconds."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.done: list[float] = []
         self.ending: Deferred[None] | None = None
-        self.repeated = Repeated(self.clock, 5, "the work", self.work)
 
     async def work(self) -> None:
         self.done.append(self.clock.seconds())
@@ -32,7 +31,7 @@ class RepeatedTests(SynchronousTestCase):
         observer: Any = events.append
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
-        self.repeated.start()
+        repeat(self.clock, 5, "the work", self.work)
         self.clock.pump([5] * 3)
         self.assertEqual(self.done, [5, 10, 15])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
@@ -42,43 +41,35 @@ class RepeatedTests(SynchronousTestCase):
     def test_stop(self) -> None:
         """A stop waits for what is under way; nothing follows."""
         self.ending = Deferred()
-        self.repeated.start(now=True)
-        stopped = self.repeated.stop()
+        stopped = repeat(self.clock, 5, "the work", self.work, now=True)()
         self.assertNoResult(stopped)
         self.ending.callback(None)
         self.successResultOf(stopped)
         self.clock.advance(60)
         self.assertEqual(self.done, [0])
 
-    def test_never_started(self) -> None:
-        """What was not started is stopped at once."""
-        self.successResultOf(self.repeated.stop())
 
-
-class ReactorDelayTests(SynchronousTestCase):
+class PulseTests(SynchronousTestCase):
     """How late timed calls run."""
 
     def setUp(self) -> None:
         self.clock = Clock()
         self.seen: list[float] = []
-        self.watch = ReactorDelay(self.clock, self.seen.append)
-        self.watch.start()
+        self.calls = pulse(self.clock, 0.25, self.seen.append)
 
     def test_in_time(self) -> None:
         """A reactor that is free is never late."""
-        self.clock.pump([DELAY_EVERY_S] * 5)
+        self.clock.pump([0.25] * 5)
         self.assertEqual(self.seen, [0] * 5)
 
     def test_held_up(self) -> None:
         """A turn that took long is seen in full, also where it took several times as long."""
-        self.clock.advance(DELAY_EVERY_S + 0.05)
-        self.clock.advance(DELAY_EVERY_S)
-        self.clock.advance(4 * DELAY_EVERY_S)
-        for seen, expected in zip(self.seen, [0.05, 0, 3 * DELAY_EVERY_S], strict=True):
-            self.assertAlmostEqual(seen, expected)
+        self.clock.advance(0.25 + 0.0625)
+        self.clock.advance(0.25 - 0.0625)
+        self.clock.advance(4 * 0.25)
+        self.assertEqual(self.seen, [0.0625, 0, 3 * 0.25])
 
     def test_stop(self) -> None:
         """Stopped, it leaves nothing behind."""
-        self.watch.stop()
-        self.watch.stop()
+        self.calls.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
