@@ -81,10 +81,6 @@ class _OldestOnDisk(MemoryIndex):
         return await super().forget_files(files, fence)
 
 
-async def nothing() -> None:
-    """There are no usage counts to flush."""
-
-
 class Cleanup:
     """Sweeps while this process leads."""
 
@@ -100,11 +96,8 @@ class Cleanup:
         bounds: Bounds,
         clock: IReactorTime,
         now: Callable[[], float],
-        before_evicting: Callable[[], Awaitable[None]] = nothing,
         metrics: Metrics | None = None,
     ) -> None:
-        """:param before_evicting: flushes usage counts."""
-        self._before_evicting = before_evicting
         self._metrics = metrics or Metrics()
         self._index = index
         self._store = store
@@ -180,7 +173,6 @@ class Cleanup:
         began = time.monotonic()
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {
             "removing unfinished files": self._remove_orphans,
-            "counting uses": lambda _: self._before_evicting(),
             "evicting": self._evict,
             "retiring aliases": lambda sweep: self._evictor.retire(sweep, self._expired_before),
             "filling the index": self._make_whole,

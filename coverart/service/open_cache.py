@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from coverart.index.base import Index
 from coverart.index.memory import MemoryIndex
 from coverart.index.redis import RedisIndex
 from coverart.maintenance.share_counts import SharedCounts
-from coverart.maintenance.sweep import Bounds, Cleanup, nothing
+from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.metrics import Metrics
 from coverart.service.disk_threads import DiskThreads
 from coverart.service.settings import PREFIX, ConfigError, Settings
@@ -68,10 +68,8 @@ class OpenCache:
             self.store.keeping.release()
             self.store.serving.release()
 
-    def cleanup(
-        self, bounds: Bounds, before_evicting: Callable[[], Awaitable[None]] = nothing
-    ) -> Cleanup:
-        """What sweeps it. :param before_evicting: flushes usage counts."""
+    def cleanup(self, bounds: Bounds) -> Cleanup:
+        """What sweeps it."""
         return Cleanup(
             index=self.index,
             store=self.store,
@@ -80,7 +78,6 @@ class OpenCache:
             bounds=bounds,
             clock=self.reactor,
             now=self.now,
-            before_evicting=before_evicting,
             metrics=self.metrics,
         )
 

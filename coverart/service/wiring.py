@@ -124,18 +124,11 @@ def assemble(
         now=now,
         metrics=opened.metrics,
     )
-    hit_log = _hit_log(settings, opened)
-
-    async def flush_uses() -> None:
-        await cache.tell_uses()
-        if hit_log is not None:
-            await hit_log.count()
-
     upkeep = Upkeep(
         opened,
         cache,
-        opened.cleanup(bounds_of(settings), flush_uses),
-        hit_log,
+        opened.cleanup(bounds_of(settings)),
+        _hit_log(settings, opened),
         limit_bytes=settings.max_bytes,
         interval_s=settings.cache_cleanup_interval,
     )

@@ -64,17 +64,18 @@ async def test_direct_hits_are_hits(sim, run, shared, nginx, tmp_path) -> None:
     (file,) = proxy.files()
     nginx.sent(link, 4)
     nginx.sent(file, 3)
-    await proxy.cleanup.sweep(slices=0)
+    await proxy.upkeep.read_hit_log()
     assert did(await status(proxy)) == (9, 7, 1)
     nginx.sent(link, 2)
-    await proxy.cleanup.sweep(slices=0)
+    await proxy.upkeep.read_hit_log()
     assert did(await status(proxy)) == (11, 9, 1)
     lines = (await proxy.get("/metrics")).body.decode().splitlines()
     assert "coverart_direct_hits_total 9.0" in lines
     assert 'coverart_answers_total{outcome="hits"} 2.0' in lines
     await proxy.restart()
     nginx.sent(link)
-    await proxy.cleanup.sweep(slices=0)
+    await until(lambda: not proxy.upkeep.rebuilding, "the index is filled")
+    await proxy.upkeep.read_hit_log()
     # Memory forgets what was; it does not count again what stands in the log.
     assert did(await status(proxy)) == ((12, 10, 1) if shared else (1, 1, 0))
     assert [name.name for name in tmp_path.glob("hits.log*")] == ["hits.log"]
@@ -108,6 +109,7 @@ async def test_much_used_stays(sim, run, shared, nginx) -> None:
     first = min(proxy.files(), key=lambda name: (proxy.root / name).stat().st_mtime)
     link = next(n for n in proxy.links() if os.path.samefile(proxy.root / n, proxy.root / first))
     nginx.sent(link, 12)
+    await proxy.upkeep.read_hit_log()
     await fill(proxy, 6)
     await proxy.settled()
     # Or the service did it, which looks each second whether more is held than may be.
@@ -134,7 +136,7 @@ async def test_one_status_for_all(sim, run, redis: RedisServer, nginx) -> None:
     nginx.sent(pair[0].files()[0], 10)
     for proxy in pair:
         # Whichever leads takes in the log; the other leaves it alone.
-        await proxy.cleanup.sweep(slices=0)
+        await proxy.upkeep.read_hit_log()
         await proxy.upkeep.keep_the_lead()
     assert [did(await status(proxy)) for proxy in pair] == [(13, 10, 1)] * 2
     await pair[0].get(path)

@@ -556,9 +556,9 @@ class CacheMachine(Promises):
             bounds=Bounds(max_bytes=room, clean_to_bytes=room * 9 // 10, alias_ttl_s=LIVES.alias_s),
             clock=self.clock,
             now=self.now,
-            before_evicting=self.cache.tell_uses,
             metrics=METRICS,
         )
+        await self.cache.tell_uses()
         assert await cleanup.sweep(slices=len(SLICES)) is not None
 
     # The disk
