@@ -175,15 +175,20 @@ def clean(
 
     async def work(reactor: Any) -> int:
         async with opened(settings, reactor) as cache:
-            if dry_run:
-                told = await _would_evict(cache, bounds)
-            else:
-                if cache.link is None and cache.store.is_served() and not force:
+            if cache.link is None:
+                if cache.store.is_served() and not (force or dry_run):
                     raise NotNow(
                         f"a service runs on {cache.store.root} and keeps its index in its own "
                         "memory: it cleans by itself, and its totals would be wrong until it has "
                         "compared the whole directory (--force cleans all the same)"
                     )
+                # Its index is empty, and would show neither what is over nor what goes first.
+                await Scanner(
+                    index=cache.index, store=cache.store, in_thread=cache.threads, clock=reactor
+                ).run()
+            if dry_run:
+                told = await _would_evict(cache, bounds)
+            else:
                 if await cache.leadership.stand() is None:
                     leader = (await cache.index.totals()).leader or "another process:"
                     raise NotNow(
@@ -224,12 +229,7 @@ async def _sweep(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
 
 async def _would_evict(cache: OpenCache, bounds: Bounds) -> dict[str, Any]:
     """What a sweep would evict, and what would be left, if files were of one size."""
-    index = cache.index
-    if cache.link is None:
-        await Scanner(
-            index=index, store=cache.store, in_thread=cache.threads, clock=cache.reactor
-        ).run()
-    totals = await index.totals()
+    totals = await cache.index.totals()
     over = max(0, totals.size_bytes - bounds.clean_to_bytes)
     if totals.size_bytes <= bounds.max_bytes:
         over = 0

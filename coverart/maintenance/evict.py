@@ -14,8 +14,7 @@ from twisted.logger import Logger
 
 from coverart.cache.writer import InThread
 from coverart.coordination.leader import Leadership
-from coverart.index.base import LEARN_AT_ONCE, Index, LostLease
-from coverart.index.codec import pack_seen
+from coverart.index.base import Index, LostLease
 from coverart.maintenance.reconcile import Check, Stuck
 from coverart.model import AliasKey, FileEntry, FileKey
 from coverart.store import layout
@@ -83,16 +82,13 @@ class Evictor:
             raise LostLease
         return token
 
-    async def evict(
-        self, done: Evicted, *, max_bytes: int, clean_to_bytes: int, beside_bytes: int = 0
-    ) -> None:
+    async def evict(self, done: Evicted, *, max_bytes: int, clean_to_bytes: int) -> None:
         """
         Over the maximum: remove what is first in the order of eviction until it is well below.
 
         :param done: is added to.
-        :param beside_bytes: on the disk, of files that the index does not know.
         """
-        size_bytes = (await self._index.totals()).size_bytes + beside_bytes
+        size_bytes = (await self._index.totals()).size_bytes
         if size_bytes <= max_bytes:
             return
         self.log.info(
@@ -101,34 +97,30 @@ class Evictor:
             size_bytes=size_bytes,
             max_bytes=max_bytes,
         )
-        # Out of the index until the end, so that the next batch holds others.
-        stuck: list[tuple[FileKey, FileEntry]] = []
-        try:
-            while size_bytes > clean_to_bytes:
-                victims: list[tuple[FileKey, FileEntry]] = []
-                for key, entry in await self._index.first_to_evict(BATCH):
-                    if size_bytes <= clean_to_bytes:
-                        break
-                    victims.append((key, entry))
-                    size_bytes -= entry.size_bytes
-                token = self.check()
-                gone = await self._index.forget_files(victims, token)
-                if not gone:
-                    return
-                left: list[tuple[FileKey, FileEntry]]
-                left = await self._in_thread(self._unlink, gone, token)
-                removed = [file for file in gone if file not in left]
-                await self._index.settle([key for key, _ in removed])
-                done.evicted += len(removed)
-                done.evicted_bytes += sum(entry.size_bytes for _, entry in removed)
-                await deferLater(self._clock, 0)
-                stuck += left
-                size_bytes = (await self._index.totals()).size_bytes + beside_bytes
-                size_bytes += sum(entry.size_bytes for _, entry in stuck)
-        finally:
-            known = [pack_seen(file) for file in stuck]
-            for start in range(0, len(known), LEARN_AT_ONCE):
-                await self._index.learn_packed(known[start : start + LEARN_AT_ONCE])
+        stuck_bytes = 0
+        while size_bytes > clean_to_bytes:
+            victims: list[tuple[FileKey, FileEntry]] = []
+            for key, entry in await self._index.first_to_evict(BATCH):
+                if size_bytes <= clean_to_bytes:
+                    break
+                victims.append((key, entry))
+                size_bytes -= entry.size_bytes
+            token = self.check()
+            gone = await self._index.forget_files(victims, token)
+            if not gone:
+                return
+            removed: list[tuple[FileKey, FileEntry]]
+            removed = await self._in_thread(self._unlink, gone, token)
+            await self._index.settle([key for key, _ in removed])
+            done.evicted += len(removed)
+            done.evicted_bytes += sum(entry.size_bytes for _, entry in removed)
+            for key, entry in gone:
+                if (key, entry) not in removed:
+                    # Out of the index until it is compared, so that the next batch holds others.
+                    await self._index.suspect(key)
+                    stuck_bytes += entry.size_bytes
+            await deferLater(self._clock, 0)
+            size_bytes = (await self._index.totals()).size_bytes + stuck_bytes
 
     def _unlink(
         self, files: list[tuple[FileKey, FileEntry]], token: str
@@ -136,19 +128,17 @@ class Evictor:
         """
         In a thread. :param token: of the term in which they were taken out of the index.
 
-        :returns: those that can't be removed.
+        :returns: those that are gone; of the others the operator is told.
         :raises LostLease: the process may have been stopped in between for longer than its term.
         """
-        left = []
+        removed = []
         for key, entry in files:
             if self.check() != token:
                 raise LostLease
-            try:
+            with self._stuck.told(self._store.path_of(key, entry.media)):
                 self._store.remove_entry(key, entry)
-            except OSError as error:
-                self._stuck.tell(self._store.path_of(key, entry.media), error)
-                left.append((key, entry))
-        return left
+                removed.append((key, entry))
+        return removed
 
     async def retire(self, done: Evicted, before: float) -> None:
         """

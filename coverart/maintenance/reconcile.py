@@ -111,25 +111,26 @@ class Stuck:
     def __init__(self) -> None:
         self._known: set[tuple[str, str | None]] = set()
 
-    def tell(self, path: str, error: OSError) -> None:
-        """Say which file it is and what follows."""
-        trouble = (os.path.dirname(path), error.strerror)
-        if trouble not in self._known:
-            self._known.add(trouble)
-            self.log.warn(
-                "{path} can't be read, removed or renamed ({reason}): it stays, and so may others of "
-                "its folder; the cleanup goes on with the next file and tries again next time",
-                path=path,
-                reason=error.strerror,
-            )
-
     @contextlib.contextmanager
-    def told(self, path: str) -> Iterator[None]:
-        """Tell of an error of the disk in the block, and go on behind it."""
+    def told(self, path: str = "") -> Iterator[None]:
+        """
+        Tell of an error of the disk in the block, and what follows, and go on behind it.
+
+        :param path: if the error does not name it.
+        """
         try:
             yield
         except OSError as error:
-            self.tell(path, error)
+            path = path or error.filename
+            trouble = (os.path.dirname(path), error.strerror)
+            if trouble not in self._known:
+                self._known.add(trouble)
+                self.log.warn(
+                    "{path} can't be read, removed or renamed ({reason}): it stays, and so may others "
+                    "of its folder; the cleanup goes on with the next file and tries again next time",
+                    path=path,
+                    reason=error.strerror,
+                )
 
 
 class Reconciler:
@@ -174,7 +175,7 @@ class Reconciler:
             seen = []
             for number, part in zip(numbers, known, strict=True):
                 check()
-                if (disk := self.read(number)) is not None:
+                for disk in self.read(number):
                     self._inspect(disk)
                     seen.append((disk, compare(disk, part, self._store.now(), before)))
             return seen
@@ -182,13 +183,12 @@ class Reconciler:
         seen: list[tuple[DiskSlice, Difference]] = await self._in_thread(read)
         return seen
 
-    def read(self, number: int) -> DiskSlice | None:
-        """One slice, in a thread; None if it can't be read now, of which the operator is told."""
-        try:
-            return read_slice(self._root, number)
-        except OSError as error:
-            self._stuck.tell(error.filename, error)
-            return None
+    def read(self, number: int) -> list[DiskSlice]:
+        """One slice, in a thread; none if it can't be read now, of which the operator is told."""
+        found = []
+        with self._stuck.told():
+            found.append(read_slice(self._root, number))
+        return found
 
     async def mend(self, found: Difference, check: Check) -> tuple[int, int]:
         """

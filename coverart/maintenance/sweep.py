@@ -15,7 +15,8 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import chain, cycle, islice
 
 import attrs
 from twisted.internet.interfaces import IReactorTime
@@ -23,14 +24,18 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from coverart.cache.writer import InThread
-from coverart.coordination.leader import Alone, Leadership
-from coverart.index.base import LEARN_AT_ONCE, SLICES, Index, IndexAway, LostLease, Packed
-from coverart.index.codec import pack_file_key, slice_of, stored_at_of
-from coverart.index.memory import MemoryIndex
+from coverart.coordination.leader import Leadership
+from coverart.index.base import SLICES, Index, IndexAway, LostLease, Packed
+from coverart.index.codec import (
+    pack_file_key,
+    slice_of,
+    stored_at_of,
+    unpack_entry,
+    unpack_file_key,
+)
 from coverart.maintenance.evict import BATCH, Evicted, Evictor, Stopping
 from coverart.maintenance.reconcile import SLICES_AT_ONCE, Difference, Reconciler, Stuck
 from coverart.metrics import Metrics
-from coverart.model import FileEntry, FileKey
 from coverart.store.disk_walk import survey
 from coverart.store.image_store import ImageStore
 from coverart.store.orphans import remove_orphans
@@ -65,22 +70,6 @@ class Sweep(Evicted):
     elapsed_s: float = 0.0
 
 
-class _OldestOnDisk(MemoryIndex):
-    """The order of eviction while the index is away, which is told of each file that goes."""
-
-    def __init__(self, away: Index) -> None:
-        super().__init__()
-        self._away = away
-
-    async def forget_files(
-        self, files: Sequence[tuple[FileKey, FileEntry]], fence: str
-    ) -> list[tuple[FileKey, FileEntry]]:
-        # First: the index records the removal even if this process is killed.
-        for key, entry in files:
-            await self._away.forget_file(key, entry)
-        return await super().forget_files(files, fence)
-
-
 class Cleanup:
     """Sweeps while this process leads."""
 
@@ -110,22 +99,18 @@ class Cleanup:
         self._reconciler = Reconciler(
             index=index, store=store, in_thread=in_thread, stuck=self._stuck
         )
-        self._evictor = self._evictor_by(index, leadership)
-        self._cursor = 0
-        self._stopping = False
-        self._directory = store.identity()
-        self._was_away = False
-
-    def _evictor_by(self, index: Index, leadership: Leadership) -> Evictor:
-        return Evictor(
+        self._evictor = Evictor(
             index=index,
-            store=self._store,
-            in_thread=self._in_thread,
+            store=store,
+            in_thread=in_thread,
             leadership=leadership,
-            clock=self._clock,
+            clock=clock,
             stuck=self._stuck,
             go_on=self._go_on,
         )
+        self._turn = cycle(range(SLICES))
+        self._stopping = False
+        self._directory = store.identity()
 
     def stop(self) -> None:
         """Do no more: a sweep under way ends after the file or alias in hand."""
@@ -150,36 +135,29 @@ class Cleanup:
                 await self._see_disk()
             return None
         done = Sweep()
-        directory = await self._in_thread(self._store.identity)
-        self._was_away |= directory is None
-        if directory is None:
+        known, self._directory = self._directory, await self._in_thread(self._store.identity)
+        if self._directory is None:
             # An unmounted disk is no reason to forget what is on it.
             self.log.warn(
                 "{dir} is gone or read-only: nothing is cleaned up", dir=str(self._store.root)
             )
             return done
-        if self._was_away or directory != self._directory:
+        if self._directory != known:
             self.log.info(
-                "{dir} {what}: comparing all of it with the index",
+                "{dir} is back, or replaced: comparing all of it with the index",
                 dir=str(self._store.root),
-                what=(
-                    "can be used again"
-                    if directory == self._directory
-                    else "is another directory now"
-                ),
             )
-            self._was_away, self._directory = False, directory
             slices = SLICES
         began = time.monotonic()
         steps: dict[str, Callable[[Sweep], Awaitable[None]]] = {
             "removing unfinished files": self._remove_orphans,
             "evicting": self._evict,
             "retiring aliases": lambda sweep: self._evictor.retire(sweep, self._expired_before),
-            "filling the index": self._make_whole,
-            "settling doubts": self._settle_doubts,
-            # What was found on the disk counts from now on; links that this leaves dangling go below.
+            "comparing with the disk": lambda sweep: self._mend(sweep, slices),
+            # What was found on the disk counts from now on.
             "evicting again": self._evict,
-            "comparing with the disk": lambda sweep: self._reconcile(sweep, slices),
+            # It takes what can't be removed out of the index.
+            "comparing what stayed": lambda sweep: self._mend(sweep, 0),
         }
         if without_index:
             steps = {
@@ -225,22 +203,28 @@ class Cleanup:
             remove_orphans, os.fspath(self._store.root), self._now(), self._go_on
         )
 
-    async def _make_whole(self, done: Sweep) -> None:
-        """Fill an index that lost something."""
-        if not await self._index.whole():
+    async def _mend(self, done: Sweep, slices: int) -> None:
+        """
+        Compare disk and index: all where the index lost something.
+
+        Else the parts with files that were not as they should be, or that a killed process was storing
+        or removing, and some more, in turn.
+        """
+        fills = not await self._index.whole()
+        doubtful = await self._index.doubtful(BATCH)
+        odd = await self._index.odd_slices()
+        doubted = {slice_of(pack_file_key(key)) for key in doubtful}
+        numbers: Iterable[int] = [*odd, *doubted, *islice(self._turn, slices)]
+        if fills:
             self._evictor.check()
             await self._index.fill()
             numbers, _ = await self._reconciler.survey()
-            await self._compare(numbers, done)
+        elif len(odd) > MANY_ODD:
+            numbers = range(SLICES)
+        await self._compare(list(dict.fromkeys(numbers)), done)
+        await self._index.settle(doubtful)
+        if fills:
             await self._index.set_whole()
-
-    async def _settle_doubts(self, done: Sweep) -> None:
-        """Look after files that a killed process was storing or removing."""
-        while keys := await self._index.doubtful(BATCH):
-            await self._compare(sorted({slice_of(pack_file_key(key)) for key in keys}), done)
-            await self._index.settle(keys)
-            if len(keys) < BATCH:
-                return
 
     async def _evict(self, done: Sweep) -> None:
         await self._evictor.evict(
@@ -254,21 +238,23 @@ class Cleanup:
         What is over the limit after OLDEST_AT_ONCE files is the next sweep's, in a second. Files
         that can't be removed are learnt again when the index is compared with the disk.
         """
-        size_bytes, overdue, files = await self._see_disk()
+        size_bytes, overdue, oldest = await self._see_disk()
         found = Difference(overdue=overdue)
         await self._reconciler.tidy(found, self._expired_before, self._go_on)
         done.retired += len(overdue)
-        oldest = _OldestOnDisk(self._index)
-        for start in range(0, len(files), LEARN_AT_ONCE):
-            await oldest.learn_packed(files[start : start + LEARN_AT_ONCE])
-            await deferLater(self._clock, 0)
-        evictor = self._evictor_by(oldest, Alone())
-        await evictor.evict(
-            done,
-            max_bytes=self._bounds.max_bytes,
-            clean_to_bytes=self._bounds.clean_to_bytes,
-            beside_bytes=size_bytes - oldest.size_bytes,
-        )
+        if size_bytes <= self._bounds.max_bytes:
+            return
+        for packed, value in oldest:
+            if size_bytes - done.evicted_bytes <= self._bounds.clean_to_bytes:
+                break
+            self._go_on()
+            key, entry = unpack_file_key(packed), unpack_entry(value)
+            # First: the index records the removal even if this process is killed.
+            await self._index.forget_file(key, entry)
+            with self._stuck.told(self._store.path_of(key, entry.media)):
+                await self._in_thread(self._store.remove_entry, key, entry)
+                done.evicted += 1
+                done.evicted_bytes += entry.size_bytes
         self._index.size_bytes -= done.evicted_bytes
 
     async def _see_disk(self) -> tuple[int, list[str], list[Packed]]:
@@ -292,21 +278,13 @@ class Cleanup:
         def files() -> Iterator[Packed]:
             for number in survey(root)[0]:
                 self._go_on()
-                disk = self._reconciler.read(number)
-                for folder in () if disk is None else disk.folders:
+                for folder in chain.from_iterable(d.folders for d in self._reconciler.read(number)):
                     sizes.append(folder.size_bytes)
                     overdue.extend(folder.overdue(before, now))
                     yield from folder.files.values()
 
         oldest = heapq.nsmallest(OLDEST_AT_ONCE, files(), key=lambda file: stored_at_of(file[1]))
         return sum(sizes), overdue, oldest
-
-    async def _reconcile(self, done: Sweep, slices: int) -> None:
-        """Compare some slices with the disk, first those in which something was odd."""
-        odd = await self._index.odd_slices()
-        if len(odd) > MANY_ODD:
-            slices = SLICES
-        await self._compare(list(dict.fromkeys([*odd, *self._next(slices)])), done)
 
     async def _compare(self, numbers: Sequence[int], done: Sweep) -> None:
         for start in range(0, len(numbers), SLICES_AT_ONCE):
@@ -319,11 +297,6 @@ class Cleanup:
                 done.dangling += await self._reconciler.tidy(found, before, self._evictor.check)
                 done.slices += 1
                 await deferLater(self._clock, 0)
-
-    def _next(self, count: int) -> list[int]:
-        numbers = [(self._cursor + i) % SLICES for i in range(min(count, SLICES))]
-        self._cursor = (self._cursor + count) % SLICES
-        return numbers
 
     def _tell(self, done: Sweep) -> None:
         for what, counter in self._metrics.swept.items():
