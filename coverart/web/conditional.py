@@ -57,12 +57,16 @@ def condition(header: Header, validators: Validators) -> int | None:
     if if_match is not None:
         if not parse_etags(if_match).contains(validators.etag):
             return 412
-    elif (since := http_date(header("if-unmodified-since"))) and _date(validators) > since:
+    elif (
+        (said := header("if-unmodified-since"))
+        and (since := http_date(said))
+        and _date(validators) > since
+    ):
         return 412
     if if_none_match is not None:
         return 304 if parse_etags(if_none_match).contains_weak(validators.etag) else None
-    since = http_date(header("if-modified-since"))
-    return 304 if since is not None and _date(validators) <= since else None
+    said = header("if-modified-since")
+    return 304 if said and (since := http_date(said)) and _date(validators) <= since else None
 
 
 def asked_span(header: Header, validators: Validators) -> Span | None:

@@ -59,5 +59,4 @@ class OwnNames:
         if host.startswith("["):
             return isIPv6Address(host[1:].partition("]")[0])
         name = host.partition(":")[0].lower().removesuffix(".")
-        ends_privately = "." not in name or name.endswith(PRIVATE)
-        return ends_privately or name in self.listed or isIPAddress(name)
+        return "." not in name or name.endswith(PRIVATE) or name in self.listed or isIPAddress(name)
