@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fills in nginx.conf from the environment and becomes nginx.
+# Fills in nginx.conf and site.conf from the environment and becomes nginx.
 #
 # NGINX_APP        host:port of the app; the name may have many addresses, and others later
 # NGINX_APPS       several of them, with commas between them, in place of NGINX_APP
@@ -116,7 +116,9 @@ fill() { # WORD VALUE: one sed command
     fill UPSTREAM_TIMEOUT "${UPSTREAM_TIMEOUT%.*}"
     fill ACCEL "$ACCEL"
 } >"$NGINX_RUN_DIR/words.sed"
-sed -f "$NGINX_RUN_DIR/words.sed" "$HERE/nginx.conf" >"$NGINX_RUN_DIR/nginx.conf"
+for template in nginx.conf site.conf; do
+    sed -f "$NGINX_RUN_DIR/words.sed" "$HERE/$template" >"$NGINX_RUN_DIR/$template"
+done
 
 {
     echo "geo \$near {"

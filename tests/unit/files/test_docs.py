@@ -115,7 +115,7 @@ def headers() -> set[str]:
 
     look(json.loads(text("coverart/web/openapi.json")))
     found.update(re.findall(r'setHeader\(\s*b"([\w-]+)"', sources()))
-    conf = text("nginx/nginx.conf", "nginx/hit-headers.conf", "nginx/file-headers.conf")
+    conf = text("nginx/site.conf", "nginx/hit-headers.conf", "nginx/file-headers.conf")
     found.update(re.findall(r"add_header ([\w-]+)", conf))
     found.update(re.findall(r"^\t*header ([\w-]+) ", text("docker/Caddyfile"), re.MULTILINE))
     return {name.lower() for name in found}
