@@ -20,22 +20,17 @@ class Mark:
     def __init__(self, root: Path) -> None:
         """:param root: the cache directory."""
         self._path = root / NAME
-        self._unwritten = False
 
     def leave(self) -> None:
-        """Leave the mark. Where the directory takes no files, this process alone remembers it."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            os.close(os.open(self._path, flags, 0o644))
-        except OSError:
-            self._unwritten = True
+        """Leave the mark. Where the directory takes no files, none is stored or removed either."""
+        with suppress(OSError):
+            self._path.touch()
 
     def left(self) -> bool:
         """Say whether there is one."""
-        return self._unwritten or os.access(self._path, os.F_OK)
+        return os.access(self._path, os.F_OK)
 
     def clear(self) -> None:
         """Take it away, if it can be."""
-        self._unwritten = False
         with suppress(OSError):
             self._path.unlink()

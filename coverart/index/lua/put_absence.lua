@@ -9,14 +9,6 @@ if is_alias(k) then forget_alias(k) end
 -- Put anew, it stands behind all others: a small hash keeps the order in which it was filled.
 redis.call('HDEL', b, k)
 redis.call('HSET', b, k, v)
-if redis.call('HLEN', b) > 100 then
-  local all = redis.call('HGETALL', b)
-  redis.call('HDEL', b, all[1])
-  for i = 3, #all, 2 do
-    local since, till = now, now
-    if #all[i + 1] == 16 then since, till = struct.unpack('>dd', all[i + 1]) end
-    if till + till - since <= now then redis.call('HDEL', b, all[i]) end
-  end
-end
+if redis.call('HLEN', b) > 100 then redis.call('HDEL', b, redis.call('HKEYS', b)[1]) end
 if redis.call('PTTL', b) < tonumber(life) then redis.call('PEXPIRE', b, life) end
 return 1
