@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import heapq
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
-from coverart.index.codec import size_of, unpack_entry
+from coverart.index.codec import unpack_entry
 from coverart.model import FileEntry
 
 Eviction: TypeAlias = Literal["oldest", "least-useful"]
@@ -48,138 +48,92 @@ def score(size_bytes: int, uses: int, level: int) -> int:
 
 # Places in a heap are bytes, the rank in front in an order that bytes sort by, the key behind: a
 # million tuples would take half as much memory again, and the garbage collector a tenth of a
-# second to look at.
-_AGE = struct.Struct(">d")
-_SCORE = struct.Struct(">Q")
+# second to look at. No rank is below 0.
+_RANK = struct.Struct(">d")
 
 
-def place_by_age(at: float, key: bytes) -> bytes:
-    """The place of a key in a heap by time, in seconds since the epoch."""
-    return _AGE.pack(max(at, 0.0)) + key
-
-
-def read_age(place: bytes) -> tuple[float, bytes]:
-    """The inverse of place_by_age, for times from the epoch on."""
-    at: float = _AGE.unpack_from(place)[0]
-    return at, place[_AGE.size :]
-
-
-def mostly_left_over(places: list[bytes], held: int) -> bool:
-    """
-    Say whether most entries of a heap are stale, so that it has to be built again.
-
-    Stale entries are dropped when they reach the front, which is cheaper than searching for them;
-    behind one that stays in front they would pile up.
-    """
-    return len(places) > 2 * held + 1000
+def _place(rank: float, key: bytes) -> bytes:
+    return _RANK.pack(rank) + key
 
 
 class ByAge:
-    """The order `oldest` of an index in memory; keys are packed."""
+    """
+    The order `oldest` of an index in memory; keys are packed.
 
-    def __init__(self, stored_at: Callable[[bytes], float | None]) -> None:
-        """:param stored_at: when a file was stored, None if it is not held."""
-        self._stored_at = stored_at
-        # Each file held has a place, that of when it was stored or before.
+    A place that has become stale is dropped or corrected when it comes up, which is cheaper than
+    searching for it.
+    """
+
+    def __init__(self, rank: Callable[[bytes], float | None]) -> None:
+        """:param rank: of a file, the lowest goes first; None if it is not held."""
+        self._rank = rank
+        # Each file held has a place, that of its rank or one before.
         self._places: list[bytes] = []
         self._held = 0
 
-    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:
-        """A file was stored, or stored anew: then `before` is when it had been stored."""
+    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:  # noqa: ARG002
+        """A file was stored, or stored anew: then `before` is the rank that it had."""
         self._held += before is None
-        if before is None or entry.stored_at < before:
-            heapq.heappush(self._places, place_by_age(entry.stored_at, key))
-            if mostly_left_over(self._places, self._held):
-                keys = {place[_AGE.size :] for place in self._places}
-                held = [(self._stored_at(key), key) for key in keys]
-                self._places = [place_by_age(at, key) for at, key in held if at is not None]
-                heapq.heapify(self._places)
-        else:
-            # Its place is raised when it comes up. Correct two stale heap entries per call to spread
-            # the work.
-            for _ in range(2):
-                self._look()
+        rank = self._rank(key)
+        if rank is not None and (before is None or rank < before):
+            heapq.heappush(self._places, _place(rank, key))
+        if len(self._places) > 2 * self._held + 1000:
+            # Behind a file that stays in front stale places would pile up.
+            keys = {place[_RANK.size :] for place in self._places}
+            ranks = [(self._rank(key), key) for key in keys]
+            self._places = [_place(rank, key) for rank, key in ranks if rank is not None]
+            heapq.heapify(self._places)
 
-    def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
-        """Many files lie on the disk; their entries are packed too. :returns: their bytes."""
+    def learn(self, files: Sequence[tuple[bytes, bytes]]) -> None:
+        """Many files lie on the disk; their entries are packed too."""
         places, push = self._places, heapq.heappush
-        total = 0
         for key, entry in files:
-            total += size_of(entry)
-            # As place_by_age packs it, the time stands at the end of an entry; a sign before.
-            push(places, entry[5:] + key if entry[5] < 128 else place_by_age(0.0, key))
-            self._held += 1
-        return total
+            # As _place packs it, the time stands at the end of an entry; a sign before.
+            push(places, entry[5:] + key if entry[5] < 128 else _place(0.0, key))
+        self._held += len(files)
 
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:
         """Being asked for does not make a file younger."""
 
     def remove(self, key: bytes, *, evicted: bool) -> None:  # noqa: ARG002
-        """A file is gone. :param evicted: for want of room. Its stale entry is dropped later."""
+        """A file is gone. :param evicted: for want of room."""
         self._held -= 1
 
     def first(self, count: int) -> list[bytes]:
         """Up to so many files, the first to be evicted in front. They stay in the queue."""
         taken: dict[bytes, bytes] = {}
-        while len(taken) < count and self._settle():
-            place = heapq.heappop(self._places)
-            taken[place[_AGE.size :]] = place
+        while self._places and len(taken) < count:
+            place = self._places[0]
+            key = place[_RANK.size :]
+            rank = self._rank(key)
+            right = b"" if rank is None else _place(rank, key)
+            if place < right:
+                heapq.heapreplace(self._places, right)
+                continue
+            heapq.heappop(self._places)
+            if place == right:
+                taken[key] = place
         for place in taken.values():
             heapq.heappush(self._places, place)
         return list(taken)
 
-    @property
-    def oldest(self) -> float | None:
-        return read_age(self._places[0])[0] if self._settle() else None
 
-    def _settle(self) -> bool:
-        """Drop or correct stale entries in front. :returns: whether an entry is left."""
-        while self._places:
-            if self._look():
-                return True
-        return False
-
-    def _look(self) -> bool:
-        """Say whether the entry in front is right; a stale one is dropped or corrected."""
-        if not self._places:
-            return False
-        at, key = read_age(self._places[0])
-        stored_at = self._stored_at(key)
-        held = None if stored_at is None else max(0.0, stored_at)
-        if held is None or held < at:
-            heapq.heappop(self._places)
-        elif at < held:
-            heapq.heapreplace(self._places, place_by_age(held, key))
-        return held == at
-
-
-class ByUse:
+class ByUse(ByAge):
     """The order `least-useful`, likewise. After a rebuild from disk every file has one use again."""
-
-    oldest = None
 
     def __init__(self) -> None:
         self._scores: dict[bytes, int] = {}
-        self._places: list[bytes] = []
         self._level = 0
+        super().__init__(self._scores.get)
 
-    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:  # noqa: ARG002
-        fresh = score(entry.size_bytes, 1, self._level)
-        known = self._scores.get(key)
-        self._scores[key] = fresh
-        if known is None or fresh < known:
-            heapq.heappush(self._places, _SCORE.pack(fresh) + key)
-            if mostly_left_over(self._places, len(self._scores)):
-                self._places = [_SCORE.pack(each) + key for key, each in self._scores.items()]
-                heapq.heapify(self._places)
+    def put(self, key: bytes, entry: FileEntry, before: float | None = None) -> None:
+        before = self._scores.get(key)
+        self._scores[key] = score(entry.size_bytes, 1, self._level)
+        super().put(key, entry, before)
 
-    def learn(self, files: Iterable[tuple[bytes, bytes]]) -> int:
-        total = 0
+    def learn(self, files: Sequence[tuple[bytes, bytes]]) -> None:
         for key, packed in files:
-            entry = unpack_entry(packed)
-            total += entry.size_bytes
-            self.put(key, entry)
-        return total
+            self.put(key, unpack_entry(packed))
 
     def use(self, key: bytes, entry: FileEntry, times: int) -> None:
         known = self._scores.get(key)
@@ -189,22 +143,7 @@ class ByUse:
             self._scores[key] = max(known, score(entry.size_bytes, uses, self._level))
 
     def remove(self, key: bytes, *, evicted: bool) -> None:
-        known = self._scores.pop(key, None)
-        if evicted and known is not None:
-            self._level = max(self._level, known // 16)
-
-    def first(self, count: int) -> list[bytes]:
-        taken: dict[bytes, bytes] = {}
-        while self._places and len(taken) < count:
-            key = self._places[0][_SCORE.size :]
-            (place,) = _SCORE.unpack_from(self._places[0])
-            known = self._scores.get(key)
-            if known is None or place > known or key in taken:
-                heapq.heappop(self._places)
-            elif place < known:
-                heapq.heapreplace(self._places, _SCORE.pack(known) + key)
-            else:
-                taken[key] = heapq.heappop(self._places)
-        for place_again in taken.values():
-            heapq.heappush(self._places, place_again)
-        return list(taken)
+        super().remove(key, evicted=evicted)
+        reached = self._scores.pop(key) // 16
+        if evicted:
+            self._level = max(self._level, reached)

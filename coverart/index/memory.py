@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from coverart.errors import CoverError
@@ -28,6 +27,7 @@ from coverart.index.codec import (
     pack_entry,
     pack_file_key,
     pack_subject,
+    size_of,
     slice_of,
     stored_at_of,
     unpack_alias,
@@ -39,9 +39,6 @@ from coverart.index.eviction_order import (
     ByAge,
     ByUse,
     Eviction,
-    mostly_left_over,
-    place_by_age,
-    read_age,
 )
 from coverart.model import (
     ORIGINAL,
@@ -90,9 +87,9 @@ class MemoryIndex:
         self._absences: OrderedDict[bytes, Absence] = OrderedDict()
         self._most_absences = most_absences
         self._queue: ByAge | ByUse = ByAge(self._stored_at) if eviction == "oldest" else ByUse()
-        # Every alias that ages has a place in here; those since renewed are passed over.
-        self._by_check: list[bytes] = []
-        self._last_check = 0.0
+        # Keys of aliases by the minute in which they were checked; those since renewed are passed over.
+        self._by_check: defaultdict[int, set[bytes]] = defaultdict(set)
+        self._due: set[bytes] = set()
         self._now = now
         self.size_bytes = 0
         self._file_counts = dict.fromkeys(Entity, 0)
@@ -239,16 +236,12 @@ class MemoryIndex:
         return True
 
     def _put_alias(self, key: bytes, value: bytes) -> None:
-        aliases, checked_at = self._aliases[slice_of(key)], checked_at_of(value)
+        aliases = self._aliases[slice_of(key)]
         if key not in aliases:
             self._alias_counts[entity_of(key)] += 1
         aliases[key] = value
         if ages(key):
-            heapq.heappush(self._by_check, place_by_age(checked_at, key))
-            if mostly_left_over(self._by_check, sum(self._alias_counts.values())):
-                self._by_check = [place for place in set(self._by_check) if self._awaited(place)]
-                heapq.heapify(self._by_check)
-            self._last_check = max(self._last_check, checked_at)
+            self._by_check[int(checked_at_of(value) // 60)].add(key)
         self._absences.pop(key, None)
 
     async def forget_alias(self, key: AliasKey) -> bool:
@@ -296,7 +289,8 @@ class MemoryIndex:
             elif key not in self._files[number]:
                 self._files[number][key] = value
                 fresh.append(thing)
-        self.size_bytes += self._queue.learn(fresh)
+        self._queue.learn(fresh)
+        self.size_bytes += sum([size_of(value) for _, value in fresh])
         for kind, count in Counter([key[0] for key, _ in fresh]).items():
             self._file_counts[entity_of(bytes([kind]))] += count
         if self._absences:
@@ -313,9 +307,14 @@ class MemoryIndex:
             by_entity=dict(self._file_counts),
             aliases=dict(self._alias_counts),
             absences=len(self._absences),
-            oldest=self._queue.oldest,
+            oldest=self._oldest,
             tallies=dict(self._tallies),
         )
+
+    @property
+    def _oldest(self) -> float | None:
+        first = self._queue.first(1) if self.eviction == "oldest" else []
+        return self._stored_at(first[0]) if first else None
 
     async def first_to_evict(self, count: int) -> list[tuple[FileKey, FileEntry]]:
         return [(unpack_file_key(key), self._entry(key)) for key in self._queue.first(count)]
@@ -335,34 +334,16 @@ class MemoryIndex:
     ) -> list[tuple[AliasKey, Alias]]:
         due: list[tuple[AliasKey, Alias]] = []
         now = self._now()
-        if self._last_check > now + CLOCK_SLACK_S:
-            # The clock was ahead and was set back: what it stamped comes first.
-            places = [read_age(place) for place in self._by_check]
-            self._by_check = [place_by_age(counted(at, now), key) for at, key in places]
-            heapq.heapify(self._by_check)
-            self._last_check = now + CLOCK_SLACK_S
-        while self._by_check and len(due) < count:
-            place = self._by_check[0]
-            checked_at, packed_key = read_age(place)
-            if checked_at >= before:
-                break
-            heapq.heappop(self._by_check)
-            while self._by_check and self._by_check[0] == place:
-                # Put several times, by the sizes of one front.
-                heapq.heappop(self._by_check)
-            if self._awaited(place):
-                packed = self._aliases[slice_of(packed_key)][packed_key]
-                due.append((unpack_alias_key(packed_key), unpack_alias(packed)))
+        if not self._due:
+            past, ahead = before // 60, (now + CLOCK_SLACK_S) // 60
+            minutes = [minute for minute in self._by_check if minute < past or minute > ahead]
+            self._due = {key for minute in minutes for key in self._by_check.pop(minute)}
+        while self._due and len(due) < count:
+            key = self._due.pop()
+            packed = self._aliases[slice_of(key)].get(key)
+            if packed is not None and counted(checked_at_of(packed), now) < before:
+                due.append((unpack_alias_key(key), unpack_alias(packed)))
         return due
-
-    def _awaited(self, place: bytes) -> bool:
-        """Say whether a place tells when its alias was last checked, as far as that counts."""
-        at, key = read_age(place)
-        packed = self._aliases[slice_of(key)].get(key)
-        if packed is None:
-            return False
-        checked_at = checked_at_of(packed)
-        return at in (checked_at, counted(checked_at, self._now()))
 
     async def slice_packed(self, number: int) -> dict[bytes, bytes]:
         return self._files[number] | self._aliases[number]
@@ -381,7 +362,7 @@ class MemoryIndex:
 
     def _stored_at(self, packed_key: bytes) -> float | None:
         packed = self._files[slice_of(packed_key)].get(packed_key)
-        return None if packed is None else unpack_entry(packed).stored_at
+        return None if packed is None else max(0.0, stored_at_of(packed))
 
     def _held(self, ref: ImageRef) -> Target | None:
         """The image as a target, if any size of it is held."""

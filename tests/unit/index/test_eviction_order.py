@@ -86,9 +86,8 @@ class ByAgeTests(SynchronousTestCase):
         for key, stored_at in held.items():
             queue.put(key, entry(stored_at=stored_at))
         held[b"b"] = 9.0
-        queue.put(b"b", entry(stored_at=9.0))
+        queue.put(b"b", entry(stored_at=9.0), 1.0)
         self.assertEqual(queue.first(2), [b"c", b"a"])
         self.assertEqual(queue.first(9), [b"c", b"a", b"b"])
-        self.assertEqual(queue.oldest, 2.0)
         del held[b"c"]
-        self.assertEqual(queue.oldest, 3.0)
+        self.assertEqual(queue.first(1), [b"a"])
