@@ -113,7 +113,7 @@ class HeldFiles:
         except OSError as error:
             raise StoreFailed(f"can't remove {path}: {error.strerror}") from error
         await self._index.suspect(key)
-        await self._forget(key, entry)
+        await self._index.forget_file(key, entry)
 
     async def drop(self, key: FileKey, entry: FileEntry, until: float = math.inf) -> bool:
         """
@@ -134,10 +134,4 @@ class HeldFiles:
                 path=path,
                 reason=error.strerror,
             )
-        return await self._forget(key, entry)
-
-    async def _forget(self, key: FileKey, entry: FileEntry) -> bool:
-        known = await self._index.forget_file(key, entry)
-        if known:
-            await self._index.settle([key])
-        return known
+        return await self._index.forget_file(key, entry)

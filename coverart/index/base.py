@@ -212,15 +212,13 @@ class Index(Protocol):
 
     async def forget_file(self, key: FileKey, entry: FileEntry) -> bool:
         """
-        Forget a file that is gone, if `entry` is still what is known of it.
-
-        Call settle() when it is off the disk too.
+        Forget a file that is gone from the disk, if `entry` is still what is known of it.
 
         :returns: whether it was; False where somebody else was first, so that totals change once.
         """
 
     async def settle(self, keys: Sequence[FileKey]) -> None:
-        """Files that were forgotten are deleted from the disk too: they are in doubt no more."""
+        """Files that forget_files() forgot are off the disk too: they are in doubt no more."""
 
     async def use(self, uses: Sequence[tuple[FileKey, int]]) -> None:
         """Files were asked for so many times since the last call."""

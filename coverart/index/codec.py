@@ -153,11 +153,6 @@ def unpack_file_key(packed: bytes) -> FileKey:
     raise ValueError(f"not a packed file key: {packed!r}")
 
 
-def pack_size(size: int) -> bytes:
-    """The last byte of an image's key."""
-    return bytes([SIZE_CODES[size]])
-
-
 def slice_of(packed: bytes) -> int:
     """The first three digits of the MBID in a packed key."""
     return packed[1] << 4 | packed[2] >> 4

@@ -43,7 +43,6 @@ from coverart.index.codec import (
     pack_entry,
     pack_file_key,
     pack_seen,
-    pack_size,
     pack_subject,
     slice_of,
     unpack_file_key,
@@ -418,4 +417,4 @@ class RedisIndex:
 
 
 def _name_of(request: ImageRequest) -> bytes:
-    return pack_alias_key(request.alias) + pack_size(request.size)
+    return pack_alias_key(request.alias) + bytes([SIZE_CODES[request.size]])

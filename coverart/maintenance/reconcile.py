@@ -213,7 +213,6 @@ class Reconciler:
                     await self._index.put_file(key, anew)
                     learnt += 1
                 elif await self._index.forget_file(key, entry):
-                    await self._index.settle([key])
                     forgotten += 1
         return learnt, forgotten
 

@@ -128,7 +128,6 @@ async def test_mends_both_ways(sim, run, shared) -> None:
     (proxy.root / victim).unlink()
     key = next(k for k, e in known.items() if proxy.cache.store.path_of(k, e.media) == moved)
     await index.forget_file(key, known[key])
-    await index.settle([key])
     done = await proxy.cleanup.sweep(slices=4096)
     assert done is not None
     assert (done.learnt, done.forgotten, done.slices) == (1, 1, 4096)

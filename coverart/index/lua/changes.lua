@@ -31,7 +31,6 @@ local function forget_file(k, v)
   redis.call('HDEL', bucket(k), k)
   redis.call('ZREM', p .. 'age', k)
   add('bytes', -size_of(v)) add('files', -1) add('f' .. entity(k), -1)
-  redis.call('SADD', p .. 'doubt', k)
   return 1
 end
 local function put_alias(k, v)
