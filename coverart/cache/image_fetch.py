@@ -101,7 +101,10 @@ class Images:
                     moved = await self._names.resolve(request.alias, fetch)
                     if isinstance(moved, Missing):
                         return moved
-                    if moved.target == target:
+                    if moved.target.ref == target.ref and (
+                        request.size or moved.target.extension == target.extension
+                    ):
+                        # The same file, which this fetch has claimed.
                         return got
                 elif isinstance(got, Alias):
                     moved = got

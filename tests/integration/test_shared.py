@@ -264,3 +264,13 @@ async def test_refresh_that_fails_ends_its_claims(sim, run, redis: RedisServer) 
     assert all((client.get(key) or b"-").startswith(b"-") for key in client.keys("*get:*"))
     again = await within(start(second.get(f"/release/{item.mbid}/{item.back.id}-250")), 5)
     assert again.status == 503
+
+
+@pytest_twisted.ensureDeferred
+async def test_size_that_is_not_there_by_id(sim, pair) -> None:
+    """By an id of which another size is held it is a 404, without a wait for one's own claim."""
+    item = sim.catalogue.release(10)
+    base = f"/release/{item.mbid}/{item.front.id}"
+    await pair[0].stored(f"{base}-250")
+    answer = await within(start(pair[0].get(f"{base}-1200")), 10)
+    assert (answer.status, answer["x-cache-status"]) == (404, "MISS")
