@@ -23,7 +23,7 @@ NGINX_HIT_LOG=${NGINX_HIT_LOG:-${COVER_ART_HIT_LOG:-/dev/null}}
 NGINX_ACCESS_LOG=${NGINX_ACCESS_LOG:-/dev/stdout}
 # on: direct hits are written to the access log too.
 NGINX_LOG_HITS=${NGINX_LOG_HITS:-off}
-# Proxies whose X-Forwarded-For is believed, with commas between them.
+# Proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, with commas between them.
 NGINX_TRUSTED_PROXIES=${NGINX_TRUSTED_PROXIES:-}
 # Who may see /metrics and /cache-status and use /admin: private networks.
 NGINX_OPERATORS=${NGINX_OPERATORS:-127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,fe80::/10}
@@ -124,6 +124,13 @@ done
     echo "geo \$near {"
     echo "    default 0;"
     for network in $(echo "$NGINX_OPERATORS" | tr ',' ' '); do echo "    $network 1;"; done
+    echo "}"
+    echo "geo \$realip_remote_addr \$by_a_proxy {"
+    echo "    default 0;"
+    for network in $(echo "$NGINX_TRUSTED_PROXIES" | tr ',' ' '); do
+        # set_real_ip_from takes names too.
+        case $network in *[!0-9a-fA-F.:/]*) ;; *) echo "    $network 1;" ;; esac
+    done
     echo "}"
     for network in $(echo "$NGINX_TRUSTED_PROXIES" | tr ',' ' '); do echo "set_real_ip_from $network;"; done
 } >"$NGINX_RUN_DIR/addresses.conf"

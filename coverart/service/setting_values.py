@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -71,6 +72,14 @@ def hosts(text: str) -> tuple[str, ...]:
         if match is None or not 1 <= int(match["port"] or 1) <= 65535:
             raise ValueError(text)
     return entries
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Addresses and networks with commas or spaces between them."""
+    entries = [entry for entry in re.split(r"[,\s]+", text) if entry]
+    if not entries:
+        raise ValueError(text)
+    return tuple(ip_network(entry) for entry in entries)
 
 
 def processes(text: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -181,6 +182,14 @@ class Settings:
         values.base_url,
         "an http or https URL",
         means="base URL written into listings; unset, they pass unchanged",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        "TRUSTED_PROXIES",
+        values.networks,
+        "addresses or networks with commas between them",
+        default="127.0.0.0/8,::1",
+        means="proxies whose X-Forwarded-For and X-Forwarded-Proto the app believes; what comes "
+        "by a Unix socket is believed always",
     )
     image_mode: Literal["serve", "redirect"] = _setting(
         "IMAGE_MODE",

@@ -11,6 +11,7 @@ else by Klein's routes, and what is not the archive's to `operators`.
     status              the fields of /cache-status
     accel               lets nginx send a file: X-Accel-Redirect
     delivery            sends bodies: of a file, of an image while it arrives
+    forwarded           who asks, and by which scheme, through trusted proxies
     headers             statuses and headers of answers; an error as JSON
     operator_hosts      by which Host operators may ask
     public_listings     listings with their addresses rewritten

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from ipaddress import ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +47,7 @@ class DefaultTests(SynchronousTestCase):
             "allowed_hosts": ("archive.org", "*.archive.org"),
             "accel": None,
             "public_url": None,
+            "trusted_proxies": (ip_network("127.0.0.0/8"), ip_network("::1")),
             "image_mode": "serve",
             "alias_ttl": 86400,
             "listing_ttl": 86400,
@@ -110,6 +112,13 @@ class ValueTests(SynchronousTestCase):
                 "https://covers.example/caa/",
                 "public_url",
                 "https://covers.example/caa",
+            ),
+            ("TRUSTED_PROXIES", "10.0.0.1", "trusted_proxies", (ip_network("10.0.0.1"),)),
+            (
+                "TRUSTED_PROXIES",
+                "10.0.0.0/8, fc00::/7",
+                "trusted_proxies",
+                (ip_network("10.0.0.0/8"), ip_network("fc00::/7")),
             ),
             ("IMAGE_MODE", "redirect", "image_mode", "redirect"),
             ("ALIAS_TTL", "0", "alias_ttl", 0),
@@ -212,6 +221,12 @@ class RefusalTests(SynchronousTestCase):
         ):
             with self.subTest(text=text):
                 self.refusal("ALLOWED_HOSTS", text)
+
+    def test_networks(self) -> None:
+        """Proxies are addresses and networks: no names, no range that its own length cuts short."""
+        for text in (",", "nginx", "10.0.0.1/8", "10.0.0.0/33", "10.0.0.256", "::1/129", "unix:"):
+            with self.subTest(text=text):
+                self.refusal("TRUSTED_PROXIES", text)
 
     def test_paths(self) -> None:
         """The internal prefix is a plain path with slashes around it."""
