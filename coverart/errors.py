@@ -7,6 +7,7 @@ the message quotes nothing from the request. `detail`, for the operator's log, m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 
@@ -109,3 +110,17 @@ class StoreFailed(CoverError):
 
 class NobodyReads(StoreFailed):
     """What can't be stored is fetched no further: its clients have left, or wanted its head alone."""
+
+
+class TooManyFetches(CoverError):
+    """This client started as many fetches as one may; what is held it gets all the same."""
+
+    status = 429
+
+    def __init__(self, per_minute: int, wait_s: float) -> None:
+        """:param wait_s: until it may start one more."""
+        self.said = (
+            f"too many covers fetched for this address, {per_minute} a minute may be: "
+            f"try again in {max(1, math.ceil(wait_s))} s"
+        )
+        super().__init__(retry_after_s=wait_s)

@@ -34,17 +34,17 @@ prometheus_client.disable_created_metrics()
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 OUTCOMES = ("hits", "misses", "stale", "absent", "errors", "refused", "left", "other")
 """
-How requests end. errors: 5xx; refused: a 4xx that needed no look into the cache; left: the
-client went away before there was an answer; other: what is not of the archive, such as /metrics.
+How requests end. errors: 5xx; refused: a 4xx but a remembered or new 404; left: the client went away
+before there was an answer; other: what is not of the archive, such as /metrics.
 """
 DIRECT_HITS = "direct_hits"
 """Hits that nginx sent by itself, as the leader reads in its log."""
 TALLIED = ("hits", "misses", "joined", "stale", "absent", "errors", "evicted", DIRECT_HITS)
 """What every process adds to the index's tally of all that share it; hits are the app's own."""
-OVERLOAD = ("fetch", "waited", "refresh", "connection", "accept")
+OVERLOAD = ("fetch", "waited", "share", "refresh", "connection", "accept")
 """
 What was turned away or put off. fetch: a 503, as much was being fetched as may; waited: a 503,
-after a long wait; refresh: put off; connection: closed when idle; accept: ceased for a while.
+after a long wait; share: a 429, one client started as many as one may; refresh: put off; connection: closed when idle; accept: ceased for a while.
 """
 SWEPT = ("evicted", "retired", "orphans", "learnt", "forgotten", "dangling")
 

@@ -9,6 +9,7 @@ the client's back; what is missing is fetched once for all who ask, who get it w
     uses                how often files were used, told in batches
     writer              files get their names, small ones in batches
     download            one image's way from the archive to its readers and to the disk
+    fair_shares         how much one client may fetch in a minute
     fetch               the account of one fetch, and what can come of it
     held_files          what lies on the disk, and what is held no more
     names               where names point, and their links

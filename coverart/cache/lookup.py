@@ -19,6 +19,7 @@ from coverart.archive.paths import spell
 from coverart.archive.throttle import at_once
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
 from coverart.cache.download import Download
+from coverart.cache.fair_shares import Share, nobodys
 from coverart.cache.fetch import Fetch, Fetched, Missing, Unstored
 from coverart.cache.miss import Fetcher
 from coverart.cache.operator_actions import OperatorActions
@@ -111,11 +112,17 @@ class CoverCache:
         """How many clients wait for something that is being fetched."""
         return self._requests.waiting
 
-    async def get(self, thing: Thing, found: Found | None = None) -> Answer:
+    async def get(
+        self,
+        thing: Thing,
+        found: Found | None = None,
+        share: Callable[[], Share | None] = nobodys,
+    ) -> Answer:
         """
         Say how to answer a request.
 
         :param found: what hit() just found, which is then not looked up again.
+        :param share: called for the share of who asks, where a fetch is to start.
         :raises CoverError: there is nothing to serve and the archive can't be asked.
         """
         found = found or await self._fetcher.held.known(thing)
@@ -127,9 +134,12 @@ class CoverCache:
         full = len(self._requests) >= self._most_fetches
         if full and not (joined or self._fetcher.held.has_name(thing)):
             self._make_sure_of_room(len(self._requests))
+        paying = None if joined else share()
+        if paying is not None:
+            paying.spend(unless=lambda: self._fetcher.held.has_name(thing))
         waiting = self._requests.run(thing, lambda tell: self._fetch(thing, found, tell))
         at_once = joined and waiting.called
-        answer = await waiting
+        answer = await waiting if paying is None else await paying.settled(waiting)
         if not isinstance(answer, Flowing):
             return attrs.evolve(answer, joined=True) if joined else answer
         if answer.download.over:
@@ -169,10 +179,13 @@ class CoverCache:
         uses, self._uses = self._uses, Counter()
         await tell_uses(self.index, uses, self._clock)
 
-    async def point(self, key: AliasKey) -> Pointed | Absent:
+    async def point(
+        self, key: AliasKey, share: Callable[[], Share | None] = nobodys
+    ) -> Pointed | Absent:
         """
         Say where a name points, without fetching the image.
 
+        :param share: as get() takes it.
         :raises CoverError: nothing is known and the archive can't be asked.
         """
         request = ImageRequest(alias=key, size=0)
@@ -185,6 +198,13 @@ class CoverCache:
         if isinstance(known := self._known(request, found, fetches=False), Absent):
             return known
         self._make_sure_of_room(self._fetcher.names.resolving)
+        paying = None if self._fetcher.names.joins(key) else share()
+        if paying is None:
+            return await self._ask_where(key, found)
+        paying.spend()
+        return await paying.settled(self._ask_where(key, found))
+
+    async def _ask_where(self, key: AliasKey, found: Found) -> Pointed | Absent:
         # No claim: without one, each process sends one small request at most.
         async with self._fetcher.begin() as fetch:
             alias = await self._fetcher.names.resolve(key, fetch)

@@ -58,6 +58,10 @@ class Names:
         """How many names hop 1 is being asked about."""
         return len(self._targets)
 
+    def joins(self, key: AliasKey) -> bool:
+        """Say whether resolve() would join others."""
+        return self._targets.running(key)
+
     async def resolve(self, key: AliasKey, fetch: Fetch) -> Alias | Missing:
         """Ask the archive where a name points."""
 

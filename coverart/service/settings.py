@@ -247,6 +247,14 @@ class Settings:
         default="1000",
         means="different things that are fetched for clients, or wait to be, at once",
     )
+    fetches_per_minute: int = _setting(
+        "FETCHES_PER_MINUTE",
+        values.whole(0, 1_000_000),
+        "a whole number up to 1000000, 0 for no limit",
+        default="300",
+        means="fetches that one client may start in a minute, in each process; private and loopback "
+        "addresses may start any number",
+    )
     max_connections: int = _setting(
         "MAX_CONNECTIONS",
         values.whole(1, 1_000_000),

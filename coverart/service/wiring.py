@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from twisted.application.service import MultiService
 from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.web.http import Request
 
 from coverart.archive.archive_client import ArchiveClient, Limits
 from coverart.archive.circuit_breaker import Breaker
@@ -19,6 +20,7 @@ from coverart.archive.safe_connect import make_client
 from coverart.archive.throttle import Turns
 from coverart.archive.upstream import Upstream
 from coverart.archive.url_policy import Rules
+from coverart.cache.fair_shares import FairShares, Share
 from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
@@ -35,6 +37,7 @@ from coverart.service.settings import (
 from coverart.service.upkeep import Upkeep
 from coverart.web.connection_limits import Connections, GatedEndpoint, raise_file_limit
 from coverart.web.covers import Covers, DeliveryMode
+from coverart.web.forwarded import TrustedProxies
 from coverart.web.operator_hosts import OwnNames
 from coverart.web.operators import OperatorRoutes
 from coverart.web.site import CoverSite, Front
@@ -151,9 +154,15 @@ def assemble(
         asking.hit()
         misses.hit()
 
+    proxies = TrustedProxies(settings.trusted_proxies)
+    shares = FairShares(settings.fetches_per_minute, reactor, opened.metrics)
+
+    def share(request: Request) -> Share | None:
+        return shares.of(proxies.client(request))
+
     most = raise_file_limit(settings.max_connections)
     connections = Connections(most, opened.metrics, reactor)
-    front = Front(Covers(cache, mode, threads, hit), operators.app.resource())
+    front = Front(Covers(cache, mode, threads, hit, share), operators.app.resource())
     site = CoverSite(front, opened.metrics, connections, reactor)
 
     def look() -> None:

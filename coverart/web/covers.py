@@ -16,12 +16,14 @@ from klein import Klein
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from coverart.archive.listings import rewrite
 from coverart.archive.paths import spell
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
+from coverart.cache.fair_shares import Share
 from coverart.cache.lookup import CoverCache
 from coverart.cache.writer import InThread
 from coverart.content import ENOUGH, check_type
@@ -61,8 +63,12 @@ class Covers(Resource):
         mode: DeliveryMode,
         in_thread: InThread,
         hit: Callable[[], None] = lambda: None,
+        share: Callable[[Request], Share | None] = lambda _: None,
     ) -> None:
-        """:param hit: told of each hit."""
+        """
+        :param hit: told of each hit.
+        :param share: what the client of a request may fetch.
+        """
         super().__init__()
         self._cache = cache
         self._in_thread = in_thread
@@ -73,6 +79,7 @@ class Covers(Resource):
             else PublicListings(cache.store, mode.public_url, in_thread)
         )
         self._hit = hit
+        self._share = share
         self._routes: IResource = self.app.resource()
 
     def render(self, request: LoggedRequest) -> bytes | int:
@@ -129,9 +136,13 @@ class Covers(Resource):
     async def art(self, request: LoggedRequest, _: str) -> Any:
         """Answer with the image or listing that the path names."""
         thing: Thing = request.thing
+
+        def share() -> Share | None:
+            return self._share(request)
+
         if self._mode.redirect_names and isinstance(thing, ImageRequest) and thing.alias.ages:
-            return self._pointed(request, thing, await self._cache.point(thing.alias))
-        answer = await self._cache.get(thing, request.found)
+            return self._pointed(request, thing, await self._cache.point(thing.alias, share))
+        answer = await self._cache.get(thing, request.found, share)
         if answer.status is Status.HIT:
             self._hit()
         try:
@@ -140,7 +151,7 @@ class Covers(Resource):
             if not isinstance(answer, Held):
                 raise
             await self._mend(answer, error)
-        return await self._body(request, await self._cache.get(thing))
+        return await self._body(request, await self._cache.get(thing, None, share))
 
     async def _mend(self, held: Held, error: OSError | BadUpstream) -> None:
         """

@@ -152,7 +152,7 @@ def refuse(request: LoggedRequest, error: CoverError) -> bytes:
     if isinstance(error, Refused):
         for name, value in error.headers.items():
             request.setHeader(name, value)
-    if error.status == 503:
+    if error.status in (429, 503):
         retry_after_s = max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S))
         request.setHeader(b"retry-after", b"%d" % retry_after_s)
     if error.status not in (404, 416):

@@ -15,6 +15,7 @@ from coverart.errors import (
     Overloaded,
     Refused,
     StoreFailed,
+    TooManyFetches,
     Unavailable,
     UpstreamTimeout,
 )
@@ -32,6 +33,7 @@ class RefusalTests(SynchronousTestCase):
             (Malformed("x"), 400, "no-store"),
             (NotInArchive(), 404, "public, max-age=60"),
             (Refused(405, "no"), 405, "no-store"),
+            (TooManyFetches(300, 0.2), 429, "no-store"),
             (BadUpstream(), 502, "no-store"),
             (Unavailable(), 503, "no-store"),
             (NotReached(), 503, "no-store"),
@@ -56,11 +58,14 @@ class RefusalTests(SynchronousTestCase):
             self.assertNotIn(b"secret", body)
 
     def test_retry_after(self) -> None:
-        """503 says when to come back: whole seconds, one at least."""
+        """429 and 503 say when to come back: whole seconds, one at least."""
         for pause_s, said in ((None, "5"), (0.0, "5"), (0.2, "1"), (7.1, "8"), (600.0, "600")):
             made = request()
             refuse(made, Unavailable(retry_after_s=pause_s))
             self.assertEqual(header(made, "retry-after"), said)
+        made = request()
+        refuse(made, TooManyFetches(300, 7.1))
+        self.assertEqual(header(made, "retry-after"), "8")
         made = request()
         refuse(made, BadUpstream())
         self.assertIsNone(header(made, "retry-after"))
