@@ -20,7 +20,24 @@ from coverart.web.conditional import Span, Validators, asked_span, condition
 METHODS = b"GET, HEAD, OPTIONS"
 IMMUTABLE = b"public, max-age=31536000, immutable"
 RUNS_NOTHING = b"default-src 'none'; frame-ancestors 'none'; sandbox"
-"""For what a browser might otherwise run: PDFs and errors."""
+"""For what a browser might otherwise run: errors."""
+OF_A_PDF = (
+    (b"content-security-policy", b"default-src 'none'; sandbox"),
+    # A page that asks this of all that it embeds asks it of documents by their own word.
+    (b"cross-origin-embedder-policy", b"require-corp"),
+)
+"""Any page may embed a PDF, as any may show an image; it is given no rights there."""
+_EXPOSED = (
+    b"Accept-Ranges, Cache-Status, Content-Length, Content-Range, ETag, Retry-After, "
+    b"X-Cache-Status, X-Served-By"
+)
+"""What a script may read besides what the Fetch standard lets it read of any answer."""
+OPEN_TO_ALL = (
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", _EXPOSED),
+    (b"cross-origin-resource-policy", b"cross-origin"),
+)
+"""Pages of any origin may show and read the answer."""
 JSON = b"application/json"
 
 NOT_FOUND_LIFE = b"public, max-age=60"
@@ -48,9 +65,16 @@ _CACHE_STATUS = {
 def open_to_all(request: Request) -> None:
     """What every answer of an archive route carries, errors too."""
     set_header = request.setHeader
-    set_header(b"access-control-allow-origin", b"*")
+    for name, value in OPEN_TO_ALL:
+        set_header(name, value)
     set_header(b"x-content-type-options", b"nosniff")
     set_header(b"x-served-by", b"coverart")
+
+
+def open_to_none(request: Request) -> None:
+    """Take back that pages of other origins may read the answer."""
+    for name, _ in OPEN_TO_ALL:
+        request.responseHeaders.removeHeader(name)
 
 
 def options(request: Request) -> bytes:
@@ -104,7 +128,8 @@ def typed(request: Request, media: MediaType | None) -> None:
     """The exact type of the bytes; None is a listing."""
     request.setHeader(b"content-type", JSON if media is None else media.value.encode())
     if media is MediaType.PDF:
-        request.setHeader(b"content-security-policy", RUNS_NOTHING)
+        for name, value in OF_A_PDF:
+            request.setHeader(name, value)
 
 
 def span_to_send(
@@ -128,15 +153,15 @@ def span_to_send(
     if decided == 304:
         request.setResponseCode(304)
         return None
-    typed(request, media)
     asked = asked_span(request.getHeader, validators) if request.method == b"GET" else None
+    if asked is not None and not asked:
+        request.responseHeaders.removeHeader(b"last-modified")
+        raise Refused(416, "range not satisfiable", {b"content-range": b"bytes */%d" % size})
+    typed(request, media)
     if asked is None:
         request.setHeader(b"accept-ranges", b"bytes")
         request.setHeader(b"content-length", b"%d" % size)
         return Span(0, size) if size and request.method == b"GET" else None
-    if not asked:
-        request.responseHeaders.removeHeader(b"last-modified")
-        raise Refused(416, "range not satisfiable", {b"content-range": b"bytes */%d" % size})
     request.setResponseCode(206)
     request.setHeader(b"content-range", b"bytes %d-%d/%d" % (asked.start, asked.stop - 1, size))
     request.setHeader(b"content-length", b"%d" % (asked.stop - asked.start))

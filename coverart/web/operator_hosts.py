@@ -14,6 +14,7 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.web.http import Request
 
 from coverart.errors import Refused
+from coverart.web.headers import open_to_none
 
 PRIVATE = (".localhost", ".local", ".internal", ".lan", ".home.arpa")
 """
@@ -42,7 +43,7 @@ class OwnNames:
         Takes back that any web page may read the answer: one in an operator's browser asks from
         inside.
         """
-        request.responseHeaders.removeHeader(b"access-control-allow-origin")
+        open_to_none(request)
         hosts = request.requestHeaders.getRawHeaders(b"host", [])
         return all(self._include(host.decode("latin-1")) for host in hosts)
 

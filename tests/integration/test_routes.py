@@ -21,6 +21,17 @@ from tests.support.talk import Answer, start
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 ALIAS = "public, max-age=86400"
+EXPOSED = {
+    "ETag",
+    "Content-Range",
+    "Content-Length",
+    "Accept-Ranges",
+    "Retry-After",
+    "Cache-Status",
+    "X-Cache-Status",
+    "X-Served-By",
+}
+"""What the scripts of any page may read."""
 TYPES = {
     "jpg": "image/jpeg",
     "png": "image/png",
@@ -75,6 +86,8 @@ def downloads(mbid: str, image: Image) -> list[Asked]:
 def check_common(answer: Answer) -> None:
     """What every answer carries, errors too."""
     assert answer["Access-Control-Allow-Origin"] == "*"
+    assert set(answer["Access-Control-Expose-Headers"].split(", ")) >= EXPOSED
+    assert answer["Cross-Origin-Resource-Policy"] == "cross-origin"
     assert answer["X-Content-Type-Options"] == "nosniff"
     assert answer["X-Served-By"] == "coverart"
     assert answer.length == len(answer.body)
@@ -97,6 +110,7 @@ def check_image(sim: Simulator, asked: Asked, answer: Answer, status: str) -> No
     parsedate_to_datetime(answer["Last-Modified"])
     policy = answer["Content-Security-Policy"]
     assert ("sandbox" in policy) == (asked.content_type == "application/pdf")
+    assert "frame-ancestors" not in policy
 
 
 def check_error(answer: Answer, status: int, cache_control: str) -> None:

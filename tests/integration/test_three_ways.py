@@ -97,6 +97,10 @@ def rows(catalogue, answer: Answer, path: str) -> list[Row]:
     others = [
         Row(path, "HEAD"),
         Row(pdf, "HEAD"),
+        Row(pdf, headers={"Range": "bytes=0-99"}),
+        Row(pdf, headers={"Range": "bytes=100-"}, direct=False),
+        Row(pdf, headers={"Range": "bytes=999999999-"}, direct=False),
+        Row(pdf, headers={"If-Match": '"x"'}),
         Row(path, "OPTIONS", direct=False),
         Row(path, "POST", direct=False),
         Row(path, "DELETE", direct=False),

@@ -29,6 +29,16 @@ class HeaderTests(SynchronousTestCase):
         responses.open_to_all(made)
         self.assertEqual(header(made, "access-control-allow-origin"), "*")
         self.assertEqual(header(made, "x-content-type-options"), "nosniff")
+        self.assertEqual(header(made, "cross-origin-resource-policy"), "cross-origin")
+
+    def test_for_none(self) -> None:
+        """What is for operators alone is not opened to pages; its type is not guessed either."""
+        made = request()
+        responses.open_to_all(made)
+        responses.open_to_none(made)
+        for name, _ in responses.OPEN_TO_ALL:
+            self.assertIsNone(header(made, name.decode()))
+        self.assertEqual(header(made, "x-content-type-options"), "nosniff")
 
     def test_options(self) -> None:
         """OPTIONS says what is allowed."""
@@ -66,6 +76,19 @@ class HeaderTests(SynchronousTestCase):
             self.assertEqual(header(made, "content-type"), said)
             policy = header(made, "content-security-policy")
             self.assertEqual(policy is not None, media is MediaType.PDF)
+
+    def test_embedded(self) -> None:
+        """A PDF can be embedded by pages of any origin and has no rights there; an error can not."""
+        made = request()
+        responses.typed(made, MediaType.PDF)
+        policy = (header(made, "content-security-policy") or "").split("; ")
+        self.assertEqual(policy, ["default-src 'none'", "sandbox"])
+        self.assertEqual(header(made, "cross-origin-embedder-policy"), "require-corp")
+        made = request(range="bytes=1000-")
+        error = self.assertRaises(Refused, span_to_send, made, MediaType.PDF, FILE)
+        refuse(made, error)
+        self.assertIn("frame-ancestors 'none'", header(made, "content-security-policy") or "")
+        self.assertIsNone(header(made, "cross-origin-embedder-policy"))
 
     def test_every_status(self) -> None:
         """However an answer came about, both headers say so."""
