@@ -63,6 +63,9 @@ class ImageStore(AtomicFiles):
         # The mtime is what was set, but a file system may keep it less precisely.
         if status is None or abs(status.st_mtime - entry.stored_at) <= MTIME_SLACK_S:
             self.remove(path)
+        else:
+            # Or it was cut short, and would be found on the disk and taken for whole.
+            self.remove_spoilt(key, entry)
 
     def remove_spoilt(self, key: FileKey, entry: FileEntry) -> FileEntry | None:
         """

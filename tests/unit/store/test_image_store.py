@@ -180,6 +180,16 @@ class WriteTests(StoreTests):
         self.put()
         self.assertEqual([self.store.remove(THUMB), self.store.remove(THUMB)], [True, False])
 
+    def test_evicted_after_it_was_cut_short(self) -> None:
+        """A file that was cut short goes with its entry: found later, it would be taken for whole."""
+        entry = FileEntry(size_bytes=len(JPEG), stored_at=1000, media=MediaType.JPEG)
+        self.put(body=JPEG[:-5], at=2000)
+        self.store.remove_entry(REF.at(250), entry)
+        self.assertIsNone(self.store.stat(THUMB))
+        self.put(at=2000)
+        self.store.remove_entry(REF.at(250), entry)
+        self.assertIsNotNone(self.store.stat(THUMB), "stored anew since")
+
     def test_path_of(self) -> None:
         """An image's place needs its type, a listing's does not."""
         self.assertEqual(self.store.path_of(REF.at(250), MediaType.JPEG), THUMB)
