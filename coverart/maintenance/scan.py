@@ -139,11 +139,11 @@ class Scanner:
         began = time.monotonic()
         scan = self._scan
         on_disk, foreign = await self._reconciler.survey()
-        # The index may hold what is gone from the disk.
-        slices = range(SLICES) if self._compares else on_disk
         scan.count_foreign(foreign)
         scan.unfinished = len(await self._in_thread(unfinished, os.fspath(self._store.root)))
         fills = self._compares and not await self._index.whole()
+        # An index that is whole may hold what is gone from the disk.
+        slices = range(SLICES) if self._compares and not fills else on_disk
         if fills and not self._dry_run:
             await self._index.fill()
         waiting: deque[tuple[float, int, Difference]] = deque()

@@ -7,7 +7,7 @@ from typing import Any
 
 from treq.client import HTTPClient
 from treq.testing import RequestTraversalAgent
-from twisted.internet.defer import Deferred, execute, fail, maybeDeferred
+from twisted.internet.defer import Deferred, execute, fail, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http import Request
 from twisted.web.http_headers import Headers
@@ -34,8 +34,12 @@ class HeldBack:
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = []
+        self.ended = False
+        """Its process is gone: what is collected as garbage can wait for nothing more."""
 
     def __call__(self, call: Callable[..., Any], /, *args: Any) -> Deferred[Any]:
+        if self.ended:
+            return succeed(None)
         d: Deferred[Any] = Deferred()
         self.waiting.append((d, call, args))
         return d

@@ -120,7 +120,7 @@ class CacheMachine(Promises):
         self.things: list[Thing] = []
         self.wrong: list[Failure] = []
         self.running: list[Deferred[object]] = []
-        self._graves: list[object] = []
+        self._graves: list[tuple[object, object, HeldBack, object]] = []
         self._versions = 0
         self._troubles = 0
         self._observer = cast("ILogObserver", self._logged)
@@ -224,6 +224,8 @@ class CacheMachine(Promises):
             self._small.stop()
             self._die()
             self.bury()
+            for _, _, threads, _ in self._graves:
+                threads.ended = True
             self._graves.clear()
             self._folder.cleanup()
 
