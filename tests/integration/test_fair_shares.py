@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 
 import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 
 from coverart.simulator.faults import Gate, Rule, Status
 from tests.support.nginx_server import ACCEL
 from tests.support.running import Machine, Proxy, reached
-from tests.support.talk import LOCAL, Answer, connect, start, until, within
+from tests.support.talk import LOCAL, Answer, Wire, connect, start, until, within
 
 ONE, OTHER, NEAR = "192.0.2.1", "198.51.100.2", "10.0.0.9"
 NOTHING = "/release/00000000-0000-4000-8000-000000000000/front"
@@ -150,6 +152,47 @@ async def test_app_alone(sim, run) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_unix_socket(sim, run, tmp_path) -> None:
+    """Who connects by a Unix socket is a trusted proxy, and not counted where it names no client."""
+    path = str(tmp_path / "socket")
+    await run(
+        COVER_ART_LISTEN=f"unix:{path}",
+        COVER_ART_FETCHES_PER_MINUTE="1",
+        COVER_ART_TRUSTED_PROXIES="192.0.2.7",
+    )
+    cold = iter(fronts(sim, 0, 9))
+
+    async def status(*said: str) -> int:
+        wire = Wire()
+        await connectProtocol(UNIXClientEndpoint(reactor, path), wire)
+        wire.get(next(cold), "Connection: close", *said)
+        await wire.end()
+        return wire.status
+
+    assert [await status(f"X-Forwarded-For: {ONE}") for _ in range(2)] == [200, 429]
+    assert await status(f"X-Forwarded-For: {ONE}, 192.0.2.7") == 429
+    assert [await status() for _ in range(3)] == [200] * 3
+    assert [await status("X-Forwarded-For: unix:") for _ in range(3)] == [200] * 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_at_once(sim, run, nginx) -> None:
+    """Of many requests at the same moment as many start a fetch as may; the others are told at once."""
+    proxy = await run(COVER_ART_FETCHES_PER_MINUTE="3", **ACCEL)
+    front = await nginx(proxy, NGINX_TRUSTED_PROXIES=LOCAL)
+    sim.faults.add(Rule(hop="release", does=Gate(name="g")))
+    asking = [start(front.get(path, X_Forwarded_For=ONE)) for path in fronts(sim, 0, 12)]
+    await until(lambda: sum(each.called for each in asking) == 9, "nine are refused")
+    waiting = [each for each in asking if not each.called]
+    for each in asking:
+        if each not in waiting:
+            check_refusal(await each, 3)
+    await reached(sim, "g", 3)
+    sim.faults.gates.open("g")
+    assert [(await within(each)).status for each in waiting] == [200] * 3
+
+
+@pytest_twisted.ensureDeferred
 async def test_joined(sim, run) -> None:
     """Who waits on a fetch that another started, or that it started itself, starts none."""
     proxy = await run(COVER_ART_FETCHES_PER_MINUTE="1")
@@ -186,12 +229,11 @@ async def test_left(sim, run) -> None:
 async def test_archive_not_asked(sim, run) -> None:
     """While the archive is left alone after a failure, nobody's share is spent."""
     proxy = await run(COVER_ART_FETCHES_PER_MINUTE="3")
-    down = sim.faults.add(Rule(hop="release", does=Status(code=503, retry_after="1")))
+    sim.faults.add(Rule(hop="release", does=Status(code=503, retry_after="1")))
     paths = fronts(sim, 0, 9)
     assert await statuses(proxy, paths[:8], ONE) == [503] * 8
     assert sim.counts.requests() == 1
     assert refused(proxy) == 0
-    del down
 
 
 @pytest_twisted.ensureDeferred
