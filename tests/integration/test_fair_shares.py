@@ -211,6 +211,24 @@ async def test_joined(sim, run) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_joined_elsewhere(sim, run, redis) -> None:
+    """Who waits on a fetch of another process has started none either."""
+    settings = {"COVER_ART_FETCHES_PER_MINUTE": "1", "COVER_ART_REDIS_URL": redis.url}
+    here, there = await run(**settings), await run(**settings)
+    wanted, cold, colder = fronts(sim, 0, 3)
+    sim.faults.add(Rule(hop="release", path=wanted.removesuffix("-250") + "*", does=Gate(name="g")))
+    fetching = start(here.get(wanted, X_Forwarded_For=OTHER))
+    await reached(sim, "g")
+    waiting = start(there.get(wanted, X_Forwarded_For=ONE))
+    await until(lambda: there.waiting() == 1, "it waits for the other process")
+    sim.faults.gates.open("g")
+    for each in (fetching, waiting):
+        assert (await within(each)).status == 200
+    assert sim.counts.requests("release") == 1
+    assert await statuses(there, [cold, colder], ONE) == [200, 429]
+
+
+@pytest_twisted.ensureDeferred
 async def test_left(sim, run) -> None:
     """Who starts fetches and leaves has started them: the archive was asked."""
     proxy = await run(COVER_ART_FETCHES_PER_MINUTE="2")
