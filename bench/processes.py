@@ -277,7 +277,9 @@ class Bench:
         """
         # Nothing of the caller's own settings gets in, nor a .env file of the caller's folder.
         inherited = {
-            k: v for k, v in os.environ.items() if not k.startswith(("COVER_ART_", "NGINX_"))
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("COVER_ART_", "NGINX_")) and not k.lower().endswith("_proxy")
         }
         with _held_to(processors):
             process = subprocess.Popen(

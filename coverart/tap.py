@@ -10,6 +10,7 @@ from twisted.application.service import IService, MultiService
 from twisted.internet.protocol import Factory
 from twisted.python import usage
 
+from coverart.archive.proxies import VARIABLES as PROXY_VARIABLES
 from coverart.service.listening import Listening, listening_at
 from coverart.service.open_cache import open_store
 from coverart.service.processes import Processes, check_listen
@@ -90,7 +91,11 @@ def _several(options: Options, settings: Settings, reactor: Any) -> IService:
     given = options.variables().items()
     processes = Processes(
         count=settings.processes,
-        settings={name: text for name, text in given if name.startswith(PREFIX) and text.strip()},
+        settings={
+            name: text
+            for name, text in given
+            if (name.startswith(PREFIX) or name.upper() in PROXY_VARIABLES) and text.strip()
+        },
         reactor=reactor,
     )
     processes.setServiceParent(everything)

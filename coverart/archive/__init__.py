@@ -8,11 +8,16 @@ deadline bounds them all, and a host that fails is not asked for a while.
     circuit_breaker     stops asking a host that fails
     coarse_clock        bounds in time, by one timer for all
     connection          bounds the head of an answer in bytes, takes no encoded body
+    name_lookup         looks up the archive's names
     paths               reads a client's path
+    proxies             which proxy leads to a host
+    handshakes          what is said to a proxy: CONNECT, SOCKS 5
     source              what a fetch asks of a source of covers
     throttle            lets hits go first
     transfer            takes a body, checks that it is whole
+    tunnels             connects through a proxy
     url_policy          which address a redirect may lead to
+    whole_url           asks an HTTP proxy for plain http
     archive_client      one request of the archive, by treq
     follow_redirects    goes where the archive sends
     listings            reads and rewrites an index.json

@@ -27,9 +27,11 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from coverart.archive.circuit_breaker import Breaker, Leave
+from coverart.archive.proxies import Proxies
 from coverart.archive.source import FetchDeadline, Sink
 from coverart.archive.throttle import at_once
 from coverart.archive.transfer import leave_unread, transfer
+from coverart.archive.tunnels import GivenUp
 from coverart.archive.url_policy import Hop
 from coverart.errors import (
     BadUpstream,
@@ -84,8 +86,13 @@ class ArchiveClient:
         user_agent: str,
         metrics: Metrics | None = None,
         turn: Callable[[], Deferred[None]] = at_once,
+        proxies: Proxies | None = None,
     ) -> None:
-        """:param turn: awaited before each request."""
+        """
+        :param turn: awaited before each request.
+        :param proxies: by which `http` asks, for the words of errors.
+        """
+        self._proxies = proxies or Proxies()
         self._limits = limits
         self._breaker = breaker
         self.metrics = metrics or Metrics()
@@ -149,7 +156,7 @@ class ArchiveClient:
             place.release()
         if code in _REDIRECTS:
             return _location(response)
-        said = f"{hop.origin} said {code}"
+        said = f"{self._asked(hop)} said {code}"
         if code in _SLOW_DOWN:
             raise Unavailable(f"{said}; not asked for {pause_s:.0f} s", retry_after_s=pause_s)
         if code == 404:
@@ -170,7 +177,10 @@ class ArchiveClient:
         match error:
             case TimeoutError():
                 self._breaker.timed_out(leave, now)
-                return UpstreamTimeout(f"{hop.origin} did not answer in time")
+                if isinstance(error.__cause__, GivenUp):
+                    said = f"{error.__cause__} did not open a way to {hop.origin} in time"
+                    return UpstreamTimeout(said)
+                return UpstreamTimeout(f"{self._asked(hop)} did not answer in time")
             case ConnectError() | DNSLookupError():
                 # archive.org refuses connections when it was asked too much.
                 pause_s = self._breaker.overloaded(leave, now)
@@ -180,14 +190,20 @@ class ArchiveClient:
         if isinstance(error, _BROKEN_OFF):
             # Reasons can quote a line of 16 kB.
             why = "; ".join(str(reason.value)[:_MOST_SAID] for reason in reasons)
-            return PassingTrouble(f"{hop.origin} broke off: {why}")
+            return PassingTrouble(f"{self._asked(hop)} broke off: {why}")
         detail = str(error) if refused_here else f"{type(error).__name__}: {error}"
         return BadUpstream(f"{hop.origin}: {detail}")
 
+    def _asked(self, hop: Hop) -> str:
+        """Which host was asked, and by which proxy: either may be at fault."""
+        scheme, host = hop.url.partition(":")[0], hop.host.strip("[]")
+        proxy = self._proxies.leading_to(scheme, host, hop.port)
+        return hop.origin if proxy is None else f"{hop.origin} (by proxy {proxy})"
 
-def _too_slow(_: object, timeout_s: float) -> IResponse:
+
+def _too_slow(result: object, timeout_s: float) -> IResponse:
     """What became of a request that was cancelled because its time was up."""
-    raise TimeoutError(timeout_s)
+    raise TimeoutError(timeout_s) from getattr(result, "value", None)
 
 
 def _location(response: IResponse) -> bytes:

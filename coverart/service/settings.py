@@ -20,6 +20,7 @@ from dotenv import dotenv_values
 from platformdirs import user_cache_path
 
 from coverart import __version__
+from coverart.archive.proxies import BadProxy, Proxies, read_proxies
 from coverart.coordination.redis_url import Address, parse_address
 from coverart.freshness import Lifetimes
 from coverart.index.codec import LARGEST_FILE_BYTES
@@ -32,6 +33,9 @@ PROJECT_PAGE = "https://pypi.org/project/coverart-proxy/"
 SHARED_DIR = Path("/opt/cover-art-cache")
 UPSTREAM = "https://coverartarchive.org"
 EVENT_UPSTREAM = "https://eventartarchive.org"
+
+PROXIES = "proxies"
+"""A name that no variable has."""
 
 T = TypeVar("T")
 
@@ -285,6 +289,9 @@ class Settings:
         means="bearer token for purge and refresh; unset, those answer 403",
     )
 
+    proxies: Proxies = environ.var(default=Proxies(), name=PROXIES)
+    """By which the archive is asked: four variables, none of them ours alone, read as one."""
+
     @property
     def user_agent(self) -> str:
         """As MusicBrainz asks for it (https://musicbrainz.org/doc/MusicBrainz_API/Rate_Limiting)."""
@@ -332,7 +339,12 @@ def load(environment: Mapping[str, str], *, options: Mapping[str, str] | None = 
     :raises ConfigError: a value can't be used, or two do not go together.
     """
     merged = _not_empty({**environment, **(options or {})})
-    settings = environ.to_config(Settings, environ=merged)
+    try:
+        proxies = read_proxies(merged)
+    except BadProxy as error:
+        raise ConfigError(str(error)) from None
+    everything: dict[str, Any] = {**merged, PROXIES: proxies}
+    settings = environ.to_config(Settings, environ=everything)
     if settings.clean_to_bytes > settings.max_bytes:
         raise ConfigError(
             f"{PREFIX}CACHE_CLEAN_TO={merged[PREFIX + 'CACHE_CLEAN_TO']!r}: must be at most "

@@ -70,7 +70,11 @@ def assemble(
     # Bounds are taken back as a rule, so that one timer does for all of them.
     coarse = CoarseClock(reactor)
     http, pool = make_client(
-        reactor, rules, clock=coarse, connections_per_host=settings.upstream_concurrency
+        reactor,
+        rules,
+        clock=coarse,
+        connections_per_host=settings.upstream_concurrency,
+        proxies=settings.proxies,
     )
     # Apart, so that a crowd of new misses keeps no request of a fetch under way waiting.
     asking, misses = Turns(reactor), Turns(reactor)
@@ -82,6 +86,7 @@ def assemble(
         user_agent=settings.user_agent,
         metrics=opened.metrics,
         turn=asking.next,
+        proxies=settings.proxies,
     )
     upstream = Upstream(
         Redirects(client, rules, reactor),

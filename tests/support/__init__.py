@@ -10,6 +10,7 @@ What tests share, a module for each thing:
     nginx_server    the shipped nginx in front of a proxy
     drawings        the covers that the simulated archive shows
     raw_archive     an archive that answers bytes as told; a watch over where the proxy connects to
+    small_proxies   proxies of a network, by HTTP and SOCKS, and ones that lie
     certificates    an authority, and certificates by it
     contents        what proxies hold on disk and in the index: filled, swept, compared
     disk            what lies on the disk, as an index learns it; a disk that is full

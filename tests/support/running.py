@@ -22,6 +22,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from zope.interface import directlyProvides, implementer, providedBy
 
+from coverart.archive.proxies import VARIABLES as PROXY_VARIABLES
 from coverart.cache.lookup import CoverCache
 from coverart.coordination import untold_mark
 from coverart.coordination.leader import Leadership
@@ -334,9 +335,13 @@ class Child:
     """So long a start may take."""
 
     def __init__(self, folder: Path, *arguments: str, **settings: str) -> None:
-        """:param settings: environment; what begins with COVER_ART_ is not inherited."""
+        """:param settings: environment; no settings are inherited, nor proxies."""
         folder.mkdir(exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not (name.startswith(PREFIX) or name.upper() in PROXY_VARIABLES)
+        }
         self.log = folder / "log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(

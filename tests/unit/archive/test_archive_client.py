@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from OpenSSL import SSL
 from service_identity import VerificationError
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionRefusedError as Refused
 from twisted.internet.error import DNSLookupError, NoRouteError
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.client import ResponseNeverReceived
@@ -17,6 +19,8 @@ from twisted.web.server import NOT_DONE_YET
 
 from coverart.archive.archive_client import DRAIN_S, ArchiveClient, Limits
 from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, TIMEOUTS_IN_A_ROW, Breaker
+from coverart.archive.proxies import read_proxies
+from coverart.archive.safe_connect import make_client
 from coverart.archive.source import FetchDeadline
 from coverart.archive.transfer import BytesSink
 from coverart.archive.url_policy import Hop, Rules
@@ -351,3 +355,76 @@ class TimeTests(ClientTests):
             self.archive.on(ASKED, answer)
             self.get().addErrback(lambda _: None)
             self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class TcpTransport(StringTransport):
+    """A connection in memory."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing is delayed."""
+
+
+class ByProxyTests(SynchronousTestCase):
+    """ArchiveClient where a proxy leads out."""
+
+    def setUp(self) -> None:
+        self.reactor = MemoryReactorClock()
+        rules = Rules(("archive.org",))
+        proxies = read_proxies({"HTTPS_PROXY": "http://us3r:s3cret@127.0.0.1:3128"})
+        http, _ = make_client(
+            self.reactor, rules, clock=self.reactor, connections_per_host=1, proxies=proxies
+        )
+        self.client = ArchiveClient(
+            http=http,
+            clock=self.reactor,
+            breaker=Breaker(),
+            limits=Limits(),
+            user_agent="x",
+            proxies=proxies,
+        )
+        asked = self.client.get(
+            rules.check("https://archive.org/x"), "1", FetchDeadline(at=60), BytesSink(1)
+        )
+        self.answer: Deferred[Any] = Deferred.fromCoroutine(asked)
+
+    def timeout(self) -> str:
+        self.reactor.advance(Limits().silence_s)
+        error: UpstreamTimeout = self.failureResultOf(self.answer, UpstreamTimeout).value
+        return error.detail
+
+    def connect(self) -> StringTransport:
+        client: Any = self.reactor.tcpClients[0]
+        host, port, factory, *_ = client
+        self.assertEqual((host, port), ("127.0.0.1", 3128))
+        self.proxy = factory.buildProtocol(IPv4Address("TCP", host, port))
+        transport = TcpTransport()
+        self.proxy.makeConnection(transport)
+        return transport
+
+    WORDS = "proxy http://127.0.0.1:3128 did not open a way to archive.org:443 in time"
+
+    def test_never_connected(self) -> None:
+        """Who does not let connect is the proxy, and it is told so."""
+        self.assertEqual(self.timeout(), self.WORDS)
+
+    def test_never_opened(self) -> None:
+        """The same of who never answers CONNECT; the connection ends."""
+        transport = self.connect()
+        self.assertIn(b"CONNECT archive.org:443 ", transport.value())
+        self.assertEqual(self.timeout(), self.WORDS)
+        self.assertTrue(transport.disconnected)
+
+    def test_silent_behind_it(self) -> None:
+        """Once the way is open either may be at fault."""
+        transport = self.connect()
+        self.proxy.dataReceived(b"HTTP/1.1 200 OK\r\n\r\n")
+        self.assertIn(b"\x16\x03", transport.value())
+        told = "archive.org:443 (by proxy http://127.0.0.1:3128) did not answer in time"
+        self.assertEqual(self.timeout(), told)
+
+    def test_left(self) -> None:
+        """Who leaves while the proxy is silent is told nothing, and the connection ends."""
+        transport = self.connect()
+        self.answer.cancel()
+        self.failureResultOf(self.answer, CancelledError)
+        self.assertTrue(transport.disconnected)

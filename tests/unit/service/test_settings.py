@@ -267,6 +267,15 @@ class RefusalTests(SynchronousTestCase):
         )
         self.assertTrue(line.startswith(f"{PREFIX}UPSTREAM='https://…@host/a': must be "), line)
 
+    def test_proxies(self) -> None:
+        """A proxy that can't be used ends the start too, and is told without its login."""
+        error = self.assertRaises(ConfigError, load, {"https_proxy": "https://me:geheim@p:1"})
+        line = str(error)
+        self.assertTrue(line.startswith("https_proxy='https://…@p:1': must be http://, "), line)
+        self.assertEqual(
+            str(load({"ALL_PROXY": "p:1"}).proxies), "https by http://p:1, http by http://p:1"
+        )
+
     @examples(200)
     @given(st.sampled_from(sorted(variables())), st.text(max_size=30))
     def test_anything(self, variable: str, text: str) -> None:
