@@ -1,4 +1,4 @@
-# What docker/verify.sh and docker/verify-tls.sh have in common; sourced by them. Needs $work, a folder.
+# What the docker/verify*.sh have in common; sourced by them. Needs $work, a folder.
 failed=0
 
 after_failure() { :; } # a script may say more here

@@ -22,7 +22,7 @@ tests by what they are about:
                                 test_twistd, test_processes
     counted and measured        test_hit_counts, test_walk
     too much, or hostile        test_overload, test_fair_shares, test_hostile_…, test_redirect_safety
-    networks                    test_proxies
+    networks                    test_proxies, test_name_servers
     the simulated archive       test_simulator
 
 Tests meet by events (`Gate` of the simulator, Deferreds) or ask until something is so

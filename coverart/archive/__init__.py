@@ -8,7 +8,7 @@ deadline bounds them all, and a host that fails is not asked for a while.
     circuit_breaker     stops asking a host that fails
     coarse_clock        bounds in time, by one timer for all
     connection          bounds the head of an answer in bytes, takes no encoded body
-    name_lookup         looks up the archive's names
+    name_lookup         looks up the archive's names, by name servers of the operator's choice
     paths               reads a client's path
     proxies             which proxy leads to a host
     handshakes          what is said to a proxy: CONNECT, SOCKS 5
@@ -21,6 +21,7 @@ deadline bounds them all, and a host that fails is not asked for a while.
     archive_client      one request of the archive, by treq
     follow_redirects    goes where the archive sends
     listings            reads and rewrites an index.json
+    leads_here          notices when the archive's name leads to this proxy itself
     safe_connect        resolves a host, refuses private addresses, connects by TLS
     upstream            the archive as a source: where a name points, where its bytes are
 """

@@ -51,6 +51,7 @@ DRAIN_S = 1.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SLOW_DOWN = frozenset({429, 503})
 _PASSING = frozenset({500, 502, 504})
+_LOOP = 508
 _SMALLEST_STATUS, _LARGEST_STATUS = 100, 599
 _BROKEN_OFF = (ResponseNeverReceived, ResponseFailed, RequestTransmissionFailed)
 _MOST_SAID = 200
@@ -87,9 +88,11 @@ class ArchiveClient:
         metrics: Metrics | None = None,
         turn: Callable[[], Deferred[None]] = at_once,
         proxies: Proxies | None = None,
+        mark: str | None = None,
     ) -> None:
         """
         :param turn: awaited before each request.
+        :param mark: by which a request is known where it comes back here.
         :param proxies: by which `http` asks, for the words of errors.
         """
         self._proxies = proxies or Proxies()
@@ -100,6 +103,8 @@ class ArchiveClient:
         self._clock = clock
         self._turn = turn
         self._headers = Headers({b"User-Agent": [user_agent.encode()], b"Accept": [b"*/*"]})
+        if mark is not None:
+            self._headers.setRawHeaders(b"CDN-Loop", [mark.encode()])
         self._places = DeferredSemaphore(limits.concurrency)
 
     async def get(
@@ -157,6 +162,8 @@ class ArchiveClient:
         if code in _REDIRECTS:
             return _location(response)
         said = f"{self._asked(hop)} said {code}"
+        if code == _LOOP:
+            said += ": a loop, as a rule it leads to this proxy itself"
         if code in _SLOW_DOWN:
             raise Unavailable(f"{said}; not asked for {pause_s:.0f} s", retry_after_s=pause_s)
         if code == 404:

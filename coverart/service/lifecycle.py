@@ -12,11 +12,14 @@ from twisted.logger import Logger
 from twisted.web.client import HTTPConnectionPool
 
 from coverart.archive.coarse_clock import LOOK_S
+from coverart.archive.leads_here import LOOK_S as LOOK_AT_NAMES_S
+from coverart.archive.leads_here import LeadsHere
+from coverart.archive.proxies import Proxies
 from coverart.cache.lookup import CoverCache
 from coverart.coordination.redis_client import RedisAway, RedisLink
 from coverart.model import MEGABYTE
 from coverart.service.open_cache import OpenCache
-from coverart.service.timers import pulse
+from coverart.service.timers import pulse, repeat
 from coverart.service.upkeep import Upkeep
 
 STOP_S = 20.0
@@ -36,6 +39,9 @@ class Parts:
     """What bounds connections and every fetch in time, to be called every LOOK_S."""
     drain: Callable[[float], Awaitable[int]]
     """Lets running requests end within a number of seconds; returns how many did not."""
+    proxies: Proxies
+    """Between this process and the archive."""
+    leads_here: LeadsHere
 
 
 class CoverService(Service):
@@ -68,7 +74,19 @@ class CoverService(Service):
             where="" if link is None else f" at {link.address}",
             limit_mb=self.parts.upkeep.limit_bytes // MEGABYTE,
         )
+        if self.parts.proxies.by_scheme:
+            self.log.info(
+                "the archive is asked through proxies: {which}", which=str(self.parts.proxies)
+            )
         self.parts.upkeep.start()
+        # The last look ends by itself, or never: a resolver can't be told.
+        self._stop_looking = repeat(
+            opened.reactor,
+            LOOK_AT_NAMES_S,
+            "looking where the archive's names lead",
+            self.parts.leads_here.look,
+            now=True,
+        )
 
     def _beat(self, late_s: float) -> None:
         """Let bounds in time run out, and tell how late: what holds up this holds up clients."""
@@ -101,6 +119,7 @@ class CoverService(Service):
     async def _stop(self) -> None:
         """Stop all, whatever fails: what waits for its end keeps the process alive."""
         parts = self.parts
+        self._stop_looking()
         steps: dict[str, Callable[[], Awaitable[object]]] = {
             "the upkeep": parts.upkeep.stop,
             # Before clients are waited for: another process shall clean meanwhile.

@@ -7,6 +7,7 @@ was and what is allowed.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from collections.abc import Callable
@@ -80,6 +81,20 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     if not entries:
         raise ValueError(text)
     return tuple(ip_network(entry) for entry in entries)
+
+
+def name_servers(text: str) -> tuple[tuple[str, int], ...]:
+    """Addresses of name servers with their ports, `[address]:port` or `address`; port 53 unless told."""
+    servers = []
+    for entry in re.split(r"[,\s]+", text):
+        match = re.fullmatch(
+            r"(?:\[([0-9a-fA-F:.]+)\]|([0-9.]+))(?::([0-9]{1,5}))?|([0-9a-fA-F:.]+)", entry
+        )
+        if match is None:
+            raise ValueError(text)
+        address = ipaddress.ip_address(match[1] or match[2] or match[4])
+        servers.append((str(address), _within(int(match[3] or 53), 1, 65535)))
+    return tuple(servers)
 
 
 def processes(text: str) -> int:

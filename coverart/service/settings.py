@@ -169,6 +169,12 @@ class Settings:
         default="archive.org,*.archive.org",
         means="hosts a redirect may lead to; host:port lifts the https and public-address rules",
     )
+    resolver: tuple[tuple[str, int], ...] | None = _setting(
+        "RESOLVER",
+        values.name_servers,
+        "addresses of name servers with commas between them, each with :port if it is not 53",
+        means="name servers that are asked for the archive's names; unset, the system's",
+    )
     accel: str | None = _setting(
         "ACCEL",
         values.matching("/[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*/"),

@@ -9,13 +9,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.application.service import MultiService
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IHostnameResolver, IStreamServerEndpoint
 from twisted.web.http import Request
 
 from coverart.archive.archive_client import ArchiveClient, Limits
 from coverart.archive.circuit_breaker import Breaker
 from coverart.archive.coarse_clock import CoarseClock
 from coverart.archive.follow_redirects import Redirects
+from coverart.archive.leads_here import LeadsHere, mark_of
+from coverart.archive.name_lookup import NameServers
 from coverart.archive.safe_connect import make_client
 from coverart.archive.throttle import Turns
 from coverart.archive.upstream import Upstream
@@ -69,12 +71,19 @@ def assemble(
     rules = rules_for(settings)
     # Bounds are taken back as a rule, so that one timer does for all of them.
     coarse = CoarseClock(reactor)
+    resolver: IHostnameResolver = reactor.nameResolver
+    if settings.resolver is not None:
+        resolver = NameServers(reactor, settings.resolver)
+    leads_here = LeadsHere(
+        mark_of(opened.store.root), reactor, _looked_up(settings, rules), resolver
+    )
     http, pool = make_client(
         reactor,
         rules,
         clock=coarse,
         connections_per_host=settings.upstream_concurrency,
         proxies=settings.proxies,
+        resolver=resolver,
     )
     # Apart, so that a crowd of new misses keeps no request of a fetch under way waiting.
     asking, misses = Turns(reactor), Turns(reactor)
@@ -87,6 +96,7 @@ def assemble(
         metrics=opened.metrics,
         turn=asking.next,
         proxies=settings.proxies,
+        mark=leads_here.mark,
     )
     upstream = Upstream(
         Redirects(client, rules, reactor),
@@ -147,6 +157,7 @@ def assemble(
         names=OwnNames.of(settings.public_url, socket.gethostname()),
         limit_bytes=settings.max_bytes,
         rebuilding=lambda: upkeep.rebuilding,
+        leads_here=leads_here,
         admin_token=settings.admin_token,
     )
     mode = DeliveryMode(
@@ -167,7 +178,8 @@ def assemble(
 
     most = raise_file_limit(settings.max_connections)
     connections = Connections(most, opened.metrics, reactor)
-    front = Front(Covers(cache, mode, threads, hit, share), operators.app.resource())
+    covers = Covers(cache, mode, threads, leads_here, hit, share)
+    front = Front(covers, operators.app.resource())
     site = CoverSite(front, opened.metrics, connections, reactor)
 
     def look() -> None:
@@ -181,6 +193,8 @@ def assemble(
         pool=pool,
         look=look,
         drain=site.drain,
+        proxies=settings.proxies,
+        leads_here=leads_here,
     )
     everything = MultiService()
     CoverService(parts).setServiceParent(everything)
@@ -202,6 +216,22 @@ def _hit_log(settings: Settings, opened: OpenCache) -> HitLog | None:
         clock=opened.reactor,
         metrics=opened.metrics,
     )
+
+
+def _looked_up(settings: Settings, rules: Rules) -> list[str]:
+    """The archive's own hosts, as far as their names are looked up here."""
+    bases = dict.fromkeys((settings.upstream, settings.event_upstream))
+    if {UPSTREAM, EVENT_UPSTREAM} & set(bases):
+        bases[ARCHIVE_DOWNLOADS] = None
+    names = []
+    for base in bases:
+        parts = urlsplit(base)
+        host = (parts.hostname or "").lower()
+        proxy = settings.proxies.leading_to("https", host, 443)
+        # Where a host was named with its port its address does not matter.
+        if parts.netloc.lower() == host and rules.allows("https", host, 443):
+            names += [host] if proxy is None or not proxy.resolves else []
+    return names
 
 
 def rules_for(settings: Settings) -> Rules:

@@ -20,6 +20,7 @@ from twisted.web.http import Request
 from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
+from coverart.archive.leads_here import LeadsHere
 from coverart.archive.listings import rewrite
 from coverart.archive.paths import spell
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
@@ -27,7 +28,7 @@ from coverart.cache.fair_shares import Share
 from coverart.cache.lookup import CoverCache
 from coverart.cache.writer import InThread
 from coverart.content import ENOUGH, check_type
-from coverart.errors import BadUpstream, NotInArchive, StoreFailed
+from coverart.errors import BadUpstream, NotInArchive, Refused, StoreFailed
 from coverart.model import ORIGINAL, Found, ImageRequest, Thing
 from coverart.store.atomic_files import FAULTS_OF_THE_FILE
 from coverart.web.accel import send_by_nginx
@@ -62,6 +63,7 @@ class Covers(Resource):
         cache: CoverCache,
         mode: DeliveryMode,
         in_thread: InThread,
+        leads_here: LeadsHere,
         hit: Callable[[], None] = lambda: None,
         share: Callable[[Request], Share | None] = lambda _: None,
     ) -> None:
@@ -69,6 +71,7 @@ class Covers(Resource):
         :param hit: told of each hit.
         :param share: what the client of a request may fetch.
         """
+        self._leads_here = leads_here
         super().__init__()
         self._cache = cache
         self._in_thread = in_thread
@@ -134,7 +137,14 @@ class Covers(Resource):
     @app.route("/release-group/<path:_>")
     @app.route("/event/<path:_>")
     async def art(self, request: LoggedRequest, _: str) -> Any:
-        """Answer with the image or listing that the path names."""
+        """
+        Answer with the image or listing that the path names.
+
+        :raises Refused: it is our own request for it, which would wait for itself.
+        """
+        loop = request.getHeader(b"cdn-loop")
+        if loop is not None and self._leads_here.came_back(loop.decode("latin-1")):
+            raise Refused(508, "the archive's name leads to this proxy itself")
         thing: Thing = request.thing
 
         def share() -> Share | None:

@@ -20,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from twisted.python.failure import Failure
 
 from coverart import __version__
+from coverart.archive.leads_here import LeadsHere
 from coverart.cache.answers import Absent
 from coverart.cache.lookup import CoverCache
 from coverart.errors import Refused
@@ -68,6 +69,7 @@ class OperatorRoutes:
     _limit_bytes: int
     _rebuilding: Callable[[], bool]
     """Whether the index is still being filled from the disk."""
+    _leads_here: LeadsHere
     _admin_token: str | None
 
     @app.route("/robots.txt")
@@ -113,13 +115,17 @@ class OperatorRoutes:
     def ready(self, request: LoggedRequest) -> bytes:
         """
         Fit to be sent clients: the cache directory is there. A cold index is no hindrance, the
-        disk answers for it, but is told.
+        disk answers for it, but is told; so is that the archive can't be asked since its name
+        leads here: what is held can be sent all the same.
         """
         there = self._cache.store.usable()
         if not there:
             request.setResponseCode(503)
         status = "ready" if there else "the cache directory is gone or read-only"
-        return json_body(request, {"status": status, "rebuilding": self._rebuilding()})
+        told: dict[str, object] = {"status": status, "rebuilding": self._rebuilding()}
+        if self._leads_here.told is not None:
+            told["archive"] = self._leads_here.told
+        return json_body(request, told)
 
     @app.route("/cache-status")
     async def status(self, request: LoggedRequest) -> bytes:

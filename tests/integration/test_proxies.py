@@ -81,6 +81,8 @@ async def test_covers_come_by_a_proxy(tls, proxies, watch, run, lines, kind, log
     assert set(theirs.asked) == {(named, 443)}
     assert set(watch.names) == ({NAME} if kind == "socks5" else set())
     assert watch.tried == []
+    shown = f"through proxies: https by {kind}://{LOCAL}:{theirs.port}"
+    assert any(line.endswith(shown) for line in lines)
     # A way is used again, as any connection is.
     assert len(theirs.asked) <= 3
     assert not any(SECRET in line or "s3cr" in line for line in lines)

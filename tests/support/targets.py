@@ -6,13 +6,16 @@ from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import attrs
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from coverart.archive.archive_client import retry_after_s
 from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, Breaker
+from coverart.archive.handshakes import Unopened, handshake
 from coverart.archive.listings import check, rewrite
 from coverart.archive.paths import parse, spell
+from coverart.archive.proxies import BadProxy, Proxy, read_proxies
 from coverart.archive.url_policy import Rules, archive_file
 from coverart.coordination.redis_url import parse_address
 from coverart.errors import BadUpstream, Malformed, NotInArchive
@@ -143,9 +146,40 @@ def redis(data: bytes) -> None:
         assert address.password not in str(address)
 
 
+def proxy(data: bytes) -> None:
+    """
+    A proxy named in the environment is refused without its password, or leads somewhere.
+
+    What it says opens a way or not, in one short line; the first line of the bytes is its URL.
+    """
+    url, _, said = data.partition(b"\n")
+    refusal = ""
+    try:
+        found = read_proxies({"HTTPS_PROXY": url.decode("latin-1")}).by_scheme
+    except BadProxy as error:
+        found, refusal = {}, str(error)
+    assert "\n" not in refusal
+    told = ""
+    for scheme in ("http", "socks5h"):
+        default = Proxy(scheme="http", host="p", port=1)
+        one = attrs.evolve(found.get("https", default), scheme=scheme)
+        assert str(one).removeprefix(f"{scheme}://").strip("[]").startswith(one.host)
+        steps = handshake(one, "archive.org", 443)
+        next(steps)
+        try:
+            for piece in said.splitlines(keepends=True) or [b""]:
+                steps.send(piece)
+        except StopIteration:
+            continue
+        except Unopened as error:
+            told += str(error)
+    assert told == "" or told.isprintable()
+    assert len(told) < 1200
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
-    for each in (path, place, link, headers, retry_after, location, listing, redis)
+    for each in (path, place, link, headers, retry_after, location, listing, redis, proxy)
 }
 
 _MBID = b"353710ec-1509-4df9-8ce2-9bd5011e3b80"
@@ -185,5 +219,10 @@ SEEDS: dict[str, tuple[bytes, ...]] = {
         b"redis://user:password@host:6379/0",
         b"unix://:pass@/path?db=3",
         b"redis+sentinel://[::1]:26379,b/master/1",
+    ),
+    "proxy": (
+        b"http://user:password@[2001:db8::1]:3128\nHTTP/1.1 200 OK\r\nVia: x\r\n\r\n",
+        b"socks5h://user:pass%3Aword@proxy:1080\n\x05\x02\n\x01\x00\n\x05\x00\x00\x03\x01a\x01\xbb",
+        b"p:1\nHTTP/1.0 407 Authentication Required\r\n\r\n",
     ),
 }

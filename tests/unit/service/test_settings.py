@@ -267,6 +267,28 @@ class RefusalTests(SynchronousTestCase):
         )
         self.assertTrue(line.startswith(f"{PREFIX}UPSTREAM='https://…@host/a': must be "), line)
 
+    def test_name_servers(self) -> None:
+        """Addresses alone: their names would have to be looked up."""
+        for text, servers in {
+            "9.9.9.9": (("9.9.9.9", 53),),
+            "9.9.9.9:5353, 2620:fe::fe [2620:fe::9]:5353": (
+                ("9.9.9.9", 5353),
+                ("2620:fe::fe", 53),
+                ("2620:fe::9", 5353),
+            ),
+        }.items():
+            self.assertEqual(setting("RESOLVER", text).resolver, servers)
+        for text in (
+            "dns.example",
+            "9.9.9",
+            "9.9.9.9:0",
+            "9.9.9.9:65536",
+            "9.9.9.9,",
+            "[::1",
+            "::x",
+        ):
+            self.assertIn("RESOLVER=", self.refusal("RESOLVER", text))
+
     def test_proxies(self) -> None:
         """A proxy that can't be used ends the start too, and is told without its login."""
         error = self.assertRaises(ConfigError, load, {"https_proxy": "https://me:geheim@p:1"})
