@@ -14,6 +14,10 @@ NGINX_APPS=${NGINX_APPS:-${NGINX_APP:-app:8080}}
 NGINX_CACHE_DIR=${NGINX_CACHE_DIR:-/opt/cover-art-cache}
 # Addresses and ports, with commas between them; a port alone means all of IPv4 and IPv6.
 NGINX_LISTEN=${NGINX_LISTEN:-8080}
+# A folder with NAME.crt (and what the authority sent along) and NAME.key for each name, which may be
+# renewed, and more of them come, at any time. None: no TLS.
+NGINX_TLS_CERTIFICATES=${NGINX_TLS_CERTIFICATES:-}
+NGINX_TLS_LISTEN=${NGINX_TLS_LISTEN:-8443}
 # auto: one for each processor of the machine, also of those that a container may not use.
 NGINX_WORKERS=${NGINX_WORKERS:-auto}
 # Where the configuration and the pid are written; a new folder if not said.
@@ -85,18 +89,29 @@ NGINX_TEMP_DIR=${NGINX_TEMP_DIR:-$NGINX_RUN_DIR}
 own NGINX_RUN_DIR "$NGINX_RUN_DIR"
 own NGINX_TEMP_DIR "$NGINX_TEMP_DIR"
 
-listens() { # a line for each address
-    for listen in $(echo "$NGINX_LISTEN" | tr ',' ' '); do
-        echo "listen $listen default_server backlog=4096;"
+listens() { # ADDRESSES WORDS: a line for each address
+    for listen in $(echo "$1" | tr ',' ' '); do
+        echo "listen $listen $2;"
         # A port alone is IPv4 to nginx. Without IPv6 in the kernel its addresses can't be listened on.
         case $listen in *[!0-9]*) continue ;; esac
         [ ! -d /proc/net ] || [ -e /proc/net/if_inet6 ] || continue
-        echo "listen [::]:$listen default_server backlog=4096;"
+        echo "listen [::]:$listen $2;"
     done
 }
 fill() { # WORD VALUE: one sed command
     printf 's|@%s@|%s|g\n' "$1" "$(printf '%s' "$2" | sed 's/[&|\\]/\\&/g')"
 }
+version=$("$NGINX_BIN" -v 2>&1 | sed -n 's|.*nginx/\([0-9]*\)\.\([0-9]*\)\.\([0-9]*\).*|\1 \2 \3|p')
+version=$(printf '%d%03d%03d' ${version:-0 0 0})
+built=$("$NGINX_BIN" -V 2>&1) || built=
+run_nginx() { # CONFIGURATION ARGUMENTS...
+    conf=$1
+    shift
+    # Before 1.19.5 it can't be told, and complains if it may not write where it was built to.
+    [ "$version" -lt 1019005 ] || set -- -e stderr "$@"
+    ${become:-} "$NGINX_BIN" -p "$NGINX_RUN_DIR" -c "$conf" -g "daemon off; ${NGINX_USER:+user $NGINX_USER;}" "$@"
+}
+. "$HERE/tls.sh"
 {
     fill HERE "$HERE"
     fill RUN_DIR "$NGINX_RUN_DIR"
@@ -107,7 +122,7 @@ fill() { # WORD VALUE: one sed command
     fill OPEN_FILES "$OPEN_FILES"
     fill CONNECTIONS "$CONNECTIONS"
     fill OF_A_CLIENT "$OF_A_CLIENT"
-    fill LISTEN "$(listens | tr '\n' ' ')"
+    fill LISTEN "$(listens "$NGINX_LISTEN" "default_server backlog=4096" | tr '\n' ' ')"
     fill HIT_LOG "$NGINX_HIT_LOG"
     fill ACCESS_LOG "$ACCESS_LOG"
     fill ACCESS_LOG_OF_HITS "$ACCESS_LOG_OF_HITS"
@@ -115,8 +130,10 @@ fill() { # WORD VALUE: one sed command
     fill ALIAS_TTL "${ALIAS_TTL%.*}"
     fill UPSTREAM_TIMEOUT "${UPSTREAM_TIMEOUT%.*}"
     fill ACCEL "$ACCEL"
+    fill TLS "${NGINX_TLS_CERTIFICATES:+include $NGINX_RUN_DIR/tls.conf; include $NGINX_RUN_DIR/tls/servers.conf;}"
+    tls_words
 } >"$NGINX_RUN_DIR/words.sed"
-for template in nginx.conf site.conf; do
+for template in nginx.conf site.conf tls.conf; do
     sed -f "$NGINX_RUN_DIR/words.sed" "$HERE/$template" >"$NGINX_RUN_DIR/$template"
 done
 
@@ -157,22 +174,27 @@ addresses() { # what the apps' names mean now, a server line each
             sed "s/.*:.*/[&]/; s/.*/    server &:${app##*:} max_fails=1 fail_timeout=2s;/"
     done
 }
-follow() { # PID: reload when the name means something else
+moved() { # whether the apps' names mean something else
+    [ -z "$nginx_looks" ] || return 1
+    now=$(addresses)
+    [ -n "$now" ] && [ "$now" != "$known" ] || return 1
+    known=$now
+    echo "$known" | upstream >"$NGINX_RUN_DIR/upstream.conf.new"
+    mv "$NGINX_RUN_DIR/upstream.conf.new" "$NGINX_RUN_DIR/upstream.conf"
+}
+follow() { # PID: reload when something else is to be used
     while sleep 2 && kill -0 "$1" 2>/dev/null; do
-        now=$(addresses)
-        if [ -n "$now" ] && [ "$now" != "$known" ]; then
-            known=$now
-            echo "$known" | upstream >"$NGINX_RUN_DIR/upstream.conf.new"
-            mv "$NGINX_RUN_DIR/upstream.conf.new" "$NGINX_RUN_DIR/upstream.conf"
-            kill -HUP "$1"
-        fi
+        reload=
+        ! moved || reload=1
+        [ -z "$NGINX_TLS_CERTIFICATES" ] || ! tls_changed || ! tls_take || reload=1
+        [ -z "$reload" ] || kill -HUP "$1"
     done
 }
 
-version=$("$NGINX_BIN" -v 2>&1 | sed -n 's|.*nginx/\([0-9]*\)\.\([0-9]*\)\.\([0-9]*\).*|\1 \2 \3|p')
-version=$(printf '%d%03d%03d' ${version:-0 0 0})
+nginx_looks=
 if [ "$version" -ge 1027003 ]; then
     # From 1.27.3 on nginx itself looks again where the name leads.
+    nginx_looks=1
     {
         echo "resolver $NGINX_RESOLVER valid=5s;"
         apps | sed 's/.*/    server & resolve max_fails=1 fail_timeout=2s;/' | upstream
@@ -181,10 +203,18 @@ else
     known=$(addresses)
     # Without any app what is on the disk can be sent all the same.
     echo "${known:-    server 127.0.0.1:1;}" | upstream >"$NGINX_RUN_DIR/upstream.conf"
-    # Not beside a mere look (-t); and who waits for the end of nginx's output waits for nginx alone.
-    [ $# -gt 0 ] || follow $$ >/dev/null 2>&1 &
+fi
+[ -z "$NGINX_TLS_CERTIFICATES" ] || tls_begin
+
+# Not beside a mere look (-t).
+if [ $# -gt 0 ]; then
+    :
+elif [ -n "$NGINX_TLS_CERTIFICATES" ]; then
+    follow $$ >/dev/null &
+elif [ -z "$nginx_looks" ]; then
+    # It has nothing to say: who waits for the end of nginx's output waits for nginx alone.
+    follow $$ >/dev/null 2>&1 &
 fi
 
-# Before 1.19.5 it can't be told, and complains if it may not write where it was built to.
-[ "$version" -lt 1019005 ] || set -- -e stderr "$@"
-exec "$NGINX_BIN" -p "$NGINX_RUN_DIR" -c "$NGINX_RUN_DIR/nginx.conf" -g "daemon off; ${NGINX_USER:+user $NGINX_USER;}" "$@"
+become=exec
+run_nginx "$NGINX_RUN_DIR/nginx.conf" "$@"

@@ -8,6 +8,7 @@ What tests share, a module for each thing:
     previous        the version before this one, unpacked
     redis_server    a Redis of the test's own
     nginx_server    the shipped nginx in front of a proxy
+    tls_client      asks over TLS, by a name and an authority of the tests
     drawings        the covers that the simulated archive shows
     raw_archive     an archive that answers bytes as told; a watch over where the proxy connects to
     small_proxies   proxies of a network, by HTTP and SOCKS, and ones that lie

@@ -56,9 +56,11 @@ class Answer:
         }
 
 
-async def ask(url: str, method: str = "GET", headers: dict[str, str] | None = None) -> Answer:
+async def ask(
+    url: str, method: str = "GET", headers: dict[str, str] | None = None, agent: Any = None
+) -> Answer:
     """Send one request on a connection of its own; a body cut short is an error."""
-    agent = Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False))
+    agent = agent or Agent(reactor, pool=HTTPConnectionPool(reactor, persistent=False))
     sent = Headers({name: [value] for name, value in (headers or {}).items()})
     response = await within(agent.request(method.encode(), url.encode(), sent))
     pieces: list[bytes] = []
