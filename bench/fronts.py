@@ -58,19 +58,14 @@ _TLS = """
         listen {local}:{port} ssl backlog=4096;
         listen [::1]:{port} ssl backlog=4096;
         http2 on;
-        ssl_certificate {folder}/certificate.pem;
-        ssl_certificate_key {folder}/key.pem;
+        ssl_certificate {certificates}/localhost.crt;
+        ssl_certificate_key {certificates}/localhost.key;
         root {root};
         location / {{
             try_files $uri =404;
         }}
     }}
 """
-_CADDY = """admin off
-	local_certs
-	skip_install_trust
-	http_port {plain}
-	https_port {port}"""
 _PROXY_CACHE = """
     proxy_cache_path {folder}/cache levels=1:2 keys_zone=covers:16m max_size=4g inactive=1d;
     server {{
@@ -127,9 +122,13 @@ def _nginx_program() -> str:
 
 @contextlib.contextmanager
 def shipped(
-    bench: Bench, cache_dir: Path, *app_ports: int, hit_log: Path | None = None
+    bench: Bench, cache_dir: Path, *app_ports: int, hit_log: Path | None = None, tls: bool = False
 ) -> Iterator[Served]:
-    """nginx/start.sh with the hit log on. Without an app only what is held can be had."""
+    """
+    nginx/start.sh with the hit log on. Without an app only what is held can be had.
+
+    :param tls: the port is the one where TLS is spoken.
+    """
     folder, port = bench.folder("shipped"), free_port()
     apps = ",".join(f"{LOCAL}:{each}" for each in app_ports or [free_port()])
     env = {
@@ -143,6 +142,10 @@ def shipped(
         "NGINX_WORKERS": str(bench.workers),
         "NGINX_USER": _user(),
     }
+    if tls:
+        port = free_port()
+        env["NGINX_TLS_LISTEN"] = f"{LOCAL}:{port},[::1]:{port}"
+        env["NGINX_TLS_CERTIFICATES"] = str(_certificates(bench))
     with _server(bench, "shipped", [str(ROOT / "nginx" / "start.sh")], folder, env) as child:
         child.answers(port)
         yield child, port
@@ -162,47 +165,26 @@ def bare(bench: Bench, root: Path, *, like: Child, header: str = "") -> Iterator
 
 
 @contextlib.contextmanager
-def shipped_tls(bench: Bench, plain: int) -> Iterator[Served]:
-    """
-    What is shipped for TLS (docker/tls.yml): Caddy with docker/Caddyfile before the shipped nginx.
-
-    :param plain: where nginx listens. The certificate is one of Caddy's own, for localhost.
-    """
-    folder, port = bench.folder("caddy"), free_port()
-    shipped_file = (ROOT / "docker" / "Caddyfile").read_text()
-    at_nginx = "reverse_proxy nginx:8080"
-    if at_nginx not in shipped_file or shipped_file.count("{$CADDY_OPTIONS}") != 1:
-        raise RuntimeError("docker/Caddyfile is not as it was: see bench/fronts.py")
-    options = _CADDY.format(plain=free_port(), port=port)
-    conf = folder / "Caddyfile"
-    conf.write_text(
-        shipped_file.replace(at_nginx, f"reverse_proxy {LOCAL}:{plain}").replace(
-            "{$CADDY_OPTIONS}", options
-        )
-    )
-    env = {
-        "COVER_ART_DOMAIN": "localhost",
-        "XDG_DATA_HOME": str(folder),
-        "XDG_CONFIG_HOME": str(folder),
-        "GOMAXPROCS": str(bench.workers),
-    }
-    words = [_program("caddy"), "run", "--adapter", "caddyfile", "--config", str(conf)]
-    with _server(bench, "caddy", words, folder, env) as child:
-        child.answers(port)
-        yield child, port
-
-
-@contextlib.contextmanager
 def bare_tls(bench: Bench, root: Path, *, like: Child) -> Iterator[Served]:
-    """A bare try_files of nginx over TLS, HTTP/1.1 and 2. The certificate's key is as Caddy makes it."""
+    """A bare try_files of nginx over TLS, HTTP/1.1 and 2, with the certificate that the shipped one has."""
     folder, port = bench.folder("bare-tls"), free_port()
-    words = [_program("openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
-    words += ["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]
-    words += ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
-    subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
-    server = _TLS.format(local=LOCAL, port=port, root=root, folder=folder)
+    server = _TLS.format(local=LOCAL, port=port, root=root, certificates=_certificates(bench))
     with _nginx(bench, folder, port, server, like) as served:
         yield served
+
+
+def _certificates(bench: Bench) -> Path:
+    """A folder with a certificate for localhost, whose key is as certbot makes it."""
+
+    def make() -> Path:
+        folder = bench.folder("certificates")
+        words = [_program("openssl"), "req", "-x509", "-newkey", "ec", "-nodes", "-days", "2"]
+        words += ["-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=localhost"]
+        words += ["-keyout", str(folder / "localhost.key"), "-out", str(folder / "localhost.crt")]
+        subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
+        return folder
+
+    return bench.kept("certificates", make)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Hits over TLS through what is shipped for it, against an nginx that has the files at hand."""
+"""Hits over TLS through the shipped nginx, against an nginx that has the files at hand."""
 
 from __future__ import annotations
 
@@ -81,9 +81,8 @@ def _against(side: Side) -> Callable[[Bench], list[Pair]]:
         by_url = [BY_URL.path(number) for number in range(COVERS)]
         by_file = [BY_FILE.path(number) for number in range(COVERS)]
         with contextlib.ExitStack() as stack:
-            plain = stack.enter_context(fronts.shipped(bench, root))
-            bare = stack.enter_context(fronts.bare_tls(bench, root, like=plain[0]))
-            ours = stack.enter_context(fronts.shipped_tls(bench, plain[1]))
+            ours = stack.enter_context(fronts.shipped(bench, root, tls=True))
+            bare = stack.enter_context(fronts.bare_tls(bench, root, like=ours[0]))
             side(bare, by_file, folder, WARM_S)
             side(ours, by_url, folder, WARM_S)
             return interleaved(
@@ -105,7 +104,7 @@ ROWS = tuple(
         measure=_against(side),
     )
     for name, what, side in (
-        ("tls-hit", "hit of 15 kB over TLS, Caddy before nginx, 64 connections", _hits),
+        ("tls-hit", "hit of 15 kB over TLS, 64 connections", _hits),
         ("tls-handshake", "the same, a new connection for each", _handshakes),
         ("tls-h2", "the same by HTTP/2, 8 connections of 8 streams", _http_2),
     )

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Tries what docs/deployment.md says of TLS, with real programs and without containers or the internet:
-# docker/Caddyfile gets a certificate by ACME and stands before nginx/start.sh, the app and a simulated
-# archive; then the same for the page's snippets. Says pass or FAIL for each step; exit code 0 if
-# all passed, 2 if it could not be tried.
+# nginx/start.sh speaks TLS with certificates that docker/certificates.sh gets and renews by ACME, before
+# the app and a simulated archive; docker/Caddyfile does so in its place; then the same for the page's
+# snippets. Says pass or FAIL for each step; exit code 0 if all passed, 2 if it could not be tried.
 #
 #   docker/verify-tls.sh
 #   CADDY=/path/to/caddy PYTHON=.venv/bin/python docker/verify-tls.sh
 #
 # Needs Linux with user namespaces, iproute2, util-linux, openssl, curl with HTTP/2, caddy, an
-# environment with '.[test]' (PYTHON), and for the certificate pebble and pebble-challtestsrv; without
-# these Caddy's own authority gives it. haproxy, apache2 and traefik are tried if they are there.
+# environment with '.[test]' (PYTHON), and for certificates by ACME certbot, pebble and pebble-challtestsrv;
+# without these Caddy's own authority gives its, and nginx's own part is left out. haproxy, apache2 and
+# traefik are tried if they are there.
 # All is in a network of its own, and ends with the script:
 #
 #   the world 203.0.113.7 ── 203.0.113.1 the front 10.213.77.3 ── 10.213.77.2 nginx, app, archive
@@ -25,6 +26,7 @@ fi
 
 NAME=covers.example.org
 PYTHON=${PYTHON:-python3}
+OTHER=art.example.net
 CADDY=${CADDY:-caddy}
 PEBBLE=${PEBBLE:-pebble}
 CHALLTESTSRV=${CHALLTESTSRV:-pebble-challtestsrv}
@@ -83,7 +85,7 @@ machine; inner=$holder
     # As docker/tls.yml says it for Caddy's container.
     at "$front" sh -c 'echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start'
 } >"$work/network" 2>&1 || cannot "$(cat "$work/network")"
-printf '%s\n' "127.0.0.1 localhost" "10.213.77.2 nginx" "203.0.113.1 $NAME" "2001:db8::1 six.$NAME" >"$work/hosts"
+printf '%s\n' "127.0.0.1 localhost" "10.213.77.2 nginx" "203.0.113.1 $NAME $OTHER" "2001:db8::1 six.$NAME" >"$work/hosts"
 mount --bind "$work/hosts" /etc/hosts
 
 # --- Telling --------------------------------------------------------------------------------------
@@ -113,10 +115,10 @@ twistd() { # LOG ARGUMENTS...
 }
 twistd archive coverart-archive
 until_true 90 asked_archive /examples || cannot "no simulated archive: $(tail -n 3 "$work/archive.log")"
-COVER_ART_CACHE_DIR=$work/cache COVER_ART_LISTEN=tcp:8090:interface=127.0.0.1 COVER_ART_ACCEL=/cache-files/ \
+COVER_ART_CACHE_DIR=$work/cache COVER_ART_LISTEN=tcp:8090 COVER_ART_ACCEL=/cache-files/ \
     COVER_ART_UPSTREAM=http://127.0.0.1:8190 COVER_ART_EVENT_UPSTREAM=http://127.0.0.1:8191 \
     COVER_ART_ALLOWED_HOSTS=127.0.0.1:8192,127.0.0.1:8193,127.0.0.1:8194 \
-    COVER_ART_PUBLIC_URL=$BASE COVER_ART_HIT_LOG=$work/hits.log twistd app coverart
+    COVER_ART_TRUSTED_PROXIES=127.0.0.0/8,10.213.77.3 COVER_ART_PUBLIC_URL=$BASE COVER_ART_HIT_LOG=$work/hits.log twistd app coverart
 start_nginx || cannot "nginx or the app did not start: $(tail -n 3 "$work/nginx.log" "$work/app.log")"
 examples=$(asked_archive /examples)
 RELEASE=$(json 'd["jpeg"].split("/")[2]' <<<"$examples")
@@ -125,7 +127,7 @@ export RELEASE GROUP
 large=$(json 'd["large_original"]' <<<"$examples")
 large_sum=$(asked_archive "/expected?path=$large" | json 'd["sha256"]')
 half=300000 # bytes after which the archive stalls, of originals that have more
-for mbid in $(asked_archive "/walk?entity=release&start=20&count=40" | json '" ".join(d)'); do
+for mbid in $(asked_archive "/walk?entity=release&start=20&count=60" | json '" ".join(d)'); do
     [[ $(asked_archive "/expected?path=/release/$mbid/front" | json 'd["length"] or 0') -gt 400000 ]] && slow+=("$mbid")
 done
 
@@ -175,6 +177,9 @@ arrives() { # the first part of an original is there while the archive holds bac
     is "$(asked_archive "/expected?path=/release/$mbid/front" | json 'd["sha256"]')" \
         "$(sha256sum <"$work/arriving" | cut -d' ' -f1)" && return $outcome
 }
+redirects() {
+    is "30[18] $BASE/release/x?y=1" "$(curl -s -o /dev/null -w '%{http_code} %{redirect_url}' "http://$NAME/release/x?y=1")"
+}
 all_of_it() { # FRONT
     step "$1: test.sh" ./test.sh "$BASE"
     step "$1: HTTP/2 and HTTP/1.1" versions
@@ -194,7 +199,7 @@ stop() { # PID: and wait until its port is free
     wait "$1" 2>/dev/null
 }
 
-# --- docker/Caddyfile, with a certificate by ACME ------------------------------------------------
+# --- An authority ---------------------------------------------------------------------------------
 
 own_authority() { # a certificate for the name, in $work/covers.pem and .key
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj "/CN=test authority" \
@@ -225,6 +230,135 @@ else
     root() { cp "$work/tls/caddy/pki/authorities/local/root.crt" "$work/root.pem"; }
     issuer='*Caddy Local Authority*'
 fi
+
+# --- nginx itself, with certificates by certbot ---------------------------------------------------
+
+own=$work/own # what COVER_ART_TLS_DIR is in compose
+mkdir "$own"
+shipped() { # as docker/tls.yml starts it
+    become "$front" env NGINX_BIN="$NGINX" NGINX_APP=10.213.77.2:8090 NGINX_CACHE_DIR="$work/cache" NGINX_USER=root \
+        NGINX_RUN_DIR="$work/shipped" NGINX_HIT_LOG="$work/hits.log" NGINX_ACCESS_LOG="$work/access.log" \
+        NGINX_LOG_HITS=on NGINX_LISTEN=127.0.0.1:8080 NGINX_TLS_LISTEN=443 NGINX_REDIRECT_LISTEN=80 \
+        NGINX_TLS_CERTIFICATES="$own" NGINX_ACME_CHALLENGES="$own/challenges" NGINX_TLS_OPERATORS=none \
+        nginx/start.sh >>"$work/shipped.log" 2>&1 &
+    front_pid=$!
+    until_true 20 at "$front" curl -sf http://127.0.0.1:8080/health
+}
+certbot_gets() { # MORE OPTIONS
+    at "$front" env ACME_DIR="$own" ACME_DOMAINS="$NAME,$OTHER" ACME_SERVER=https://203.0.113.7:14000/dir \
+        ACME_OPTIONS="$1" REQUESTS_CA_BUNDLE="$work/ca.pem" docker/certificates.sh once
+}
+serial() { # NAME: of the certificate that it shows
+    openssl s_client -connect 203.0.113.1:443 -servername "$1" </dev/null 2>/dev/null | openssl x509 -noout -serial
+}
+named() { # both names answer, each with its own certificate and no other's
+    until_true 20 curl -sf -o /dev/null "https://$NAME/health" && until_true 20 curl -sf -o /dev/null "https://$OTHER/health" || return 1
+    local name
+    for name in "$NAME" "$OTHER"; do
+        is "*DNS:$name" "$(openssl s_client -connect 203.0.113.1:443 -servername "$name" </dev/null 2>/dev/null |
+            openssl x509 -noout -ext subjectAltName | tail -n 1)" || return 1
+    done
+}
+spoken() { # what the handshake settles
+    local told
+    for told in "-alpn h2,http/1.1:ALPN protocol: h2" "-alpn http/1.1:ALPN protocol: http/1.1" "-tls1_3:TLSv1.3" "-tls1_2:TLSv1.2"; do
+        # shellcheck disable=SC2086 # the option and its value
+        openssl s_client -connect 203.0.113.1:443 -servername $NAME ${told%%:*} </dev/null 2>/dev/null |
+            grep -aq "${told#*:}" || { echo "no ${told#*:}"; return 1; }
+    done
+    ! openssl s_client -connect 203.0.113.1:443 -tls1_1 -cipher DEFAULT@SECLEVEL=0 </dev/null 2>/dev/null | grep -aq "Cipher is [A-Z]"
+}
+resumed() {
+    openssl s_client -connect 203.0.113.1:443 -servername $NAME -tls1_2 -sess_out "$work/session" </dev/null >/dev/null 2>&1
+    openssl s_client -connect 203.0.113.1:443 -servername $NAME -tls1_2 -sess_in "$work/session" </dev/null 2>/dev/null | grep -a '^Reused'
+}
+refusals() { # the same words over TLS, HTTP/1.1 and 2, as without
+    local path plain way
+    for path in /nothing /release/x/front /release/$RELEASE/front-251 /.error; do
+        plain=$(at "$front" curl -s -w ' %{http_code}' --path-as-is "http://127.0.0.1:8080$path")
+        for way in --http1.1 --http2; do
+            is "$plain" "$(curl -s -w ' %{http_code}' --path-as-is $way "$BASE$path")" || return 1
+        done
+    done
+    # HTTP/2 packs a path, so that it comes through and is refused by the app.
+    path=/$(printf 'a%.0s' {1..9000})
+    is 414 "$(code --http1.1 "$BASE$path")" && is 400 "$(code --http2 "$BASE$path")" && is 400 "$(code "http://$NAME:443/")"
+}
+challenges() { # over plain HTTP what certbot leaves there is given, and nothing else
+    mkdir -p "$own/challenges/.well-known/acme-challenge"
+    echo token >"$own/challenges/.well-known/acme-challenge/left"
+    is token "$(curl -s "http://$NAME/.well-known/acme-challenge/left")" &&
+        is 404 "$(code "http://$NAME/.well-known/acme-challenge/other")" || return 1
+    local path
+    for path in "../../../$NAME.key" "..%2f..%2f..%2f$NAME.key" "%2e%2e/%2e%2e/%2e%2e/$NAME.key"; do
+        is '[34]0[0-9]' "$(code "http://$NAME/.well-known/acme-challenge/$path")" || return 1
+        ! curl -s --path-as-is "http://$NAME/.well-known/acme-challenge/$path" | grep -q PRIVATE || return 1
+    done
+}
+renewal() { # nothing that is asked or under way meanwhile breaks
+    local former now outcome=0 asking loading
+    former=$(serial $NAME)
+    : >"$work/codes"
+    touch "$work/go"
+    (while [[ -e $work/go ]]; do code "$BASE/release/$RELEASE/front-250" >>"$work/codes"; echo >>"$work/codes"; done) &
+    asking=$!
+    curl -s --limit-rate 150k -o "$work/loaded" "$BASE$large" &
+    loading=$!
+    until_true 20 test -s "$work/loaded"
+    certbot_gets --force-renewal || outcome=1
+    until_true 20 eval "[[ \$(serial $NAME) != $former ]]" || outcome=1
+    kill -0 $loading || { echo "the download was over before"; outcome=1; }
+    rm "$work/go"
+    wait $asking
+    wait $loading || { echo "the download broke"; outcome=1; }
+    is "$large_sum" "$(sha256sum <"$work/loaded" | cut -d' ' -f1)" || outcome=1
+    sort "$work/codes" | uniq -c
+    ! grep -qv 200 "$work/codes" && return $outcome
+}
+kept() { # what is not due is not asked for again
+    local before
+    before=$(serial $NAME)
+    certbot_gets "" && sleep 5 && is "$before" "$(serial $NAME)"
+}
+broken() {
+    local before
+    before=$(serial $NAME)
+    cp "$own/$OTHER.key" "$own/$NAME.key"
+    until_true 20 grep -q "$NAME.crt: refused, nothing changes" "$work/shipped.log" && is "$before" "$(serial $NAME)" &&
+        certbot_gets "" && sleep 5 && is "$before" "$(serial $NAME)"
+}
+hsts() {
+    local path
+    for path in "/release/$RELEASE/front-250" /health /nothing /metrics; do
+        is 'max-age=2592000' "$(curl -s -o /dev/null -w '%header{strict-transport-security}' "$BASE$path")" || return 1
+    done
+    is '' "$(at "$front" curl -s -o /dev/null -w '%header{strict-transport-security}' http://127.0.0.1:8080/health)"
+}
+on_the_server() { is 200 "$(at "$front" curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:8080/metrics)"; }
+
+echo "nginx: $("$NGINX" -v 2>&1); certbot: $(certbot --version 2>&1 | tail -n 1)"
+if command -v "$PEBBLE" >/dev/null && command -v certbot >/dev/null; then
+    step "nginx with TLS: starts without a certificate" shipped
+    step "nginx with TLS: certbot gets two certificates" certbot_gets ""
+    step "nginx with TLS: two names, each with its own" named
+    step "nginx with TLS: TLS 1.2 and 1.3, HTTP/2 by ALPN" spoken
+    step "nginx with TLS: sessions are resumed" resumed
+    all_of_it "nginx with TLS"
+    step "nginx with TLS: plain HTTP is redirected" redirects
+    step "nginx with TLS: challenges, and nothing beside them" challenges
+    step "nginx with TLS: HSTS" hsts
+    step "nginx with TLS: the same errors" refusals
+    step "nginx with TLS: metrics are open on the server alone" on_the_server
+    step "nginx with TLS: renewed, nothing breaks" renewal
+    step "nginx with TLS: nothing is renewed that is not due" kept
+    step "nginx with TLS: a broken pair is refused" broken
+    stop "$front_pid"
+else
+    echo "note  no certbot or no pebble: nginx's own TLS is not tried"
+fi
+
+# --- docker/Caddyfile, with a certificate by ACME ------------------------------------------------
+
 start_caddy() { # CADDYFILE OPTIONS
     # No rights at all, as in its container.
     become "$front" env COVER_ART_DOMAIN=$NAME CADDY_OPTIONS="$2" XDG_DATA_HOME="$work/tls" XDG_CONFIG_HOME="$work/tls" \
@@ -236,9 +370,6 @@ start_caddy() { # CADDYFILE OPTIONS
 certificate() {
     is "$issuer" "$(openssl s_client -connect 203.0.113.1:443 -servername $NAME </dev/null 2>/dev/null |
         openssl x509 -noout -issuer)"
-}
-redirects() {
-    is "30[18] $BASE/release/x?y=1" "$(curl -s -o /dev/null -w '%{http_code} %{redirect_url}' "http://$NAME/release/x?y=1")"
 }
 promises() { # headers that browsers go by
     local headers
@@ -278,9 +409,9 @@ without_nginx() {
     start_nginx && is 'HTTP/2 503*retry-after: 5*{"error": "busy, try again"}' "$answer"
 }
 
-echo "Caddy: $("$CADDY" version | head -n 1); nginx: $("$NGINX" -v 2>&1)"
+echo "Caddy: $("$CADDY" version | head -n 1)"
 step "docker/Caddyfile: a certificate, without rights" start_caddy docker/Caddyfile "$options"
-((failed == 0)) || cannot "Caddy has no certificate: $(grep -E '"(error|warn)"' "$work/caddy.log" | tail -n 3)"
+curl -sf -o /dev/null "$BASE/health" || cannot "Caddy has no certificate: $(grep -E '"(error|warn)"' "$work/caddy.log" | tail -n 3)"
 step "docker/Caddyfile: the certificate is the authority's" certificate
 step "docker/Caddyfile: its health check" healthy
 all_of_it "docker/Caddyfile"

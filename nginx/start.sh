@@ -18,6 +18,10 @@ NGINX_LISTEN=${NGINX_LISTEN:-8080}
 # renewed, and more of them come, at any time. None: no TLS.
 NGINX_TLS_CERTIFICATES=${NGINX_TLS_CERTIFICATES:-}
 NGINX_TLS_LISTEN=${NGINX_TLS_LISTEN:-8443}
+# Plain HTTP that only leads to https, which is then all that browsers are to use (HSTS). None: no such.
+NGINX_REDIRECT_LISTEN=${NGINX_REDIRECT_LISTEN:-}
+# The folder of an ACME client's answers (its "webroot"), given over plain HTTP.
+NGINX_ACME_CHALLENGES=${NGINX_ACME_CHALLENGES:-}
 # auto: one for each processor of the machine, also of those that a container may not use.
 NGINX_WORKERS=${NGINX_WORKERS:-auto}
 # Where the configuration and the pid are written; a new folder if not said.
@@ -31,6 +35,8 @@ NGINX_LOG_HITS=${NGINX_LOG_HITS:-off}
 NGINX_TRUSTED_PROXIES=${NGINX_TRUSTED_PROXIES:-}
 # Who may see /metrics and /cache-status and use /admin: private networks.
 NGINX_OPERATORS=${NGINX_OPERATORS:-127.0.0.0/8,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,fe80::/10}
+# The same over TLS; none: nobody there.
+NGINX_TLS_OPERATORS=${NGINX_TLS_OPERATORS:-$NGINX_OPERATORS}
 # Whose rights the workers have when nginx is started by root; nginx's own choice if not said.
 NGINX_USER=${NGINX_USER:-}
 # Asked for the app's addresses; the system's own if not said.
@@ -131,17 +137,27 @@ run_nginx() { # CONFIGURATION ARGUMENTS...
     fill UPSTREAM_TIMEOUT "${UPSTREAM_TIMEOUT%.*}"
     fill ACCEL "$ACCEL"
     fill TLS "${NGINX_TLS_CERTIFICATES:+include $NGINX_RUN_DIR/tls.conf; include $NGINX_RUN_DIR/tls/servers.conf;}"
+    fill REDIRECT "${NGINX_REDIRECT_LISTEN:+include $NGINX_RUN_DIR/redirect.conf;}"
+    fill REDIRECT_LISTENS "$(listens "$NGINX_REDIRECT_LISTEN" "default_server backlog=4096" | tr '\n' ' ')"
+    fill CHALLENGES "${NGINX_ACME_CHALLENGES:+include $NGINX_RUN_DIR/challenges.conf;}"
+    fill ACME_CHALLENGES "$NGINX_ACME_CHALLENGES"
+    fill HSTS "${NGINX_REDIRECT_LISTEN:+add_header Strict-Transport-Security \$hsts always;}"
     tls_words
 } >"$NGINX_RUN_DIR/words.sed"
-for template in nginx.conf site.conf tls.conf; do
+for template in nginx.conf site.conf tls.conf redirect.conf challenges.conf; do
     sed -f "$NGINX_RUN_DIR/words.sed" "$HERE/$template" >"$NGINX_RUN_DIR/$template"
 done
 
 {
-    echo "geo \$near {"
-    echo "    default 0;"
-    for network in $(echo "$NGINX_OPERATORS" | tr ',' ' '); do echo "    $network 1;"; done
-    echo "}"
+    near() { # VARIABLE NETWORKS
+        echo "geo \$$1 {"
+        echo "    default 0;"
+        for network in $(echo "$2" | tr ',' ' '); do echo "    $network 1;"; done
+        echo "}"
+    }
+    near near_plain "$NGINX_OPERATORS"
+    near near_tls "${NGINX_TLS_OPERATORS#none}"
+    echo "map \$https \$near { default \$near_plain; on \$near_tls; }"
     echo "geo \$realip_remote_addr \$by_a_proxy {"
     echo "    default 0;"
     for network in $(echo "$NGINX_TRUSTED_PROXIES" | tr ',' ' '); do

@@ -83,7 +83,9 @@ def defined(*headings: str) -> list[str]:
 
 def settings() -> set[str]:
     """Every variable that the app, nginx' start and compose read."""
-    read = re.findall(r"\$\{(\w+):[-?]", text("docker-compose.yml", "docker/tls.yml"))
+    read = re.findall(
+        r"\$\{(\w+):[-?]", text("docker-compose.yml", "docker/tls.yml", "docker/caddy.yml")
+    )
     start = re.findall(r"\$\{((?:NGINX|COVER_ART)_\w+):-", text("nginx/start.sh"))
     listed = re.findall(r"^#([A-Z_]+)=", text(".env"), re.MULTILINE)
     return {*variables(), *read, *start, *listed}
@@ -116,6 +118,7 @@ def headers() -> set[str]:
     look(json.loads(text("coverart/web/openapi.json")))
     found.update(re.findall(r'setHeader\(\s*b"([\w-]+)"', sources()))
     conf = text("nginx/site.conf", "nginx/hit-headers.conf", "nginx/file-headers.conf")
+    conf += text("nginx/start.sh")
     found.update(re.findall(r"add_header ([\w-]+)", conf))
     found.update(re.findall(r"^\t*header ([\w-]+) ", text("docker/Caddyfile"), re.MULTILINE))
     return {name.lower() for name in found}

@@ -54,11 +54,15 @@ class SettingsTests(SynchronousTestCase):
         named = {
             *re.findall(r"^ +image: (.*)$", COMPOSE, re.MULTILINE),
             *re.findall(r"^ +image: (.*)$", (docker / "tls.yml").read_text(), re.MULTILINE),
+            *re.findall(r"^ +image: (.*)$", (docker / "caddy.yml").read_text(), re.MULTILINE),
             *re.findall(
                 r"^ARG PYTHON_IMAGE=(.*)$", (docker / "Dockerfile").read_text(), re.MULTILINE
             ),
         } - {"coverart:latest"}
-        pinned = "".join((docker / name).read_text() for name in ("digests.yml", "tls-digests.yml"))
+        pinned = "".join(
+            (docker / name).read_text()
+            for name in ("digests.yml", "tls-digests.yml", "caddy-digests.yml")
+        )
         digests = re.findall(
             r"IMAGE: (\S+)@sha256:[0-9a-f]{64}$", pinned, re.MULTILINE | re.IGNORECASE
         )
