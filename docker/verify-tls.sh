@@ -218,7 +218,7 @@ if command -v "$PEBBLE" >/dev/null && command -v "$CHALLTESTSRV" >/dev/null; the
 {"pebble": {"listenAddress": "203.0.113.7:14000", "managementListenAddress": "127.0.0.1:15000",
   "certificate": "$work/covers.pem", "privateKey": "$work/covers.key", "httpPort": 80, "tlsPort": 443}}
 END
-    PEBBLE_VA_NOSLEEP=1 "$PEBBLE" -config "$work/pebble.json" -dnsserver 127.0.0.1:8053 >"$work/pebble.log" 2>&1 &
+    PEBBLE_VA_NOSLEEP=1 PEBBLE_WFE_NONCEREJECT=0 "$PEBBLE" -config "$work/pebble.json" -dnsserver 127.0.0.1:8053 >"$work/pebble.log" 2>&1 &
     root() { curl -sk -o "$work/root.pem" https://127.0.0.1:15000/roots/0 && grep -q BEGIN "$work/root.pem"; }
     until_true 10 curl -s -o /dev/null http://127.0.0.1:8055 || cannot "pebble-challtestsrv: $(head -n 1 "$work/dns.log")"
     until_true 10 root || cannot "pebble: $(tail -n 3 "$work/pebble.log")"
@@ -274,7 +274,7 @@ resumed() {
 }
 refusals() { # the same words over TLS, HTTP/1.1 and 2, as without
     local path plain way
-    for path in /nothing /release/x/front /release/$RELEASE/front-251 /.error; do
+    for path in /nothing /release/x/front /release/$RELEASE/nothing /.error; do
         plain=$(at "$front" curl -s -w ' %{http_code}' --path-as-is "http://127.0.0.1:8080$path")
         for way in --http1.1 --http2; do
             is "$plain" "$(curl -s -w ' %{http_code}' --path-as-is $way "$BASE$path")" || return 1

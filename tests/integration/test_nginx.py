@@ -23,6 +23,7 @@ from tests.support.nginx_server import ACCEL, START, NginxServer, access
 from tests.support.programs import find_nginx
 from tests.support.running import HAS_IPV6, free_port, reached
 from tests.support.talk import LOCAL, ask, becomes, connect, until
+from tests.support.tls_client import variables, write_pair
 
 reactor: Any = _reactor
 
@@ -525,7 +526,11 @@ def test_folder_of_somebody_else(tmp_path: Path) -> None:
 
 def test_linted(tmp_path: Path) -> None:
     """Gixy finds nothing in the configuration as it is run."""
-    server = NginxServer(tmp_path / "nginx", tmp_path, "localhost:8080")
+    (certificates := tmp_path / "certificates").mkdir()
+    write_pair(certificates, "covers.test")
+    told = variables(certificates) | {"NGINX_REDIRECT_LISTEN": f"{LOCAL}:{free_port()}"}
+    told["NGINX_ACME_CHALLENGES"] = str(tmp_path)
+    server = NginxServer(tmp_path / "nginx", tmp_path, "localhost:8080", **told)
     gixy = Path(sys.executable).with_name("gixy")
     found = subprocess.run(
         [str(gixy), "--format", "json", str(server.render())],

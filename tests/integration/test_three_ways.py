@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import attrs
+import pytest
 import pytest_twisted
 
 from coverart.model import SIZES
 from tests.support.talk import Answer, ask
+from tests.support.tls_client import TlsClient, variables, write_pair
 
 OWN = {"x-served-by", "server", "date", "connection"}
 """What each server says of itself, and of the moment."""
@@ -139,12 +142,20 @@ def difference(one: Answer, other: Answer) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_three_ways(sim, run, nginx) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_three_ways(sim, run, nginx, tmp_path, tls: bool) -> None:
     """Every route and spelling, method, condition and range has one answer in three ways of serving."""
     behind = await run(COVER_ART_ACCEL="/cache-files/")
-    front = await nginx(behind)
+    write_pair(tmp_path, "localhost")
+    by_tls = [variables(tmp_path) if tls else {} for _ in range(2)]
+    front = await nginx(behind, **by_tls[0])
     # One whose direct way is shut: everything is decided by the app and sent by nginx.
-    told = await nginx(behind, COVER_ART_IMAGE_MODE="redirect")
+    told = await nginx(behind, COVER_ART_IMAGE_MODE="redirect", **by_tls[1])
+    agents: list[Any] = [None, None]
+    bases = [front.url, told.url]
+    if tls:
+        agents = [TlsClient(each).agent for each in by_tls]
+        bases = ["https://localhost"] * 2
     table = [Row(path) for path in paths(sim.catalogue)]
     for row in table:
         assert (await behind.get(row.path)).status == 200, row
@@ -156,12 +167,11 @@ async def test_three_ways(sim, run, nginx) -> None:
     different = []
     for row in table:
         # The second time each of them has it.
-        for base in (alone.url, front.url, told.url):
-            await ask(base + row.path, row.method, row.headers)
-        by_app, by_nginx, by_both = [
-            await ask(base + row.path, row.method, row.headers)
-            for base in (alone.url, front.url, told.url)
-        ]
+        for _ in range(2):
+            by_app, by_nginx, by_both = [
+                await ask(base + row.path, row.method, row.headers, agent)
+                for base, agent in zip((alone.url, *bases), (None, *agents), strict=True)
+            ]
         assert by_app["X-Served-By"] == "coverart"
         if row.direct and by_nginx.status != 412:
             assert by_nginx["X-Served-By"] == "nginx-cache", (row, by_nginx)

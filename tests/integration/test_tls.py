@@ -14,7 +14,7 @@ from tests.support.nginx_server import ACCEL, START, NginxServer
 from tests.support.programs import find_nginx
 from tests.support.running import free_port
 from tests.support.talk import LOCAL, ask, becomes
-from tests.support.tls_client import TlsClient, write_pair
+from tests.support.tls_client import TlsClient, variables, write_pair
 
 LARGE = 50_000_000
 ONE, TWO, WILD = "covers.test", "other.test", "_.wild.test"
@@ -26,16 +26,6 @@ def certificates(tmp_path: Path) -> Path:
     folder = tmp_path / "certificates"
     folder.mkdir()
     return folder
-
-
-def tls(certificates: Path) -> dict[str, str]:
-    """The variables of a start with TLS, on a port of its own."""
-    listen = f"{LOCAL}:{free_port()}"
-    return {"NGINX_TLS_CERTIFICATES": str(certificates), "NGINX_TLS_LISTEN": listen}
-
-
-def client_of(variables: dict[str, str]) -> TlsClient:
-    return TlsClient(int(variables["NGINX_TLS_LISTEN"].rpartition(":")[2]))
 
 
 async def takes_over(client: TlsClient, name: str, serial: int) -> None:
@@ -52,9 +42,9 @@ async def test_hit_miss_and_error(sim, run, nginx, certificates) -> None:
     """Over TLS a miss, a direct hit and an error are what they are without, HTTP/2 is offered."""
     proxy = await run(**ACCEL)
     write_pair(certificates, ONE)
-    variables = tls(certificates)
-    front = await nginx(proxy, **variables)
-    client = client_of(variables)
+    told = variables(certificates)
+    front = await nginx(proxy, **told)
+    client = TlsClient(told)
     path = sim.catalogue.examples()["thumbnail"]
     miss = await client.ask(f"https://{ONE}{path}")
     assert (miss.status, miss["X-Cache-Status"]) == (200, "MISS")
@@ -79,9 +69,9 @@ async def test_hit_miss_and_error(sim, run, nginx, certificates) -> None:
 async def test_plain_on_the_port_of_tls(run, nginx, certificates) -> None:
     """Who speaks no TLS where it is spoken is told in the words of any other bad request."""
     write_pair(certificates, ONE)
-    variables = tls(certificates)
-    await nginx(await run(**ACCEL), **variables)
-    answer = await ask(f"http://{variables['NGINX_TLS_LISTEN']}/health")
+    told = variables(certificates)
+    await nginx(await run(**ACCEL), **told)
+    answer = await ask(f"http://{told['NGINX_TLS_LISTEN']}/health")
     assert (answer.status, answer.json) == (400, {"error": "bad request"})
 
 
@@ -92,9 +82,9 @@ async def test_each_name_has_its_certificate(run, nginx, certificates) -> None:
         name: write_pair(certificates, name, signed(name.replace("_", "*"), authority()))
         for name in (WILD, ONE, TWO)
     }
-    variables = tls(certificates)
-    await nginx(await run(**ACCEL), **variables)
-    client = client_of(variables)
+    told = variables(certificates)
+    await nginx(await run(**ACCEL), **told)
+    client = TlsClient(told)
     for name, pair in ((ONE, ONE), (TWO, TWO), ("any.wild.test", WILD)):
         answer = await client.ask(f"https://{name}/health")
         assert answer.status == 200
@@ -109,9 +99,9 @@ async def test_renewed_beside_a_download(sim, run, nginx, certificates) -> None:
     """A new certificate is used within seconds; what is being sent goes on, nothing is restarted."""
     proxy = await run(**ACCEL)
     write_pair(certificates, ONE)
-    variables = tls(certificates)
-    front = await nginx(proxy, **variables)
-    client = client_of(variables)
+    told = variables(certificates)
+    front = await nginx(proxy, **told)
+    client = TlsClient(told)
     path = f"/release/{sim.catalogue.release(0).mbid}/front-250"
     await client.ask(f"https://{ONE}{path}")
     await proxy.settled()
@@ -140,9 +130,9 @@ async def test_renewed_beside_a_download(sim, run, nginx, certificates) -> None:
 async def test_broken_pair(run, nginx, certificates) -> None:
     """A pair that nginx can't use is told in the log; the former one stays, and others are renewed."""
     former = write_pair(certificates, ONE).certificate.serial_number
-    variables = tls(certificates)
-    front: NginxServer = await nginx(await run(**ACCEL), **variables)
-    client = client_of(variables)
+    told = variables(certificates)
+    front: NginxServer = await nginx(await run(**ACCEL), **told)
+    client = TlsClient(told)
     # The key of another certificate, and no certificate at all.
     (certificates / f"{ONE}.crt").write_bytes(signed(ONE, authority()).pem)
     for end in ("crt", "key"):
@@ -164,12 +154,12 @@ async def test_broken_pair(run, nginx, certificates) -> None:
 @pytest_twisted.ensureDeferred
 async def test_first_certificate_comes_later(run, nginx, certificates) -> None:
     """Without any certificate nginx starts and says so; TLS begins with the first one."""
-    variables = tls(certificates)
-    front = await nginx(await run(**ACCEL), **variables)
+    told = variables(certificates)
+    front = await nginx(await run(**ACCEL), **told)
     assert (await front.get("/health")).status == 200
     assert f"no certificate in {certificates} yet" in front.log
     pair = write_pair(certificates, ONE)
-    client = client_of(variables)
+    client = TlsClient(told)
 
     async def answers() -> bool:
         try:
@@ -179,6 +169,57 @@ async def test_first_certificate_comes_later(run, nginx, certificates) -> None:
 
     await becomes(answers, bool, "https is spoken")
     assert (await client.shown(ONE)).serial_number == pair.certificate.serial_number
+
+
+@pytest_twisted.ensureDeferred
+async def test_plain_http_leads_to_https(sim, run, nginx, certificates, tmp_path) -> None:
+    """Where it is wanted, plain HTTP redirects, lets an ACME client answer, and browsers are told so."""
+    write_pair(certificates, ONE)
+    told = variables(certificates)
+    answers = tmp_path / "challenges" / ".well-known" / "acme-challenge"
+    answers.mkdir(parents=True)
+    (answers / "token").write_text("answer")
+    (tmp_path / "challenges" / "secret").write_text("secret")
+    redirect = f"{LOCAL}:{free_port()}"
+    told |= {"NGINX_REDIRECT_LISTEN": redirect, "NGINX_ACME_CHALLENGES": str(answers.parents[1])}
+    front = await nginx(await run(**ACCEL), **told)
+    for path in ("/release/x?y=1", "/", "/.well-known/acme-challenge", "//evil.test/"):
+        led = await ask(f"http://{redirect}{path}", headers={"Host": f"{ONE}:80"})
+        assert (led.status, led["Location"]) == (301, f"https://{ONE}{path}")
+    for base in (f"http://{redirect}", front.url):
+        answer = await ask(f"{base}/.well-known/acme-challenge/token")
+        assert (answer.status, answer.body) == (200, b"answer")
+        for path in ("other", "..%2f..%2fsecret", "%2e%2e/%2e%2e/secret", ""):
+            none = await ask(f"{base}/.well-known/acme-challenge/{path}")
+            assert none.status in (301, 400, 403, 404), path
+            assert b"secret" not in none.body.replace(b"/secret", b"")
+    client = TlsClient(told)
+    thumbnail = sim.catalogue.examples()["thumbnail"]
+    # A miss, a hit, the app's own, an error of the app's, one of nginx's, shut.
+    for path in (thumbnail, thumbnail, "/health", "/nothing", f"/{'a' * 9000}"):
+        answer = await client.ask(f"https://{ONE}{path}")
+        assert answer["Strict-Transport-Security"] == "max-age=2592000", path
+        assert (await front.get(path))["Strict-Transport-Security"] == "", path
+
+
+@pytest_twisted.ensureDeferred
+async def test_operators_over_tls(run, nginx, certificates) -> None:
+    """Over TLS operators are those of NGINX_OPERATORS, unless NGINX_TLS_OPERATORS says others or none."""
+    write_pair(certificates, ONE)
+    proxy = await run(**ACCEL)
+    for more, status in (
+        ({}, 200),
+        ({"NGINX_OPERATORS": "192.0.2.1"}, 403),
+        ({"NGINX_TLS_OPERATORS": "none"}, 403),
+        ({"NGINX_OPERATORS": "192.0.2.1", "NGINX_TLS_OPERATORS": LOCAL}, 200),
+    ):
+        told = variables(certificates) | more
+        front = await nginx(proxy, **told)
+        # As the name is asked for by its address, no page of another site can.
+        answer = await TlsClient(told).ask(f"https://{ONE}/metrics", Host="localhost")
+        assert answer.status == status, more
+        plain = await front.get("/metrics")
+        assert plain.status == (403 if "NGINX_OPERATORS" in more else 200), more
 
 
 BUILT = "configure arguments: --with-http_ssl_module --with-http_v2_module"
@@ -239,11 +280,9 @@ def test_refused_at_the_start(tmp_path: Path, certificates: Path) -> None:
         assert why in line
 
 
-def started(
-    tmp_path: Path, certificates: Path, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def started(tmp_path: Path, certificates: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """Have start.sh write a configuration and nginx look at it."""
-    told = {"NGINX_BIN": find_nginx(), "NGINX_APP": f"{LOCAL}:1", **tls(certificates), **variables}
+    told = {"NGINX_BIN": find_nginx(), "NGINX_APP": f"{LOCAL}:1", **variables(certificates), **more}
     return subprocess.run(
         [str(START), "-t"],
         env={"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), **told},

@@ -18,6 +18,7 @@ from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
 from tests.support.certificates import Signed, authority, signed
+from tests.support.running import free_port
 from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask
 
 
@@ -30,12 +31,19 @@ def write_pair(folder: Path, name: str, pair: Signed | None = None) -> Signed:
     return pair
 
 
+def variables(certificates: Path) -> dict[str, str]:
+    """What nginx/start.sh is told to speak TLS on a port of its own."""
+    listen = f"{LOCAL}:{free_port()}"
+    return {"NGINX_TLS_CERTIFICATES": str(certificates), "NGINX_TLS_LISTEN": listen}
+
+
 @implementer(IAgentEndpointFactory)
 class TlsClient:
     """Connections to one local port, whatever name is asked for."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, told: dict[str, str]) -> None:
+        """:param told: the variables of the nginx."""
+        self.port = int(told["NGINX_TLS_LISTEN"].rpartition(":")[2])
         self._roots = trustRootFromCertificates([Certificate.loadPEM(authority().pem)])
 
     def endpointForURI(self, uri: Any) -> Any:
@@ -49,10 +57,15 @@ class TlsClient:
 
     async def ask(self, url: str, method: str = "GET", **headers: str) -> Answer:
         """One request on a connection of its own. :raises: whatever OpenSSL has against the certificate."""
-        pool = HTTPConnectionPool(reactor, persistent=False)
-        agent = Agent.usingEndpointFactory(reactor, self, pool)
         named = {key.replace("_", "-"): value for key, value in headers.items()}
-        return await ask(url, method, named, agent)
+        return await ask(url, method, named, self.agent)
+
+    @property
+    def agent(self) -> Agent:
+        """What keeps no connection."""
+        pool = HTTPConnectionPool(reactor, persistent=False)
+        made: Agent = Agent.usingEndpointFactory(reactor, self, pool)
+        return made
 
     async def connect(self, name: str, *protocols: bytes) -> Wire:
         """A connection on which what the server showed can be looked at."""
