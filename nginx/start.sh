@@ -47,9 +47,9 @@ ACCEL=${COVER_ART_ACCEL:-/cache-files/}
 
 case $NGINX_RESOLVER in *:*:*) NGINX_RESOLVER="[${NGINX_RESOLVER%%%*}]" ;; esac
 case ${COVER_ART_IMAGE_MODE:-serve} in
-    # A front or back is answered with a redirect, which only the app can give.
-    redirect) DIRECT_NAMES='[1-9][0-9]{0,17}' ;;
-    *) DIRECT_NAMES='front|back|[1-9][0-9]{0,17}' ;;
+    # A front or back is answered with a redirect, which only the app can give, except below /serve.
+    redirect) DIRECT_PREFIX='(?<serve>/serve)?' DIRECT_NAMES='[1-9][0-9]{0,17}|(?(<serve>)(?:front|back)|(?!))' ;;
+    *) DIRECT_PREFIX='(?:/serve)?' DIRECT_NAMES='front|back|[1-9][0-9]{0,17}' ;;
 esac
 # nginx wants the same words wherever the same file is named, and the hit log may be /dev/null too.
 case $NGINX_ACCESS_LOG in
@@ -132,6 +132,7 @@ run_nginx() { # CONFIGURATION ARGUMENTS...
     fill HIT_LOG "$NGINX_HIT_LOG"
     fill ACCESS_LOG "$ACCESS_LOG"
     fill ACCESS_LOG_OF_HITS "$ACCESS_LOG_OF_HITS"
+    fill DIRECT_PREFIX "$DIRECT_PREFIX"
     fill DIRECT_NAMES "$DIRECT_NAMES"
     fill ALIAS_TTL "${ALIAS_TTL%.*}"
     fill UPSTREAM_TIMEOUT "${UPSTREAM_TIMEOUT%.*}"

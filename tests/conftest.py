@@ -18,7 +18,7 @@ from tests.support.drawings import STUDIO
 from tests.support.nginx_server import NginxServer
 from tests.support.raw_archive import RawArchive, Trap, Watch
 from tests.support.redis_server import RedisServer
-from tests.support.running import Child, Proxy, ProxyChild
+from tests.support.running import AS_RECEIVED, Child, Proxy, ProxyChild
 from tests.support.talk import LOCAL
 
 
@@ -141,7 +141,8 @@ def spawn(sim: Simulator, children: list[Child], tmp_path: Path):
     """Start `twistd -n coverart` in front of the simulated archive."""
 
     def start(root: str = "cache", **settings: str) -> ProxyChild:
-        child = ProxyChild(tmp_path / root, tmp_path / "cwd", **{**sim.environment(), **settings})
+        told = {**sim.environment(), **AS_RECEIVED, **settings}
+        child = ProxyChild(tmp_path / root, tmp_path / "cwd", **told)
         children.append(child)
         return child
 

@@ -20,7 +20,7 @@ deadline bounds them all, and a host that fails is not asked for a while.
     whole_url           asks an HTTP proxy for plain http
     archive_client      one request of the archive, by treq
     follow_redirects    goes where the archive sends
-    listings            reads and rewrites an index.json
+    listings            reads an index.json, and cuts it for another host
     leads_here          notices when the archive's name leads to this proxy itself
     safe_connect        resolves a host, refuses private addresses, connects by TLS
     upstream            the archive as a source: where a name points, where its bytes are

@@ -1,10 +1,11 @@
-"""The archive's index.json: what is accepted as one, and its URLs rewritten to this proxy's."""
+"""The archive's index.json: what is accepted as one, and where its URLs have the archive's host."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import secrets
 from threading import Lock
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ _EXTENSIONS = {f".{media.extension}" for media in MediaType}
 
 LARGEST_BYTES = 1 << 20
 """Some 1,500 images at 700 bytes each; the largest sets have hundreds."""
+_BASE = secrets.token_hex()
+"""Stands for the proxy's base URL while a listing is written: no listing can hold it."""
 MOST_DEEP = 50
 """Levels of objects in lists in objects; the archive's own has five."""
 
@@ -33,30 +36,33 @@ def check(body: bytes) -> None:
     Accept a listing as it came. Call it in a thread.
 
     :raises BadUpstream: it is not a JSON object with a list of image objects, as
-        https://musicbrainz.org/doc/Cover_Art_Archive/API describes; or rewrite() could not
+        https://musicbrainz.org/doc/Cover_Art_Archive/API describes; or cut() could not
         write it out again, however deep in the stack it is called.
     """
     with _ONE_AT_A_TIME:
         _parsed(body)
 
 
-def rewrite(body: bytes, public_url: str) -> bytes:
+def cut(body: bytes) -> tuple[bytes, ...]:
     """
-    The listing with every image and thumbnail URL leading to this proxy. Call it in a thread.
+    Cut a listing where the URL has to be put by which clients reach the proxy. Call it in a thread.
 
-    :param public_url: where clients reach the proxy, without a trailing slash.
+    :returns: pieces that make a listing with such a URL between any two; every image and
+        thumbnail then leads to this proxy. The URL is without a slash at its end, and what of it
+        a JSON string escapes is escaped.
     :raises BadUpstream: the body is not a listing.
 
-    Old form and new alike. Only what this proxy can answer is rewritten; a URL that names
+    Old form and new alike. Only what this proxy can answer is cut; a URL that names
     nothing of the archive is left out of the listing, so that it can't lead clients elsewhere.
     Everything else (ids as numbers or strings, comments, unknown fields) stays as it is.
     """
     with _ONE_AT_A_TIME:
         listing = _parsed(body)
         for image in listing["images"]:
-            _turn_image(image, public_url)
+            _turn_image(image)
         # ASCII, as the archive writes it: half a surrogate pair has no UTF-8 form.
-        return json.dumps(listing, separators=(",", ":")).encode("ascii")
+        text = json.dumps(listing, separators=(",", ":")).encode("ascii")
+    return tuple(text.split(_BASE.encode()))
 
 
 def _parsed(body: bytes) -> dict[str, Any]:
@@ -77,12 +83,12 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", listing)
 
 
-def _turn_image(image: dict[str, Any], public_url: str) -> None:
+def _turn_image(image: dict[str, Any]) -> None:
     if "image" in image:
-        image["image"] = _turn(image["image"], public_url)
+        image["image"] = _turn(image["image"])
     thumbnails = image.get("thumbnails")
     if isinstance(thumbnails, dict):
-        turned = {size: _turn(url, public_url) for size, url in thumbnails.items()}
+        turned = {size: _turn(url) for size, url in thumbnails.items()}
         image["thumbnails"] = {size: url for size, url in turned.items() if url is not None}
     elif "thumbnails" in image:
         del image["thumbnails"]
@@ -117,7 +123,7 @@ def _no_number(name: str) -> None:
     raise ValueError(name)
 
 
-def _turn(url: object, public_url: str) -> str | None:
+def _turn(url: object) -> str | None:
     """
     This proxy's URL for one of the archive's, with the same extension; None if it has none.
 
@@ -134,4 +140,4 @@ def _turn(url: object, public_url: str) -> str | None:
     if not isinstance(thing, ImageRequest):
         return None
     extension = path[-4:] if path[-4:].lower() in _EXTENSIONS else ""
-    return f"{public_url}{spell(thing)}{extension}"
+    return f"{_BASE}{spell(thing)}{extension}"

@@ -183,7 +183,7 @@ class CoverCache:
         self, key: AliasKey, share: Callable[[], Share | None] = nobodys
     ) -> Pointed | Absent:
         """
-        Say where a name points, without fetching the image.
+        Say where a name or an id points, without fetching the image.
 
         :param share: as get() takes it.
         :raises CoverError: nothing is known and the archive can't be asked.
@@ -210,7 +210,8 @@ class CoverCache:
             alias = await self._fetcher.names.resolve(key, fetch)
             if isinstance(alias, Missing):
                 return await self._missing(alias, found, fetch)
-            await self.index.put_alias(key, alias)
+            if alias.target.ref != key.own_ref:
+                await self.index.put_alias(key, alias)
             return Pointed(status=Status.MISS, target=alias.target, hops=fetch.hops)
 
     def _make_sure_of_room(self, fetching: int) -> None:

@@ -15,6 +15,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from coverart.web.public_url import AUTO, OFF
+
 N = TypeVar("N", int, float)
 
 DECIMAL = r"[0-9]{1,15}(\.[0-9]{1,9})?"
@@ -53,10 +55,15 @@ def base_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
         raise ValueError(text)
-    if parts.query or parts.fragment or not re.fullmatch("[!-~]+", text):
+    if parts.query or parts.fragment or not re.fullmatch(r"[!#-;=?-\[\]_a-z~]+", text):
         raise ValueError(text)
     _ = parts.port  # ValueError if it is no port
     return text.rstrip("/")
+
+
+def public_url(text: str) -> str:
+    """`auto`, `off` or a base URL."""
+    return text if text in (AUTO, OFF) else base_url(text)
 
 
 def hosts(text: str) -> tuple[str, ...]:

@@ -187,11 +187,13 @@ class Settings:
         "a file",
         means="the log of the hits that nginx sends without asking; unset, there is none",
     )
-    public_url: str | None = _setting(
+    public_url: str = _setting(
         "PUBLIC_URL",
-        values.base_url,
-        "an http or https URL",
-        means="base URL written into listings; unset, they pass unchanged",
+        values.public_url,
+        "auto, off, or an http or https URL",
+        default="auto",
+        means="base URL of listings and redirects; auto makes it of the Host header, with off "
+        "listings pass unchanged",
     )
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
         "TRUSTED_PROXIES",

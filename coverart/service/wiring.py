@@ -42,6 +42,7 @@ from coverart.web.covers import Covers, DeliveryMode
 from coverart.web.forwarded import TrustedProxies
 from coverart.web.operator_hosts import OwnNames
 from coverart.web.operators import OperatorRoutes
+from coverart.web.public_url import public_url
 from coverart.web.site import CoverSite, Front
 
 ARCHIVE_DOWNLOADS = "https://archive.org/download/"
@@ -160,9 +161,11 @@ def assemble(
         leads_here=leads_here,
         admin_token=settings.admin_token,
     )
+
+    proxies = TrustedProxies(settings.trusted_proxies)
     mode = DeliveryMode(
         accel=settings.accel,
-        public_url=settings.public_url,
+        public_url=public_url(settings.public_url, proxies.scheme),
         redirect_names=settings.image_mode == "redirect",
     )
 
@@ -170,7 +173,6 @@ def assemble(
         asking.hit()
         misses.hit()
 
-    proxies = TrustedProxies(settings.trusted_proxies)
     shares = FairShares(settings.fetches_per_minute, reactor, opened.metrics)
 
     def share(request: Request) -> Share | None:

@@ -14,7 +14,8 @@ else by Klein's routes, and what is not the archive's to `operators`.
     forwarded           who asks, and by which scheme, through trusted proxies
     headers             statuses and headers of answers; an error as JSON
     operator_hosts      by which Host operators may ask
-    public_listings     listings with their addresses rewritten
+    public_url          the base URL of a client's requests; the prefixes /serve and /redirect
+    public_listings     listings whose URLs lead to this proxy
     covers              the routes of the archive
     http_channel        HTTP/1.1 as twisted.web reads it, bounded
     operators           /health, /ready, /cache-status, /metrics, /; purge and refresh; /robots.txt

@@ -44,6 +44,10 @@ class LoggedRequest(Request):
     """What was asked for, in canonical spelling; never what the client wrote."""
     outcome = "-"
     """How the answer came about: its status, or the class of an error."""
+    prefix = ""
+    """What stood before the archive's path (public_url.py)."""
+    base: str | None = None
+    """Where the URLs of a listing or a redirect lead; None: the answer has none that lead here."""
     thing: Any = None
     """What the path asks for, once it was parsed."""
     found: Any = None

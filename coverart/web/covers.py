@@ -21,7 +21,6 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from coverart.archive.leads_here import LeadsHere
-from coverart.archive.listings import rewrite
 from coverart.archive.paths import spell
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
 from coverart.cache.fair_shares import Share
@@ -29,26 +28,34 @@ from coverart.cache.lookup import CoverCache
 from coverart.cache.writer import InThread
 from coverart.content import ENOUGH, check_type
 from coverart.errors import BadUpstream, NotInArchive, Refused, StoreFailed
-from coverart.model import ORIGINAL, Found, ImageRequest, Thing
+from coverart.model import ORIGINAL, Found, ImageRequest, ListingKey, Thing
 from coverart.store.atomic_files import FAULTS_OF_THE_FILE
 from coverart.web.accel import send_by_nginx
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Validators
 from coverart.web.delivery import Arriving, Body, OpenFile, Source
 from coverart.web.headers import describe, explain, sized, span_to_send, typed
-from coverart.web.public_listings import PublicListings
+from coverart.web.public_listings import PublicListing, PublicListings
+from coverart.web.public_url import REDIRECT, SERVE, PublicUrl
 
 
 @attrs.frozen(kw_only=True)
 class DeliveryMode:
     """How answers are sent: by nginx or by this process, with which URLs, or as redirects."""
 
+    public_url: PublicUrl
+    """Where listings and redirects lead."""
+
     accel: str | None = None
     """Internal prefix for X-Accel-Redirect; None: this process sends files itself."""
-    public_url: str | None = None
-    """Base of the URLs written into listings; None: listings pass as they are."""
     redirect_names: bool = False
     """COVER_ART_IMAGE_MODE=redirect: a front or back is answered with the URL of its image."""
+
+    def redirects(self, asked: ImageRequest, prefix: str) -> bool:
+        """Whether a request is answered with the URL of its image. :param prefix: SERVE, REDIRECT or none."""
+        if prefix:
+            return prefix == REDIRECT
+        return self.redirect_names and asked.alias.ages
 
 
 class Covers(Resource):
@@ -74,13 +81,8 @@ class Covers(Resource):
         self._leads_here = leads_here
         super().__init__()
         self._cache = cache
-        self._in_thread = in_thread
         self._mode = mode
-        self._public = (
-            None
-            if mode.public_url is None
-            else PublicListings(cache.store, mode.public_url, in_thread)
-        )
+        self._listings = PublicListings(cache.store, in_thread)
         self._hit = hit
         self._share = share
         self._routes: IResource = self.app.resource()
@@ -96,7 +98,13 @@ class Covers(Resource):
         :raises CoverError: as explain() takes it.
         """
         thing = request.thing
-        if self._mode.redirect_names and isinstance(thing, ImageRequest) and thing.alias.ages:
+        if isinstance(thing, ListingKey):
+            if (public := self._mode.public_url(request)) is not None:
+                request.base = public + request.prefix
+        elif self._mode.redirects(thing, request.prefix):
+            # It leads to what is not redirected again.
+            public = self._mode.public_url(request) or ""
+            request.base = public + (SERVE if request.prefix else "")
             return self._by_route(request)
         hit = self._cache.hit(thing)
         if not isinstance(hit, Deferred):
@@ -114,10 +122,10 @@ class Covers(Resource):
         if isinstance(found, Absent):
             raise NotInArchive
         try:
-            if found.entry.media is not None or self._public is None:
+            if found.entry.media is not None or request.base is None:
                 body = self._file(request, found)
-            elif (kept := self._public.kept(found.path)) is not None:
-                body = _in_memory(request, *kept)
+            elif (kept := self._listings.kept(found.path)) is not None:
+                body = _listing(request, kept, request.base)
             else:
                 return self._by_route(request)
         except (OSError, BadUpstream):
@@ -150,7 +158,7 @@ class Covers(Resource):
         def share() -> Share | None:
             return self._share(request)
 
-        if self._mode.redirect_names and isinstance(thing, ImageRequest) and thing.alias.ages:
+        if isinstance(thing, ImageRequest) and request.base is not None:
             return self._pointed(request, thing, await self._cache.point(thing.alias, share))
         answer = await self._cache.get(thing, request.found, share)
         if answer.status is Status.HIT:
@@ -189,8 +197,8 @@ class Covers(Resource):
     async def _body(self, request: LoggedRequest, answer: Answer) -> Any:
         describe(request, answer, self._cache.lifetimes)
         if isinstance(answer, Held):
-            if answer.entry.media is None and self._public is not None:
-                return _in_memory(request, *await self._public.get(answer.path))
+            if answer.entry.media is None and request.base is not None:
+                return _listing(request, await self._listings.get(answer.path), request.base)
             return self._file(request, answer)
         if isinstance(answer, Flowing):
             return self._arriving(request, answer)
@@ -222,12 +230,14 @@ class Covers(Resource):
             raise
         return Body(OpenFile(fd), span)
 
-    async def _passing(self, request: LoggedRequest, passing: Passing) -> Any:
+    async def _passing(self, request: LoggedRequest, passing: Passing) -> Body:
         """A listing that lies nowhere."""
+        if request.base is not None:
+            listing = await self._listings.unstored(passing.listing)
+            return _listing(request, listing, request.base)
         body, modified = passing.listing.body, int(passing.listing.stored_at)
-        if self._mode.public_url is not None:
-            body = await self._in_thread(rewrite, body, self._mode.public_url)
-        return _in_memory(request, body, Validators(size_bytes=len(body), modified=modified))
+        validators = Validators(size_bytes=len(body), modified=modified)
+        return Body(Source(body), span_to_send(request, None, validators))
 
     def _arriving(self, request: LoggedRequest, flowing: Flowing) -> Body:
         """An image that is being downloaded."""
@@ -242,7 +252,7 @@ class Covers(Resource):
     def _pointed(
         self, request: LoggedRequest, thing: ImageRequest, answer: Pointed | Absent
     ) -> bytes:
-        """The immutable URL of the image that a name points at, on this proxy."""
+        """The immutable URL of the image that a name or an id points at, on this proxy."""
         describe(request, answer, self._cache.lifetimes)
         if isinstance(answer, Absent):
             raise NotInArchive
@@ -250,12 +260,13 @@ class Covers(Resource):
         extension = answer.target.extension if thing.size == ORIGINAL else "jpg"
         path = spell(image) + ("" if extension is None else f".{extension}")
         request.setResponseCode(307)
-        request.setHeader(b"location", f"{self._mode.public_url or ''}{path}".encode())
+        request.setHeader(b"location", f"{request.base}{path}".encode())
         return sized(request, b"")
 
 
-def _in_memory(request: LoggedRequest, listing: bytes, validators: Validators) -> Body:
-    return Body(Source(listing), span_to_send(request, None, validators))
+def _listing(request: LoggedRequest, listing: PublicListing, base: str) -> Body:
+    source, validators = listing.by(base)
+    return Body(source, span_to_send(request, None, validators))
 
 
 def _explain_unless_left(failure: Failure, request: LoggedRequest) -> bytes | int:

@@ -103,7 +103,8 @@ def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifeti
     """
     Set the headers that say how an answer came about and how long it may be kept; note it for the log.
 
-    By an id a client may keep it for good, by a role for its lifetime.
+    By an id a client may keep it for good, by a role for its lifetime; a redirect too, since
+    an operator may give the proxy another URL.
     """
     status, joined = answer.status, answer.joined
     told = _CACHE_STATUS[status, joined]
@@ -117,7 +118,7 @@ def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifeti
     thing: Thing = request.thing
     if isinstance(thing, ListingKey):
         life = b"public, max-age=%d" % lifetimes.listing_s
-    elif isinstance(thing.alias.name, int):
+    elif isinstance(thing.alias.name, int) and not isinstance(answer, Pointed):
         life = IMMUTABLE
     else:
         life = b"public, max-age=%d" % lifetimes.alias_s

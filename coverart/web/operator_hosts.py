@@ -30,9 +30,12 @@ class OwnNames:
     listed: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, public_url: str | None, machine: str) -> OwnNames:
-        """:param machine: its host name."""
-        public = None if public_url is None else urlsplit(public_url).hostname
+    def of(cls, public_url: str, machine: str) -> OwnNames:
+        """
+        :param public_url: COVER_ART_PUBLIC_URL; what is no URL has no host.
+        :param machine: its host name.
+        """
+        public = urlsplit(public_url).hostname
         return cls(frozenset(name.lower() for name in (public, machine) if name))
 
     def asked_by(self, request: Request) -> bool:

@@ -20,6 +20,7 @@ from coverart.web.connection_limits import Connections
 from coverart.web.headers import METHODS, open_to_all, options, refuse
 from coverart.web.http_channel import ClientChannel
 from coverart.web.operators import OWN_PATHS
+from coverart.web.public_url import split_prefix
 
 DRAIN_LOOK_S = 0.02
 
@@ -42,7 +43,7 @@ class Front(Resource):
     Parses the path and checks the method, then hands over to the Klein application that knows.
 
     The routes of operators match byte for byte, as nginx matches them before it lets anyone ask;
-    only what asks for a cover is decoded, and only once (archive/paths.py).
+    only what asks for a cover is decoded, and only once (archive/paths.py). It alone may have a prefix.
     """
 
     isLeaf = True
@@ -58,14 +59,15 @@ class Front(Resource):
         try:
             if request.path in OWN_PATHS:
                 request.key = request.path.decode("ascii")
-            elif (path := _ADMIN.fullmatch(request.path)) is not None:
-                request.thing = parse(path["thing"])
-                request.key = f"{path['verb'].decode()} {spell(request.thing)}"
-                request.postpath = [b"admin", path["verb"], b"thing"]
+            elif (admin := _ADMIN.fullmatch(request.path)) is not None:
+                request.thing = parse(admin["thing"])
+                request.key = f"{admin['verb'].decode()} {spell(request.thing)}"
+                request.postpath = [b"admin", admin["verb"], b"thing"]
                 methods = b"POST"
             else:
-                read = _read_short if len(request.path) <= _SHORT else _read
-                request.thing, request.key = read(request.path)
+                request.prefix, path = split_prefix(request.path)
+                read = _read_short if len(path) <= _SHORT else _read
+                request.thing, request.key = read(path)
                 inner = self._art
             if request.method not in methods.split(b", "):
                 raise Refused(405, "method not allowed", {b"allow": methods})

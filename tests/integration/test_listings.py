@@ -93,15 +93,15 @@ async def test_memory(sim, spawn) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_made_once(sim, run, monkeypatch) -> None:
-    """A listing is rewritten for the first who wants it, for all others until it changes."""
+    """A listing is cut for the first who wants it, for all others until it changes."""
     made: list[int] = []
-    rewrite = listings.rewrite
+    cut = listings.cut
 
-    def counted(body: bytes, public_url: str) -> bytes:
+    def counted(body: bytes) -> tuple[bytes, ...]:
         made.append(len(body))
-        return rewrite(body, public_url)
+        return cut(body)
 
-    monkeypatch.setattr(listings, "rewrite", counted)
+    monkeypatch.setattr(listings, "cut", counted)
     proxy = await run(**PUBLIC)
     number = sim.faults.add(Rule(hop="node", does=Body(data=LARGE)))
     path = f"/release/{sim.catalogue.release(0).mbid}/"

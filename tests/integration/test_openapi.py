@@ -205,6 +205,14 @@ async def test_every_status_is_described(sim, run) -> None:
             Story(403, PURGE, front, right, "POST"),
         ],
     )
+    for prefix, status in (("/serve", 200), ("/redirect", 307)):
+        of_images = [
+            Story(status, path, {**there.release, **front}, method=method)
+            for path in (IMAGE, again)
+            for method in ("GET", "HEAD")
+        ]
+        listing = Story(200, "/release/{mbid}/", {"mbid": front["mbid"]})
+        await deferToThread(tell, f"{closed.url}{prefix}", [*of_images, listing])
 
 
 @pytest_twisted.ensureDeferred

@@ -15,6 +15,8 @@ from tests.support.tls_client import TlsClient, variables, write_pair
 
 OWN = {"x-served-by", "server", "date", "connection"}
 """What each server says of itself, and of the moment."""
+AUTO = {"COVER_ART_PUBLIC_URL": "auto"}
+"""Listings and redirects lead to the Host that all are asked by."""
 ALL_SIZES = (None, *SIZES)
 FROM_0 = ("bytes=0-99", "bytes=0-9")
 
@@ -49,7 +51,7 @@ def paths(catalogue) -> list[str]:
         found += [f"/event/{event.mbid}/{name}{end}" for end in ("", "-250", "-1200.png")]
     with_back = next(item for item in map(catalogue.release, range(60)) if item.back is not None)
     found += [f"/release/{with_back.mbid}/back{end}" for end in ("", "-250")]
-    return found
+    return [*found, *(f"/serve{path}" for path in found)]
 
 
 def rows(catalogue, answer: Answer, path: str) -> list[Row]:
@@ -119,6 +121,16 @@ def rows(catalogue, answer: Answer, path: str) -> list[Row]:
         Row("/cache-files/release/", direct=False),
         Row("/nothing", direct=False),
         Row("/health", direct=False),
+        # Through the app, which has nginx send the file.
+        Row(f"/serve/{path}", direct=False),
+        Row(f"/serve//release/{item.mbid}/front", direct=False),
+        Row(f"/serve/release/{item.mbid}/", direct=False),
+        Row(f"/redirect/release/{item.mbid}/", direct=False),
+        Row(f"/redirect{path}", direct=False),
+        Row(f"/redirect{path}", "HEAD", direct=False),
+        Row(f"/redirect/release/{item.mbid}/{item.front.id}", direct=False),
+        Row(f"/redirect/release-group/{catalogue.release_group(0).mbid}/front", direct=False),
+        Row("/serve/health", direct=False),
     ]
     return head + others
 
@@ -145,12 +157,14 @@ def difference(one: Answer, other: Answer) -> str:
 @pytest.mark.parametrize("tls", [False, True])
 async def test_three_ways(sim, run, nginx, tmp_path, tls: bool) -> None:
     """Every route and spelling, method, condition and range has one answer in three ways of serving."""
-    behind = await run(COVER_ART_ACCEL="/cache-files/")
+    behind = await run(COVER_ART_ACCEL="/cache-files/", **AUTO)
     write_pair(tmp_path, "localhost")
     by_tls = [variables(tmp_path) if tls else {} for _ in range(2)]
     front = await nginx(behind, **by_tls[0])
     # One whose direct way is shut: everything is decided by the app and sent by nginx.
     told = await nginx(behind, COVER_ART_IMAGE_MODE="redirect", **by_tls[1])
+    # The app by itself is told so by a proxy; nginx knows.
+    by_https = {"X-Forwarded-Proto": "https"} if tls else {}
     agents: list[Any] = [None, None]
     bases = [front.url, told.url]
     if tls:
@@ -161,15 +175,16 @@ async def test_three_ways(sim, run, nginx, tmp_path, tls: bool) -> None:
         assert (await behind.get(row.path)).status == 200, row
     # An answer may come before its file: the next proxy would fetch that anew, at another time.
     await behind.settled()
-    alone = await run()
+    alone = await run(**AUTO)
     path = f"/release/{sim.catalogue.release(0).mbid}/front-500"
     table += rows(sim.catalogue, await alone.get(path), path)
     different = []
     for row in table:
         # The second time each of them has it.
+        sent = {"Host": "covers.example:8080", **by_https, **row.headers}
         for _ in range(2):
             by_app, by_nginx, by_both = [
-                await ask(base + row.path, row.method, row.headers, agent)
+                await ask(base + row.path, row.method, sent, agent)
                 for base, agent in zip((alone.url, *bases), (None, *agents), strict=True)
             ]
         assert by_app["X-Served-By"] == "coverart"

@@ -146,6 +146,8 @@ def upgrade(sim: Simulator, tmp_path: Path, children: list[Child]) -> Upgrade:
         **sim.environment(),
         "COVER_ART_ADMIN_TOKEN": WORD,
         "COVER_ART_CACHE_CLEANUP_INTERVAL": "0.2",
+        # Unset, the version before passes listings on as received.
+        "COVER_ART_PUBLIC_URL": "https://covers.example",
     }
     return Upgrade(sim, tmp_path, {OLD: old, NEW: ROOT}, settings, children)
 

@@ -29,11 +29,14 @@ class Signed:
     def pem(self) -> bytes:
         return self.certificate.public_bytes(Encoding.PEM)
 
+    @property
+    def key_pem(self) -> bytes:
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
     def options(self) -> CertificateOptions:
         """For a server."""
-        key = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return CertificateOptions(
-            privateKey=KeyPair.load(key, 1).original,
+            privateKey=KeyPair.load(self.key_pem, 1).original,
             certificate=Certificate.loadPEM(self.pem).original,
         )
 

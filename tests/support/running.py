@@ -39,6 +39,8 @@ from tests.support.talk import LOCAL, SAFETY_S, Answer, Wire, ask, connect, unti
 
 ROOT = Path(__file__).parent.parent.parent
 STEP_S = 5.0
+AS_RECEIVED = {"COVER_ART_PUBLIC_URL": "off"}
+"""Most tests compare listings with the archive's; test_bases.py says where they lead by default."""
 PORTS = range(20_000, 30_000)
 _HELD: list[int] = []
 """Locks of the ports that this process was given."""
@@ -209,6 +211,7 @@ class Proxy(Files, Served):
         self._settings = {
             "COVER_ART_CACHE_DIR": str(root),
             "COVER_ART_LISTEN": f"tcp:0:interface={LOCAL}",
+            **AS_RECEIVED,
             **settings,
         }
         self._service: Any = None

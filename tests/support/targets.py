@@ -13,7 +13,7 @@ from twisted.web.iweb import IResponse
 from coverart.archive.archive_client import retry_after_s
 from coverart.archive.circuit_breaker import LONGEST_RETRY_AFTER_S, Breaker
 from coverart.archive.handshakes import Unopened, handshake
-from coverart.archive.listings import check, rewrite
+from coverart.archive.listings import check, cut
 from coverart.archive.paths import parse, spell
 from coverart.archive.proxies import BadProxy, Proxy, read_proxies
 from coverart.archive.url_policy import Rules, archive_file
@@ -123,7 +123,7 @@ def listing(data: bytes) -> None:
         check(data)
     except BadUpstream:
         return
-    document = json.loads(rewrite(data, PUBLIC))
+    document = json.loads(PUBLIC.encode().join(cut(data)))
     for image in document["images"]:
         found: list[Any] = [image.get("image")]
         thumbnails = image.get("thumbnails")

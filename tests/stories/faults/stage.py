@@ -23,7 +23,7 @@ from coverart.simulator.service import Simulator
 from tests.stories.faults.matrix import Claims
 from tests.stories.faults.victim import Victim
 from tests.support.redis_server import RedisServer
-from tests.support.running import Machine, Proxy
+from tests.support.running import AS_RECEIVED, Machine, Proxy
 from tests.support.talk import Wire, connect, until
 
 SLACK_S = 5.0
@@ -155,7 +155,7 @@ class Stage:
         self, fault: dict[str, Any] | None = None, *, root: str = "cache", **settings: str
     ) -> Victim:
         """A proxy that is a process, with a fault in it; see victim.py."""
-        given = {**self.sim.environment(), **settings}
+        given = {**self.sim.environment(), **AS_RECEIVED, **settings}
         folder = self.folder / f"victim-{len(self._victims)}"
         # A start costs a second of a processor: more at once would only wait for each other.
         async with _starts:

@@ -46,7 +46,7 @@ class DefaultTests(SynchronousTestCase):
             "event_upstream": "https://eventartarchive.org",
             "allowed_hosts": ("archive.org", "*.archive.org"),
             "accel": None,
-            "public_url": None,
+            "public_url": "auto",
             "trusted_proxies": (ip_network("127.0.0.0/8"), ip_network("::1")),
             "image_mode": "serve",
             "alias_ttl": 86400,
@@ -113,6 +113,7 @@ class ValueTests(SynchronousTestCase):
                 "public_url",
                 "https://covers.example/caa",
             ),
+            ("PUBLIC_URL", "off", "public_url", "off"),
             ("TRUSTED_PROXIES", "10.0.0.1", "trusted_proxies", (ip_network("10.0.0.1"),)),
             (
                 "TRUSTED_PROXIES",
@@ -199,7 +200,15 @@ class RefusalTests(SynchronousTestCase):
         for name in ("UPSTREAM", "EVENT_UPSTREAM", "PUBLIC_URL"):
             for text in (
                 *("archive.org", "//archive.org", "ftp://archive.org", "http://", "https:///x"),
-                *("http://u:p@x", "http://x?y", "http://x#y", "http://x y", "http://x:port"),
+                *(
+                    "http://u:p@x",
+                    "http://x?y",
+                    "http://x#y",
+                    "http://x y",
+                    "http://x:port",
+                    'http://x/"',
+                    "http://x/\\",
+                ),
                 *(
                     "http://x:65536",
                     "http://[::1",
