@@ -17,7 +17,7 @@ from coverart.simulator.catalogue import Image
 from coverart.simulator.faults import Gate, Rule
 from coverart.simulator.service import Simulator
 from tests.support.running import Proxy, reached
-from tests.support.talk import Answer, start
+from tests.support.talk import Answer, becomes, start
 
 IMMUTABLE = "public, max-age=31536000, immutable"
 ALIAS = "public, max-age=86400"
@@ -790,8 +790,9 @@ async def test_metrics(sim, proxy) -> None:
     path = sim.catalogue.examples()["thumbnail"]
     for _ in range(3):
         await proxy.get(path)
+    # Until then its name is not known, and its file is not counted.
+    await proxy.settled()
     await proxy.get(path.replace("-250", "-500"))
-    # Until then its file is not counted.
     await proxy.settled()
     answer = await proxy.get("/metrics")
     assert answer["Content-Type"].startswith("text/plain")
@@ -802,7 +803,11 @@ async def test_metrics(sim, proxy) -> None:
     assert 'coverart_hop_skips_total{known="node"} 1.0' in lines
     assert 'coverart_upstream_requests_total{hop="1",status="307"} 1.0' in lines
     assert "coverart_cache_files 2.0" in lines
-    assert "coverart_leader 1.0" in lines
+    await becomes(
+        lambda: proxy.get("/metrics"),
+        lambda answer: "coverart_leader 1.0" in answer.body.decode().splitlines(),
+        "the process that leads says so, as often as it keeps the lead",
+    )
 
 
 @pytest_twisted.ensureDeferred
