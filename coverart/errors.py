@@ -108,6 +108,10 @@ class StoreFailed(CoverError):
     said = "the cache can't store files now"
 
 
+class NotWanted(StoreFailed):
+    """What arrives does not do for the one who asked: its head says that it is too large, or a PDF."""
+
+
 class NobodyReads(StoreFailed):
     """What can't be stored is fetched no further: its clients have left, or wanted its head alone."""
 

@@ -83,7 +83,7 @@ def judge_image(request: ImageRequest, found: Found, now: float, lifetimes: Life
     fresh = alias_is_fresh(request.alias, found.alias, now, lifetimes)
     if found.entry is not None:
         return Verdict.HIT if fresh else Verdict.STALE
-    verdict = _judge_absence(found.absence, now)
+    verdict = judge_absence(found.absence, now)
     # The 404 is of the image; whether the name still leads there is another question.
     return verdict if fresh or verdict is not Verdict.ABSENT else Verdict.ABSENT_STALE
 
@@ -93,7 +93,7 @@ def judge_listing(found: Found, now: float, lifetimes: Lifetimes) -> Verdict:
     if found.entry is not None:
         fresh = listing_is_fresh(found.entry, now, lifetimes)
         return Verdict.HIT if fresh else Verdict.STALE
-    return _judge_absence(found.absence, now)
+    return judge_absence(found.absence, now)
 
 
 def listing_is_fresh(entry: FileEntry, now: float, lifetimes: Lifetimes) -> bool:
@@ -101,7 +101,8 @@ def listing_is_fresh(entry: FileEntry, now: float, lifetimes: Lifetimes) -> bool
     return now - counted(entry.stored_at, now) < lifetimes.listing_s
 
 
-def _judge_absence(absence: Absence | None, now: float) -> Verdict:
+def judge_absence(absence: Absence | None, now: float) -> Verdict:
+    """Say whether a remembered 404 is the answer where nothing is held."""
     if absence is None or not absence.since - CLOCK_SLACK_S <= now < absence.forgotten:
         return Verdict.FETCH
     return Verdict.ABSENT if now < absence.until else Verdict.ABSENT_STALE

@@ -97,6 +97,12 @@ class Metrics:
             "Hits that nginx sent without asking, as its log told the leader.",
             registry=registry,
         )
+        self._substitutes = Counter(
+            "coverart_substitutes",
+            "Answers with a larger size than was asked for, since the archive has not made that one.",
+            ["size"],
+            registry=registry,
+        )
         self.refreshes = Counter(
             "coverart_refreshes", "Background checks the archive answered.", registry=registry
         )
@@ -186,6 +192,10 @@ class Metrics:
         if size_bytes:
             sent.inc(size_bytes)
         self._own_answers.inc()
+
+    def substitute(self, sent: str) -> None:
+        """Count an answer with another size than was asked for. :param sent: that size."""
+        self._substitutes.labels(sent).inc()
 
     def tallied(self) -> Counts[str]:
         """What this process counted of TALLIED, and those that ended in its place before it."""

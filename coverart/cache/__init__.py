@@ -17,6 +17,8 @@ the client's back; what is missing is fetched once for all who ask, who get it w
     listing_fetch       listings
     miss                what a miss works with, joined
     answers             what the cache answers
+    substitutes         which size answers in place of one that the archive has not made
+    missing_sizes       finds that size, held or fetched
     refresh             asking again about what is held
     operator_actions    purge and refresh by hand
     lookup              what to answer to each request

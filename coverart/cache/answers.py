@@ -13,7 +13,7 @@ import attrs
 
 from coverart.cache.download import Download
 from coverart.cache.fetch import Fetch, Unstored
-from coverart.model import Alias, FileEntry, FileKey, Target
+from coverart.model import Alias, FileEntry, FileKey, ImageKey, Target
 
 
 class Status(Enum):
@@ -36,6 +36,8 @@ class Held:
     alias: Alias | None = None
     joined: bool = False
     hops: int = 0
+    substitute: int | None = None
+    """The size that it is, where it stands in for another that the archive has not made."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,6 +48,8 @@ class Flowing:
     fetch: Fetch
     joined: bool = False
     status: Status = Status.MISS
+    substitute: int | None = None
+    """As of Held."""
 
     @property
     def unstored(self) -> str | None:
@@ -77,6 +81,10 @@ class Absent:
     """A 404, remembered (ABSENT) or just learnt (MISS)."""
 
     status: Status
+    image: ImageKey | None = None
+    """Set where it may be of one size alone, of an image that is there."""
+    asked_again: bool = False
+    """It is past its time, and the archive is asked in the background."""
     joined: bool = False
     hops: int = 0
 

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from coverart.cache.size_limits import Room
 from coverart.cache.writer import Link, NewFile, Writer
 from coverart.content import ENOUGH, accept
-from coverart.errors import BadUpstream, CoverError, NobodyReads, StoreFailed
+from coverart.errors import BadUpstream, CoverError, NobodyReads, NotWanted, StoreFailed
 from coverart.model import FileEntry, ImageKey, MediaType
 from coverart.store.atomic_files import Temporary
 from coverart.store.image_store import ImageStore
@@ -29,6 +29,12 @@ SMALL_BYTES = 256 * 1024
 """Up to this length an image is answered when it is whole; a larger one while it arrives."""
 BACKLOG_BYTES = 1024 * 1024
 """Limit of bytes that wait for the disk; past it the archive is paused."""
+
+Wanted = Callable[[int | None, MediaType | None], bool]
+"""
+Says whether an image is wanted, as soon as the archive has declared its length or sent its first
+bytes; None is what is not known.
+"""
 
 
 class Download:
@@ -49,12 +55,14 @@ class Download:
         writer: Writer,
         stored_at: float,
         announce: Callable[[Download], object],
+        wanted: Wanted | None = None,
     ) -> None:
         """
         :param stored_at: becomes the file's mtime; readers need it before.
         :param announce: called once, when readers may come: of a large image of declared length
             when it is known whether the disk takes its first bytes, of others when all is there.
             All readers have called attach() by the time it returns.
+        :param wanted: what it says no to is not taken any further; None: everything is wanted.
         """
         self.key = key
         self.stored_at = stored_at
@@ -71,6 +79,7 @@ class Download:
         self._room = room
         self._writer = writer
         self._announce = announce
+        self._wanted = wanted
         self._announced = False
         self._buffer = bytearray()
         self._base = 0
@@ -93,7 +102,9 @@ class Download:
         An answer starts. :param length: as declared; None where the body is chunked.
 
         :raises BadUpstream: it is over the limit, or part of an earlier answer is written.
+        :raises NotWanted: it is not wanted; its body is left to the archive.
         """
+        self._make_sure_it_is_wanted(length)
         if self._flushing or self._announced or self._temporary is not None:
             raise BadUpstream("the archive broke off in the middle of an image")
         if self._buffer:
@@ -110,7 +121,7 @@ class Download:
 
         :raises BadUpstream: it is no image, or grew over the limit.
         :raises StoreFailed: it can't be stored, and either there is no memory for it or nobody
-            reads it any more.
+            reads it any more; or it is not wanted.
         """
         self.received += len(data)
         if self.received > self.size_bytes:
@@ -120,10 +131,15 @@ class Download:
         # None of it is let go of before its type is known.
         if self.media is None and self.received >= ENOUGH:
             self.media = accept(bytes(self._buffer[:ENOUGH]), self.key.size)
+            self._make_sure_it_is_wanted(self.length)
         if self.media is not None and self.size_bytes > SMALL_BYTES:
             self._flush()
         if self.unstored is not None:
             self._make_sure_of_memory()
+
+    def _make_sure_it_is_wanted(self, length: int | None) -> None:
+        if self._wanted is not None and not self._wanted(length, self.media):
+            raise NotWanted(f"{length or 'an undeclared number of'} bytes, {self.media}")
 
     @property
     def _crowded(self) -> bool:

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from coverart.archive.source import FetchDeadline
 from coverart.errors import CoverError, NobodyReads, UpstreamTimeout
 from coverart.index.base import Claim, Index
-from coverart.model import Alias, FileEntry, ImageKey, ListingKey, Subject
+from coverart.model import Alias, AliasKey, FileEntry, ImageKey, ListingKey, Subject
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ class Fetch(FetchDeadline):
     total_s: float
     complete: bool
     """True if an index miss at the start means a disk miss."""
+    resolved: dict[AliasKey, Alias | Missing] = attrs.field(factory=dict, init=False)
+    """What hop 1 said of names: one fetch asks it about a name once."""
     _claims: list[Claim] = attrs.field(factory=list, init=False)
 
     async def __aenter__(self) -> Fetch:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 
 import attrs
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from coverart.cache.fetch import Fetch, Missing
@@ -32,6 +34,17 @@ class HeldFiles:
         if isinstance(thing, ListingKey):
             return await self._index.find_listing(thing)
         return await self._index.find_image(thing)
+
+    async def all_known(self, things: Sequence[Thing]) -> list[Found]:
+        """
+        What is known of each, in one round trip.
+
+        Where the index may have missed something, what the disk holds too.
+        """
+        look = self.known if self._index.complete else self.known_or_on_disk
+        return await gatherResults(
+            [Deferred.fromCoroutine(look(each)) for each in things], consumeErrors=True
+        )
 
     async def known_or_on_disk(self, thing: Thing) -> Found:
         """What the index knows, or what the disk holds where the index was flushed or is away."""

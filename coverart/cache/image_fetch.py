@@ -9,14 +9,14 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from coverart.archive.source import Source
-from coverart.cache.download import Download
+from coverart.cache.download import Download, Wanted
 from coverart.cache.fetch import Fetch, Fetched, Missing
 from coverart.cache.held_files import HeldFiles
 from coverart.cache.names import Names, Pointing
 from coverart.cache.single_flight import Announce, Flight
 from coverart.cache.size_limits import Room
 from coverart.cache.writer import Link, Writer
-from coverart.errors import BadUpstream, CoverError, NotInArchive, StoreFailed
+from coverart.errors import BadUpstream, CoverError, NotInArchive, NotWanted, StoreFailed
 from coverart.index.base import Index
 from coverart.model import Alias, FileEntry, Found, ImageKey, ImageRequest, Target
 from coverart.store.image_store import ImageStore
@@ -73,6 +73,7 @@ class Images:
         announce: Announce[Download],
         *,
         by_name: bool,
+        wanted: Wanted | None = None,
     ) -> Fetched | Download | Missing:
         """
         Fetch an image and make the name it was asked by point at it.
@@ -80,7 +81,9 @@ class Images:
         :param found: what the index knows.
         :param by_name: as by_name() says: the known target serves only if hop 1 can't be asked.
         :param announce: called as soon as clients can be sent what has come of it.
+        :param wanted: as a Download takes it.
         :returns: the download if it could not be stored.
+        :raises NotWanted: it is not wanted.
         :raises CoverError: it could not be had.
         """
         pointing = Pointing(request=request, alias=found.alias, known=found.alias)
@@ -95,7 +98,7 @@ class Images:
             target = None
         try:
             while True:
-                got = await self._image(pointing, target, fetch, announce)
+                got = await self._image(pointing, target, fetch, announce, wanted=wanted)
                 if isinstance(got, Missing) and target is not None and not asked:
                     # What we knew may have been overtaken: a merge moves an item to another MBID.
                     moved = await self._names.resolve(request.alias, fetch)
@@ -161,6 +164,7 @@ class Images:
         announce: Announce[Download],
         *,
         again: bool = False,
+        wanted: Wanted | None = None,
     ) -> Fetched | Download | Missing | Alias:
         """
         Join the flight of an image, or start it.
@@ -174,9 +178,17 @@ class Images:
             raise ValueError("a name that is no image's own needs a target")
 
         def fly(say: Announce[_Landed | Download | Missing | Alias]) -> Any:
-            return self._fly(key, pointing, target, fetch, say, again=again)
+            return self._fly(key, pointing, target, fetch, say, again=again, wanted=wanted)
 
-        got = await self._flights.run(key, fly)
+        try:
+            got = await self._flights.run(key, fly)
+        except NotWanted:
+            if wanted is not None:
+                raise
+            # The one who began the flight did not want it: somebody else does.
+            return await self._image(pointing, target, fetch, announce, again=again)
+        if wanted is not None and not _is_wanted(got, wanted):
+            raise NotWanted(f"{key} as another fetched it")
         landing = self._flights.landing(key)
         if isinstance(got, Download) and landing is not None:
             # Its beginning may be freed already, for slow readers.
@@ -189,7 +201,7 @@ class Images:
                 if not late:
                     raise
             if late and isinstance(got, Download):
-                return await self._image(pointing, target, fetch, announce)
+                return await self._image(pointing, target, fetch, announce, wanted=wanted)
         if not isinstance(got, _Landed):
             return got
         alias = pointing.elsewhere
@@ -206,6 +218,7 @@ class Images:
         announce: Announce[_Landed | Download | Missing | Alias],
         *,
         again: bool,
+        wanted: Wanted | None,
     ) -> _Landed | Download | Missing | Alias:
         """Once for all in this process who want an image."""
         known = await self._held.claim(key, fetch, again=again)
@@ -223,6 +236,7 @@ class Images:
             writer=self._writer,
             stored_at=self._now(),
             announce=announce,
+            wanted=wanted,
         )
         try:
             asked_at = self._now()
@@ -230,6 +244,10 @@ class Images:
                 await fetch.within_time(self._upstream.image(target, key.size, download, fetch))
             except NotInArchive:
                 return Missing(subject=key, asked_at=asked_at)
+            except NotWanted:
+                # Nothing of it was written, and the claim lasts until the whole fetch ends.
+                await self._index.settle([key])
+                raise
             link = self._link(pointing, fetch)
             entry = await download.finish(link)
             if entry is not None:
@@ -265,3 +283,9 @@ class Images:
             # The archive was asked later and said otherwise: what was linked too is not right.
             await self._names.remove_links(name, link.alias.checked_at)
         return _Landed(entry=entry, linked=pointing.request)
+
+
+def _is_wanted(got: _Landed | Download | Missing | Alias, wanted: Wanted) -> bool:
+    if isinstance(got, _Landed):
+        return wanted(got.entry.size_bytes, got.entry.media)
+    return not isinstance(got, Download) or wanted(got.size_bytes, got.media)

@@ -18,13 +18,15 @@ from twisted.logger import Logger
 from coverart.archive.paths import spell
 from coverart.archive.throttle import at_once
 from coverart.cache.answers import Absent, Answer, Flowing, Held, Passing, Pointed, Status
-from coverart.cache.download import Download
+from coverart.cache.download import Download, Wanted
 from coverart.cache.fair_shares import Share, nobodys
 from coverart.cache.fetch import Fetch, Fetched, Missing, Unstored
 from coverart.cache.miss import Fetcher
+from coverart.cache.missing_sizes import MissingSizes
 from coverart.cache.operator_actions import OperatorActions
 from coverart.cache.refresh import Refreshes
 from coverart.cache.single_flight import Announce, Flight
+from coverart.cache.substitutes import Substitutes
 from coverart.cache.uses import MOST_USES_KEPT, tell_uses
 from coverart.errors import CoverError, NobodyReads, Overloaded
 from coverart.freshness import (
@@ -42,6 +44,7 @@ from coverart.model import (
     FileEntry,
     FileKey,
     Found,
+    ImageKey,
     ImageRequest,
     ListingKey,
     Thing,
@@ -70,10 +73,12 @@ class CoverCache:
         most_fetches: int = MOST_FETCHES,
         turn: Callable[[], Deferred[None]] = at_once,
         metrics: Metrics | None = None,
+        substitutes: Substitutes | None = None,
     ) -> None:
         """
         :param most_fetches: different things fetched for clients, or waiting to be, at once.
         :param turn: awaited by each miss that joins none; who joins it meanwhile needs none.
+        :param substitutes: for sizes that the archive has not made; None: there are none.
         """
         self.index = index
         self.store = store
@@ -87,6 +92,12 @@ class CoverCache:
         self._counts_uses = index.eviction != "oldest"
         self._uses: Counter[FileKey] = Counter()
         self._requests: Flight[Thing, Answer] = Flight()
+        self._missing_sizes = MissingSizes(
+            policy=substitutes or Substitutes(),
+            files=fetcher.held,
+            now=now,
+            held=self._held,
+        )
         self._refreshes = Refreshes(
             index=index,
             fetcher=fetcher,
@@ -126,7 +137,10 @@ class CoverCache:
         :raises CoverError: there is nothing to serve and the archive can't be asked.
         """
         found = found or await self._fetcher.held.known(thing)
-        if (known := self._known(thing, found)) is not None:
+        known = self._known(thing, found)
+        if isinstance(known, Absent) and known.image is not None:
+            known = await self._missing_sizes.held(thing, known)
+        if known is not None:
             return known
         if found.key is not None and found.entry is not None:
             await self._fetcher.held.lost(found.key, found.entry)
@@ -160,11 +174,20 @@ class CoverCache:
         found = self.index.find_now(thing)
         if found is None:
             return Deferred.fromCoroutine(self._hit_later(thing))
-        return self._known(thing, found) or found
+        known = self._known(thing, found)
+        if isinstance(known, Absent) and known.image is not None:
+            return Deferred.fromCoroutine(self._instead(thing, found, known))
+        return known or found
 
     async def _hit_later(self, thing: Thing) -> Held | Absent | Found:
         found = await self._fetcher.held.known(thing)
-        return self._known(thing, found) or found
+        known = self._known(thing, found)
+        if isinstance(known, Absent) and known.image is not None:
+            return await self._instead(thing, found, known)
+        return known or found
+
+    async def _instead(self, thing: Thing, found: Found, absent: Absent) -> Held | Absent | Found:
+        return await self._missing_sizes.held(thing, absent) or found
 
     async def spoilt(self, held: Held) -> None:
         """
@@ -239,9 +262,10 @@ class CoverCache:
             case Verdict.STALE:
                 answer = self._held(found, Status.STALE)
             case Verdict.ABSENT:
-                return Absent(status=Status.ABSENT)
+                return Absent(status=Status.ABSENT, image=self._missing_sizes.image(thing, found))
             case Verdict.ABSENT_STALE:
-                answer = Absent(status=Status.ABSENT)
+                image = self._missing_sizes.image(thing, found)
+                answer = Absent(status=Status.ABSENT, image=image, asked_again=True)
         if answer is not None:
             self._refreshes.start(thing, fetches=fetches)
         return answer
@@ -292,6 +316,21 @@ class CoverCache:
     async def _fetch_here(
         self, thing: Thing, found: Found, fetch: Fetch, announce: Announce[Answer]
     ) -> Answer:
+        # Of a size that is known to be missing, only what stands in for it.
+        known = None if found.absence is None else self._known(thing, found)
+        answer = known or await self._fetch_one(thing, found, fetch, announce)
+        if not isinstance(answer, Absent):
+            return answer
+        return await self._missing_sizes.fetched(thing, answer, fetch, announce, self._fetch_one)
+
+    async def _fetch_one(
+        self,
+        thing: Thing,
+        found: Found,
+        fetch: Fetch,
+        announce: Announce[Answer],
+        wanted: Wanted | None = None,
+    ) -> Answer:
         got: Fetched | Download | Unstored | Missing
         if isinstance(thing, ListingKey):
             known = await self._fetcher.held.claim(thing, fetch)
@@ -314,7 +353,9 @@ class CoverCache:
             def tell(download: Download) -> None:
                 announce(Flowing(download=download, fetch=fetch))
 
-            got = await self._fetcher.images.get(thing, found, fetch, tell, by_name=by_name)
+            got = await self._fetcher.images.get(
+                thing, found, fetch, tell, by_name=by_name, wanted=wanted
+            )
         if isinstance(got, Missing):
             return await self._missing(got, found, fetch)
         if isinstance(got, Unstored):
@@ -336,7 +377,8 @@ class CoverCache:
 
     async def _missing(self, missing: Missing, found: Found, fetch: Fetch) -> Absent:
         await self._fetcher.names.missing(missing, found.alias, fetch, self.lifetimes)
-        return Absent(status=Status.MISS, hops=fetch.hops)
+        image = missing.subject if isinstance(missing.subject, ImageKey) else None
+        return Absent(status=Status.MISS, image=image, hops=fetch.hops)
 
     def _is_fresh(self, key: AliasKey, alias: Alias | None) -> bool:
         return alias_is_fresh(key, alias, self._now(), self.lifetimes)

@@ -73,7 +73,9 @@ class Names:
                 return Missing(subject=key, asked_at=asked_at)
             return Alias(target=target, checked_at=asked_at)
 
-        return await self._targets.run(key, ask)
+        if (said := fetch.resolved.get(key)) is None:
+            said = fetch.resolved[key] = await self._targets.run(key, ask)
+        return said
 
     async def resolve_or_known(
         self, request: ImageRequest, found: Found, fetch: Fetch

@@ -245,6 +245,14 @@ class Settings:
         default="128",
         means="MB a single file may have",
     )
+    substitute_max_size: float = _setting(
+        "SUBSTITUTE_MAX_SIZE",
+        values.number(0, LARGEST_FILE_BYTES // MEGABYTE),
+        "a number of MB from 0 to 4095",
+        default="2",
+        means="MB of the largest original sent in place of a size that the archive has not made; "
+        "0: such a size is a 404",
+    )
     upstream_concurrency: int = _setting(
         "UPSTREAM_CONCURRENCY",
         values.whole(1, 1000),

@@ -26,6 +26,7 @@ from coverart.cache.fair_shares import FairShares, Share
 from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
+from coverart.cache.substitutes import Substitutes
 from coverart.maintenance.hit_log import HitLog
 from coverart.model import MEGABYTE, Entity
 from coverart.service.lifecycle import CoverService, Parts
@@ -137,6 +138,7 @@ def assemble(
             limits=limits,
         ),
         lifetimes=settings.lifetimes,
+        substitutes=Substitutes(most_bytes=int(settings.substitute_max_size * MEGABYTE)),
         most_fetches=settings.max_waiting,
         turn=misses.next,
         clock=reactor,

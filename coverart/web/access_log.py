@@ -55,6 +55,8 @@ class LoggedRequest(Request):
     hops = 0
     """What a fetch took, of who began it alone."""
     joined = False
+    substitute = ""
+    """The size that was sent in place of one that the archive has not made."""
     _began = 0.0
 
     def gotLength(self, length: int | None) -> None:  # noqa: ARG002
@@ -84,6 +86,8 @@ class LoggedRequest(Request):
         elapsed_s = time.monotonic() - self._began
         if self.joined:
             site.metrics.joined.inc()
+        if self.substitute:
+            site.metrics.substitute(self.substitute)
         if self.code >= 500:
             counted = "errors"
         elif self.outcome in _COUNTED:
@@ -94,6 +98,8 @@ class LoggedRequest(Request):
             counted = "refused" if self.code >= 400 else "other"
         site.metrics.request(counted, self.sentLength, elapsed_s)
         outcome = f"{self.outcome}+joined" if self.joined else self.outcome
+        if self.substitute:
+            outcome += f"+{self.substitute}"
         method = self.method.decode() if self.method in (b"GET", b"HEAD") else "other"
         site.access_log.tell(
             f"{method} {self.key or 'unknown'} {self.code} {outcome} "

@@ -10,10 +10,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request, datetimeToString
 
-from coverart.cache.answers import Answer, Flowing, Passing, Pointed, Status
+from coverart.cache.answers import Answer, Flowing, Held, Passing, Pointed, Status
 from coverart.errors import CoverError, Refused
 from coverart.freshness import Lifetimes
-from coverart.model import ListingKey, MediaType, Thing
+from coverart.model import ORIGINAL, ListingKey, MediaType, Thing
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span, Validators, asked_span, condition
 
@@ -44,7 +44,12 @@ NOT_FOUND_LIFE = b"public, max-age=60"
 """As MetaBrainz's own front cache keeps a 404."""
 RETRY_AFTER_S = 5.0
 
-_OF_A_COVER = (b"etag", b"last-modified", b"accept-ranges", b"x-cache-status", b"cache-status")
+SUBSTITUTE = b"x-cover-art-substitute"
+
+_OF_A_COVER = (
+    *(b"etag", b"last-modified", b"accept-ranges"),
+    *(b"x-cache-status", b"cache-status", SUBSTITUTE),
+)
 """Headers that may have been set before it went wrong."""
 
 log = Logger()
@@ -104,7 +109,8 @@ def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifeti
     Set the headers that say how an answer came about and how long it may be kept; note it for the log.
 
     By an id a client may keep it for good, by a role for its lifetime; a redirect too, since
-    an operator may give the proxy another URL.
+    an operator may give the proxy another URL. What stands in for a size that the archive has not
+    made says so, and is kept no longer than that is remembered.
     """
     status, joined = answer.status, answer.joined
     told = _CACHE_STATUS[status, joined]
@@ -116,7 +122,12 @@ def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifeti
     request.outcome, request.joined = status.value, joined
     request.hops = 0 if joined else answer.hops
     thing: Thing = request.thing
-    if isinstance(thing, ListingKey):
+    substitute = answer.substitute if isinstance(answer, Held | Flowing) else None
+    if substitute is not None:
+        request.substitute = "original" if substitute == ORIGINAL else str(substitute)
+        request.setHeader(SUBSTITUTE, request.substitute.encode())
+        life = b"public, max-age=%d" % lifetimes.absent_thumb_s
+    elif isinstance(thing, ListingKey):
         life = b"public, max-age=%d" % lifetimes.listing_s
     elif isinstance(thing.alias.name, int) and not isinstance(answer, Pointed):
         life = IMMUTABLE

@@ -317,8 +317,9 @@ async def test_absence_outlives_the_archive(sim, proxy) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_thumbnail_not_derived_yet(sim, proxy) -> None:
+async def test_thumbnail_not_derived_yet(sim, run) -> None:
     """A size that is not there yet is a 404 for that size only, and comes when it is derived."""
+    proxy = await run(COVER_ART_SUBSTITUTE_MAX_SIZE="0")
     item = sim.catalogue.release(10)
     base = f"/release/{item.mbid}/front"
     assert told(await proxy.get(f"{base}-1200")) == (404, "MISS")

@@ -528,8 +528,8 @@ async def test_a_lease_without_an_end(sim, run, redis: RedisServer) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_no_doubt_about_what_failed(sim, run, redis: RedisServer) -> None:
-    """A fetch that came to nothing leaves nothing in doubt."""
-    proxy = await run(COVER_ART_REDIS_URL=redis.url)
+    """A fetch that came to nothing leaves nothing in doubt, an original that does not do included."""
+    proxy = await run(COVER_ART_REDIS_URL=redis.url, COVER_ART_SUBSTITUTE_MAX_SIZE="0.01")
     examples = sim.catalogue.examples()
     for path in (examples["unknown"].removesuffix("front"), examples["underived_thumb"]):
         assert (await proxy.get(path)).status == 404

@@ -313,7 +313,6 @@ async def test_not_found(sim, proxy) -> None:
         examples["no_front"],
         examples["no_back"],
         examples["unknown"],
-        examples["underived_thumb"],
         examples["no_art"].removesuffix("front"),
         f"/release/{release}/42",
         f"/release-group/{release}/front",

@@ -267,10 +267,11 @@ async def test_refresh_that_fails_ends_its_claims(sim, run, redis: RedisServer) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_size_that_is_not_there_by_id(sim, pair) -> None:
+async def test_size_that_is_not_there_by_id(sim, run, redis: RedisServer) -> None:
     """By an id of which another size is held it is a 404, without a wait for one's own claim."""
+    proxy = await run(COVER_ART_REDIS_URL=redis.url, COVER_ART_SUBSTITUTE_MAX_SIZE="0")
     item = sim.catalogue.release(10)
     base = f"/release/{item.mbid}/{item.front.id}"
-    await pair[0].stored(f"{base}-250")
-    answer = await within(start(pair[0].get(f"{base}-1200")), 10)
+    await proxy.stored(f"{base}-250")
+    answer = await within(start(proxy.get(f"{base}-1200")), 10)
     assert (answer.status, answer["x-cache-status"]) == (404, "MISS")

@@ -54,6 +54,7 @@ class DefaultTests(SynchronousTestCase):
             "absent_ttl": 3600,
             "absent_thumb_ttl": 300,
             "max_image_size": 128,
+            "substitute_max_size": 2,
             "upstream_concurrency": 16,
             "upstream_timeout": 60,
             "contact": PROJECT_PAGE,
@@ -125,6 +126,8 @@ class ValueTests(SynchronousTestCase):
             ("ALIAS_TTL", "0", "alias_ttl", 0),
             ("ABSENT_TTL", "0.5", "absent_ttl", 0.5),
             ("MAX_IMAGE_SIZE", "4095", "max_image_size", 4095),
+            ("SUBSTITUTE_MAX_SIZE", "0", "substitute_max_size", 0),
+            ("SUBSTITUTE_MAX_SIZE", "0.5", "substitute_max_size", 0.5),
             ("UPSTREAM_CONCURRENCY", "1000", "upstream_concurrency", 1000),
             ("UPSTREAM_TIMEOUT", "3600", "upstream_timeout", 3600),
             ("CONTACT", " me@example.org ", "contact", "me@example.org"),
@@ -167,7 +170,7 @@ class RefusalTests(SynchronousTestCase):
         for name in (
             *("CACHE_MAX_SIZE", "CACHE_CLEAN_TO", "CACHE_CLEANUP_INTERVAL", "ALIAS_TTL"),
             *("LISTING_TTL", "ABSENT_TTL", "ABSENT_THUMB_TTL", "MAX_IMAGE_SIZE"),
-            *("UPSTREAM_CONCURRENCY", "UPSTREAM_TIMEOUT"),
+            *("UPSTREAM_CONCURRENCY", "UPSTREAM_TIMEOUT", "SUBSTITUTE_MAX_SIZE"),
         ):
             for text in (
                 *("1e3", "-1", "+1", "nan", "inf", "Infinity", "\u0661", "1_000", "1,5", "0x10"),
@@ -182,6 +185,7 @@ class RefusalTests(SynchronousTestCase):
             *(("CACHE_MAX_SIZE", "0"), ("CACHE_MAX_SIZE", "1.5"), ("CACHE_MAX_SIZE", "9" * 15)),
             *(("CACHE_CLEANUP_INTERVAL", "0"), ("CACHE_CLEANUP_INTERVAL", "0.09")),
             *(("MAX_IMAGE_SIZE", "0"), ("MAX_IMAGE_SIZE", "4096"), ("MAX_IMAGE_SIZE", "1.5")),
+            ("SUBSTITUTE_MAX_SIZE", "4095.1"),
             *(("UPSTREAM_CONCURRENCY", "0"), ("UPSTREAM_CONCURRENCY", "1001")),
             *(("UPSTREAM_TIMEOUT", "0"), ("UPSTREAM_TIMEOUT", "3600.1")),
             *(("ALIAS_TTL", "999999999999"), ("LISTING_TTL", "999999999999")),
