@@ -33,6 +33,7 @@ from coverart.cache.answers import Status
 from coverart.cache.lookup import CoverCache
 from coverart.cache.miss import Fetcher
 from coverart.cache.size_limits import Room
+from coverart.cache.substitutes import Substitutes
 from coverart.coordination.leader import Alone, Leadership
 from coverart.errors import CoverError
 from coverart.index.base import Index
@@ -41,6 +42,7 @@ from coverart.index.memory import MemoryIndex
 from coverart.maintenance.scan import Scanner
 from coverart.maintenance.sweep import Bounds, Cleanup
 from coverart.metrics import Metrics
+from coverart.model import SIZES as MADE
 from coverart.model import (
     AliasKey,
     Entity,
@@ -54,6 +56,7 @@ from tests.support.played import (
     EVENT_REFS,
     GROUP,
     LISTINGS,
+    REFS,
     RELEASE_REFS,
     ROLES,
     SIZES,
@@ -159,6 +162,8 @@ class CacheMachine(Promises):
         listing=st.sampled_from((*LISTINGS, None)),
         far=st.booleans(),
         eviction=st.sampled_from(("oldest", "oldest", "least-useful")),
+        substitute_bytes=st.sampled_from((0, SMALL_BYTES, ROOM)),
+        made=st.booleans(),
     )
     def begin(
         self,
@@ -166,8 +171,18 @@ class CacheMachine(Promises):
         listing: ListingKey | None = None,
         far: bool = False,
         eviction: Eviction = "oldest",
+        substitute_bytes: int = 0,
+        made: bool = True,
     ) -> None:
+        """
+        :param substitute_bytes: of an original that may stand in for a size.
+        :param made: whether the archive has sizes between that and the original.
+        """
         self.far = far
+        self.substitute_bytes = substitute_bytes
+        if not made:
+            between = (each for each in MADE if each not in SIZES)
+            self.archive.lost |= {(each.image_id, size) for size in between for each in REFS}
         self.eviction = eviction
         self.roles = [key for key in cast_ if key in ROLES]
         self.things = [ImageRequest(alias=key, size=size) for key in cast_ for size in SIZES]
@@ -196,6 +211,7 @@ class CacheMachine(Promises):
                 limits=limits,
             ),
             lifetimes=LIVES,
+            substitutes=Substitutes(most_bytes=self.substitute_bytes),
             clock=self.clock,
             now=self.now,
             metrics=METRICS,

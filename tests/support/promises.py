@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import attrs
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -22,6 +23,7 @@ from coverart.freshness import Lifetimes
 from coverart.index.base import Index
 from coverart.index.eviction_order import Eviction
 from coverart.model import (
+    ORIGINAL,
     Alias,
     AliasKey,
     Entity,
@@ -32,11 +34,13 @@ from coverart.model import (
     ImageRef,
     ImageRequest,
     ListingKey,
+    MediaType,
 )
+from coverart.model import SIZES as MADE
 from coverart.store import layout
 from coverart.store.orphans import unfinished
 from tests.support.disk import links, packed, unpacked
-from tests.support.played import TICK_S, MortalStore, PlayedArchive, Thing, body_of
+from tests.support.played import TICK_S, MortalStore, PlayedArchive, Thing, body_of, media_of
 
 SLICES = (0, 1)
 LIVES = Lifetimes(alias_s=1000, listing_s=1000, absent_s=200, absent_thumb_s=50)
@@ -54,6 +58,7 @@ class Promises(RuleBasedStateMachine):
     index: Index
     eviction: Eviction
     clock: Clock
+    substitute_bytes: int
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,18 +252,43 @@ class Promises(RuleBasedStateMachine):
         key = thing.alias
         if isinstance(answer, Absent):
             # Where it led may be as old as with a stale image; then it was asked for behind.
-            assert self._is_gone(thing, since, 0 if since is None else since), (thing, answer)
+            led_since = 0 if since is None else since
+            assert self._is_gone(thing, since, led_since), (thing, answer)
+            if thing.size and self.substitute_bytes:
+                # Then nothing could stand in for it either.
+                for size in (*(each for each in MADE if each > thing.size), ORIGINAL):
+                    larger = attrs.evolve(thing, size=size)
+                    assert self._is_gone(larger, since, led_since) or (
+                        size == ORIGINAL and not self._could_stand_in(key, led_since)
+                    ), (thing, answer, size)
             return
+        missing_since = since
         if since is None:
             since = 0 if stale else now - LIVES.alias_s
         served = answer.download.key if isinstance(answer, Flowing) else cast("Any", answer).key
-        assert served.size == thing.size
-        assert body == body_of(served.ref.image_id, thing.size), (thing, answer)
+        size = thing.size
+        if not isinstance(answer, Passing) and answer.substitute is not None:
+            # That size was missing then, and this one does.
+            assert self._is_gone(thing, missing_since, since), (thing, answer)
+            size = answer.substitute
+            suits = size > thing.size or (not size and len(body) <= self.substitute_bytes)
+            assert suits, (thing, answer)
+            assert sniff(body) is not MediaType.PDF, (thing, answer)
+        assert served.size == size
+        assert body == body_of(served.ref.image_id, size), (thing, answer)
         led_to = self.archive.led_to(key, since - SLACK_S)
         # Where that size of the new image is missing, the old one stays.
         assert served.ref.image_id in led_to or any(
             (each, thing.size) in self.archive.lost for each in led_to
         ), (thing, answer)
+
+    def _could_stand_in(self, key: AliasKey, since: float) -> bool:
+        """Whether the original of each image that a name led to since then may stand in for a size."""
+        return all(
+            len(body_of(each, ORIGINAL)) <= self.substitute_bytes
+            and media_of(each, ORIGINAL) is not MediaType.PDF
+            for each in self.archive.led_to(key, since - SLACK_S)
+        )
 
     # What is promised of the disk, at any time
 
