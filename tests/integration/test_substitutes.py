@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
 import pytest_twisted
@@ -9,8 +11,8 @@ from twisted.internet.defer import gatherResults
 
 from coverart.simulator.faults import Chunked, Drip, Gate, Rule, Status
 from tests.support.drawings import whole
-from tests.support.running import Machine, reached
-from tests.support.talk import Answer, ask, start, until, within
+from tests.support.running import Machine, WallClock, reached
+from tests.support.talk import Answer, ask, becomes, start, until, within
 
 ALL = (250, 500, 1200)
 LARGE, PDF = 11, 4
@@ -433,3 +435,34 @@ async def test_counted(sim, proxy) -> None:
         await proxy.stored(f"/release/{item.mbid}/front-250")
     value = proxy.metrics.value("coverart_substitutes_total", size="original")
     assert value == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_processes_behind_nginx(sim, spawn, nginx, redis, tmp_path: Path) -> None:
+    """Two processes of twistd on one Redis, one behind nginx: marked there too, then the true size."""
+    clock = WallClock(tmp_path / "clock")
+    shared = {"COVER_ART_REDIS_URL": redis.url, "COVER_ART_ACCEL": "/cache-files/"}
+    pair = [await spawn(**shared, **clock.environment).ready() for _ in range(2)]
+    front = await nginx(pair[0])
+    item = sim.catalogue.release(0)
+    path = f"/release/{item.mbid}/{item.front.id}-250"
+    rules = not_made(sim, 250)
+    first = await front.get(path, "HEAD")
+    assert told(first) == (200, "MISS", "500")
+    # It may have been answered before it was stored.
+    again = await becomes(
+        lambda: front.get(path), lambda seen: seen["X-Served-By"] == "nginx-cache", "it is stored"
+    )
+    assert told(again) == (200, "HIT", "500")
+    assert short_lived(again)
+    assert again.body == whole(sim, item.front, 500)
+    assert told(await ask(pair[1].url + path, "HEAD")) == (200, "HIT", "500")
+    for rule in rules:
+        sim.faults.remove(rule)
+    clock.set_ahead(TTL_S + 1)
+    true = await becomes(lambda: front.get(path), lambda seen: not seen[MARK], "the true size")
+    assert true.body == whole(sim, item.front, 250)
+    assert "immutable" in true["Cache-Control"]
+    direct = await front.get(path)
+    assert (direct["X-Served-By"], direct["X-Cache-Status"]) == ("nginx-cache", "HIT")
+    assert direct["ETag"] != first["ETag"]

@@ -7,9 +7,9 @@ tests.stories.faults` plays all rows and prints the table; test_faults.py has ea
 
     matrix                   rows, claims, the table
     stage                    what a row is played on
-    archive, names, tls,     the rows, by what breaks
-        disk, redis, killed,
-        clocks
+    archive, sizes, names,   the rows, by what breaks
+        tls, disk, redis,
+        killed, clocks
     victim                   a proxy process that is to meet its fault inside
     rows                     all of them, and how they are played side by side
 """

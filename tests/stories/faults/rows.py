@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import DeferredSemaphore
 
-from tests.stories.faults import archive, clocks, disk, killed, names, redis, tls
+from tests.stories.faults import archive, clocks, disk, killed, names, redis, sizes, tls
 from tests.stories.faults.matrix import Broken, Outcome, Row
 from tests.stories.faults.stage import Log, Stage
 from tests.support.programs import NotHere
@@ -15,6 +15,7 @@ from tests.support.talk import start
 
 ROWS: tuple[Row, ...] = (
     *archive.ROWS,
+    *sizes.ROWS,
     *names.ROWS,
     *tls.ROWS,
     *disk.ROWS,
