@@ -427,14 +427,16 @@ async def test_two_processes(sim, run, redis, path: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_counted(sim, proxy) -> None:
-    """By the size that was sent, each time."""
+async def test_counted(sim, proxy, lines) -> None:
+    """By the size that was sent, each time; the log tells it too."""
     item = sim.catalogue.release(0)
     not_made(sim, *ALL)
     for _ in range(2):
         await proxy.stored(f"/release/{item.mbid}/front-250")
     value = proxy.metrics.value("coverart_substitutes_total", size="original")
     assert value == 2
+    for outcome in ("MISS+original", "HIT+original"):
+        await until(lambda: any(f" 200 {outcome} " in line for line in lines), "it is logged")  # noqa: B023
 
 
 @pytest_twisted.ensureDeferred
@@ -466,3 +468,20 @@ async def test_processes_behind_nginx(sim, spawn, nginx, redis, tmp_path: Path) 
     direct = await front.get(path)
     assert (direct["X-Served-By"], direct["X-Cache-Status"]) == ("nginx-cache", "HIT")
     assert direct["ETag"] != first["ETag"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_away(sim, run, redis) -> None:
+    """What lies on the disk stands in while no index tells of it, and the archive is not asked for it."""
+    proxy = await run(COVER_ART_REDIS_URL=redis.url)
+    item = sim.catalogue.release(0)
+    await proxy.stored(f"/release/{item.mbid}/front-500")
+    redis.kill()
+    not_made(sim, 250)
+    sim.counts.clear()
+    for _ in range(2):
+        answer = await proxy.stored(f"/release/{item.mbid}/front-250")
+        assert told(answer) == (200, "MISS", "500")
+        assert answer.body == whole(sim, item.front, 500)
+    assert asked(sim, "_thumb250.jpg")
+    assert not asked(sim, "_thumb500.jpg")
