@@ -29,7 +29,7 @@ OF_A_PDF = (
 """Any page may embed a PDF, as any may show an image; it is given no rights there."""
 _EXPOSED = (
     b"Accept-Ranges, Cache-Status, Content-Length, Content-Range, ETag, Retry-After, "
-    b"X-Cache-Status, X-Served-By"
+    b"X-Cache-Status, X-Cover-Art-Substitute, X-Served-By"
 )
 """What a script may read besides what the Fetch standard lets it read of any answer."""
 OPEN_TO_ALL = (
