@@ -300,7 +300,11 @@ renewal() { # nothing that is asked or under way meanwhile breaks
     former=$(serial $NAME)
     : >"$work/codes"
     touch "$work/go"
-    (while [[ -e $work/go ]]; do code "$BASE/release/$RELEASE/front-250" >>"$work/codes"; echo >>"$work/codes"; done) &
+    # nginx takes leave by HTTP/2 (GOAWAY) from who connected and has asked nothing yet: such a client asks again.
+    (while [[ -e $work/go ]]; do
+        code --retry 1 --retry-all-errors --retry-delay 1 "$BASE/release/$RELEASE/front-250" >>"$work/codes"
+        echo >>"$work/codes"
+    done) &
     asking=$!
     curl -s --limit-rate 150k -o "$work/loaded" "$BASE$large" &
     loading=$!
