@@ -23,7 +23,7 @@ tests by what they are about:
                                 test_twistd, test_processes
     counted and measured        test_hit_counts, test_walk
     too much, or hostile        test_overload, test_fair_shares, test_hostile_…, test_redirect_safety
-    networks                    test_proxies, test_name_servers
+    networks                    test_proxies, test_name_servers, test_authority
     the simulated archive       test_simulator
 
 Tests meet by events (`Gate` of the simulator, Deferreds) or ask until something is so

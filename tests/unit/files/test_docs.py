@@ -83,9 +83,11 @@ def defined(*headings: str) -> list[str]:
 
 def settings() -> set[str]:
     """Every variable that the app, nginx' start and compose read."""
-    read = re.findall(
-        r"\$\{(\w+):[-?]", text("docker-compose.yml", "docker/tls.yml", "docker/caddy.yml")
+    stacks = (
+        "docker-compose.yml",
+        *(f"docker/{name}.yml" for name in ("tls", "caddy", "appliance")),
     )
+    read = re.findall(r"\$\{(\w+):[-?]", text(*stacks))
     start = re.findall(r"\$\{((?:NGINX|COVER_ART)_\w+):-", text("nginx/start.sh"))
     listed = re.findall(r"^#([A-Z_]+)=", text(".env"), re.MULTILINE)
     return {*variables(), *read, *start, *listed}
