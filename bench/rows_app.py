@@ -124,7 +124,7 @@ ROWS = (
     ),
     Row(
         name="listing",
-        what="listing, held, rewritten for the public URL, 64 connections",
+        what="listing, held, leading to the host that is asked, 64 connections",
         reference="bare Klein route of the same size",
         unit="/s",
         goal=Goal(bound=0.6),

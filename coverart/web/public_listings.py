@@ -24,7 +24,7 @@ from coverart.web.conditional import Validators
 from coverart.web.delivery import PIECE_BYTES, Source
 
 MOST_KEPT_BYTES = 32 << 20
-"""Some fifteen hundred listings of twenty images."""
+"""Some two thousand listings of twenty images."""
 
 Version: TypeAlias = tuple[str, int, int, int]
 """Which file is meant, by path, inode, time and size: one that is stored anew is another."""
