@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urljoin
 
 import attrs
 import pytest
@@ -321,8 +322,22 @@ async def test_redirects(sim, run) -> None:
     answer = await proxy.get(f"/release/{item.mbid}/front-250")
     assert answer.status == 307
     assert answer["Location"].endswith(f"/release/{item.mbid}/{item.front.id}-250.jpg")
-    path = answer["Location"][answer["Location"].index("/release/") :]
-    assert told(await proxy.get(path)) == (200, "MISS", "500")
+    assert told(await ask(urljoin(proxy.url, answer["Location"]))) == (200, "MISS", "500")
+
+
+@pytest_twisted.ensureDeferred
+async def test_base_urls(sim, proxy) -> None:
+    """/redirect leads to /serve and the size that was asked for, by role and by id; there it is sent."""
+    item = sim.catalogue.release(0)
+    not_made(sim, 250)
+    for name in ("front", item.front.id):
+        answer = await proxy.get(f"/redirect/release/{item.mbid}/{name}-250")
+        assert (answer.status, answer[MARK]) == (307, "")
+        assert "/serve/release/" in answer["Location"]
+        sent = await ask(urljoin(proxy.url, answer["Location"]))
+        assert (sent.status, sent[MARK], short_lived(sent)) == (200, "500", True)
+        assert sent.body == whole(sim, item.front, 500)
+        await proxy.settled()
 
 
 @attrs.frozen
