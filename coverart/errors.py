@@ -16,11 +16,26 @@ class CoverError(Exception):
 
     status: int = 500
     said: str = "internal error"
+    proxy_error: str = "proxy_internal_error"
+    """The kind of trouble, as RFC 9209 section 2.3 registers it."""
 
-    def __init__(self, detail: str = "", *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        retry_after_s: float | None = None,
+        proxy_error: str | None = None,
+    ) -> None:
+        """:param proxy_error: where it is more than the class can tell."""
         super().__init__(detail or self.said)
         self.detail = detail or self.said
         self.retry_after_s = retry_after_s
+        if proxy_error is not None:
+            self.proxy_error = proxy_error
+        self.host = ""
+        """Which host of the archive failed, if one did."""
+        self.received: int | None = None
+        """The status with which that host answered."""
         self.hops = 0
         """Requests to the archive that were spent before it failed, for the log."""
 
@@ -40,13 +55,18 @@ class Refused(CoverError):
     """What a client asks for is refused, whatever the cache holds."""
 
     def __init__(
-        self, status: int, said: str, headers: Mapping[bytes, bytes] | None = None
+        self,
+        status: int,
+        said: str,
+        headers: Mapping[bytes, bytes] | None = None,
+        *,
+        proxy_error: str | None = None,
     ) -> None:
         """:param headers: that go with the status."""
         self.status = status
         self.said = said
         self.headers = headers or {}
-        super().__init__()
+        super().__init__(proxy_error=proxy_error)
 
 
 class NotInArchive(CoverError):
@@ -69,10 +89,13 @@ class BadUpstream(CoverError):
 
     status = 502
     said = "the archive gave no usable answer"
+    proxy_error = "http_protocol_error"
 
 
 class PassingTrouble(BadUpstream):
     """Trouble that the same request may not meet a moment later: a 500, a connection cut."""
+
+    proxy_error = "connection_terminated"
 
 
 class UpstreamTimeout(CoverError):
@@ -80,6 +103,7 @@ class UpstreamTimeout(CoverError):
 
     status = 504
     said = "the archive is too slow"
+    proxy_error = "http_response_timeout"
 
 
 class Unavailable(CoverError):
@@ -87,6 +111,7 @@ class Unavailable(CoverError):
 
     status = 503
     said = "try again later"
+    proxy_error = "destination_unavailable"
 
 
 class NotReached(Unavailable):
@@ -98,7 +123,8 @@ class NotReached(Unavailable):
 class Overloaded(Unavailable):
     """The fetch limit is reached: as much is being fetched, or waits to be, as may."""
 
-    said = "too much is being fetched, try again later"
+    said = "too much is being fetched"
+    proxy_error = "connection_limit_reached"
 
 
 class StoreFailed(CoverError):
@@ -106,6 +132,7 @@ class StoreFailed(CoverError):
 
     status = 503
     said = "the cache can't store files now"
+    proxy_error = "proxy_internal_error"
 
 
 class NotWanted(StoreFailed):

@@ -15,8 +15,8 @@ The first line of each module says what it holds; each test's docstring says the
 tests by what they are about:
 
     what is asked, and how      test_routes, test_openapi, test_shapes, test_three_ways, test_nginx,
-                                test_tls, test_front_404, test_pipelined, test_scripts, test_forwarded,
-                                test_bases
+                                test_tls, test_front_404, test_pipelined, test_request_ids, test_scripts,
+                                test_forwarded, test_bases
     fetched, kept, refreshed    test_cache, test_listings, test_substitutes, test_far_index, test_time
     the disk and its limit      test_cleanup, test_limit, test_unstored, test_cli
     Redis and other processes   test_index, test_claims, test_shared, test_redis_trouble, test_sentinel,

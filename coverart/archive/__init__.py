@@ -18,6 +18,7 @@ deadline bounds them all, and a host that fails is not asked for a while.
     tunnels             connects through a proxy
     url_policy          which address a redirect may lead to
     whole_url           asks an HTTP proxy for plain http
+    connect_errors      what a failed connection is called, by RFC 9209
     archive_client      one request of the archive, by treq
     follow_redirects    goes where the archive sends
     listings            reads an index.json, and cuts it for another host

@@ -27,6 +27,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
 from coverart.archive.circuit_breaker import Breaker, Leave
+from coverart.archive.connect_errors import kind_of
 from coverart.archive.proxies import Proxies
 from coverart.archive.source import FetchDeadline, Sink
 from coverart.archive.throttle import at_once
@@ -125,6 +126,7 @@ class ArchiveClient:
             place = await self._places.acquire()
         try:
             await self._turn()
+            deadline.host, deadline.received = hop.origin.removesuffix(":443"), None
             leave = self._breaker.admit(hop.origin, self._clock.seconds())
             deadline.hops += 1
             response: IResponse | None = None
@@ -139,12 +141,16 @@ class ArchiveClient:
                     self._limits.silence_s, self._clock, onTimeoutCancel=_too_slow
                 )
             except Exception as error:
-                raise self._told(error, hop, label, leave) from error
+                told = self._told(error, hop, label, leave)
+                if isinstance(told, CoverError):
+                    told.proxy_error = kind_of(error) or told.proxy_error
+                    told.retry_after_s = self._breaker.left_s(hop.origin, self._clock.seconds())
+                raise told from error
             finally:
                 if response is None:
                     self._breaker.returned(leave)
             # Whoever answers chooses the number, and each is a counter of its own for good.
-            code = response.code
+            code = deadline.received = response.code
             status = str(code) if _SMALLEST_STATUS <= code <= _LARGEST_STATUS else "no-status"
             self.metrics.upstream_requests.labels(label, status).inc()
             if code in _SLOW_DOWN:

@@ -107,6 +107,13 @@ class Breaker:
         if circuit.timeouts >= TIMEOUTS_IN_A_ROW or circuit.openings:
             self.overloaded(leave, now)
 
+    def left_s(self, host: str, now: float) -> float | None:
+        """Seconds until the host is asked again; None if the next request asks it."""
+        circuit = self._circuits.get(host)
+        if circuit is None or not circuit.openings:
+            return None
+        return max(PROBE_S, circuit.open_until - now)
+
     def _circuit(self, host: str) -> _Circuit:
         circuit = self._circuits.get(host)
         if circuit is None:

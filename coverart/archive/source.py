@@ -21,6 +21,10 @@ class FetchDeadline:
     at: float
     """Of the reactor's clock, in seconds."""
     hops: int = 0
+    host: str = ""
+    """Who was asked last, with its port if that is not https's."""
+    received: int | None = None
+    """The status that came back, once it did."""
 
 
 class Sink(Protocol):

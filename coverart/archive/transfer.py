@@ -40,7 +40,10 @@ class BytesSink:
 
     def _check(self, size_bytes: int) -> None:
         if size_bytes > self._largest_bytes:
-            raise BadUpstream(f"the archive's answer is larger than {self._largest_bytes} bytes")
+            raise BadUpstream(
+                f"the archive's answer is larger than {self._largest_bytes} bytes",
+                proxy_error="http_response_body_size",
+            )
 
 
 class _Body(TwistedProtocol):
@@ -98,10 +101,17 @@ class _Body(TwistedProtocol):
             self.done.callback(None)
         elif reason.check(PotentialDataLoss):
             self.done.errback(
-                BadUpstream("the archive's answer had neither length nor framing: it may be cut")
+                BadUpstream(
+                    "the archive's answer had neither length nor framing: it may be cut",
+                    proxy_error="http_response_incomplete",
+                )
             )
         else:
-            self.done.errback(PassingTrouble("the archive's answer was cut"))
+            self.done.errback(
+                PassingTrouble(
+                    "the archive's answer was cut", proxy_error="http_response_incomplete"
+                )
+            )
 
     def _resume(self, _: None) -> None:
         self._full = False
@@ -110,7 +120,12 @@ class _Body(TwistedProtocol):
             self.transport.resumeProducing()
 
     def _silent(self) -> None:
-        self._close(UpstreamTimeout("the archive fell silent in the middle of an answer"))
+        self._close(
+            UpstreamTimeout(
+                "the archive fell silent in the middle of an answer",
+                proxy_error="connection_read_timeout",
+            )
+        )
 
     def _close(self, error: CoverError) -> None:
         self._error = self._error or error

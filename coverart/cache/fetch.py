@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from coverart.archive.source import FetchDeadline
-from coverart.errors import CoverError, NobodyReads, UpstreamTimeout
+from coverart.errors import BadUpstream, CoverError, NobodyReads, Unavailable, UpstreamTimeout
 from coverart.index.base import Claim, Index
 from coverart.model import Alias, AliasKey, FileEntry, ImageKey, ListingKey, Subject
 
@@ -40,6 +40,8 @@ class Fetch(FetchDeadline):
     async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, CoverError):
             error.hops = self.hops
+            if not error.host and isinstance(error, BadUpstream | UpstreamTimeout | Unavailable):
+                error.host, error.received = self.host, self.received
         claims = self.end_claims()
         if not claims:
             return

@@ -10,6 +10,7 @@ key for those who wait.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import suppress
@@ -126,15 +127,27 @@ def _words(claims: Iterable[tuple[bytes, str]]) -> list[bytes | str]:
     return [word for claim in claims for word in claim]
 
 
+_TOLD = re.compile(r"(.*) \[([a-z_]+) ([!-~]*) ([0-9]*)\]", re.DOTALL)
+
+
 def pack_error(error: CoverError) -> str:
-    """An error as it is left in a lock."""
-    told = [type(error).__name__, error.detail, error.retry_after_s]
+    """
+    An error as it is left in a lock.
+
+    Versions before this one read three fields, so what else there is ends the second.
+    """
+    more = f"{error.proxy_error} {error.host} {error.received or ''}"
+    told = [type(error).__name__, f"{error.detail} [{more}]", error.retry_after_s]
     return "-" + json.dumps(told)
 
 
 def unpack_error(packed: bytes) -> CoverError:
-    """The inverse of pack_error, of an error."""
+    """The inverse of pack_error, of an error; of earlier versions', too."""
     name, detail, retry_after_s = json.loads(packed[1:])
-    error: CoverError = getattr(errors, name, CoverError)(detail)
+    told = _TOLD.fullmatch(detail)
+    error: CoverError = getattr(errors, name, CoverError)(detail if told is None else told[1])
     error.retry_after_s = retry_after_s
+    if told is not None:
+        error.proxy_error, error.host = told[2], told[3]
+        error.received = int(told[4]) if told[4] else None
     return error

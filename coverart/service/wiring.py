@@ -184,7 +184,7 @@ def assemble(
     connections = Connections(most, opened.metrics, reactor)
     covers = Covers(cache, mode, threads, leads_here, hit, share)
     front = Front(covers, operators.app.resource())
-    site = CoverSite(front, opened.metrics, connections, reactor)
+    site = CoverSite(front, opened.metrics, connections, reactor, proxies.trusts)
 
     def look() -> None:
         site.look()

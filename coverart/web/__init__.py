@@ -12,6 +12,7 @@ else by Klein's routes, and what is not the archive's to `operators`.
     accel               lets nginx send a file: X-Accel-Redirect
     delivery            sends bodies: of a file, of an image while it arrives
     forwarded           who asks, and by which scheme, through trusted proxies
+    proxy_status        what failed at which host, as JSON and as Proxy-Status
     headers             statuses and headers of answers; an error as JSON
     operator_hosts      by which Host operators may ask
     public_url          the base URL of a client's requests; the prefixes /serve and /redirect

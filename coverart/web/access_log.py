@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
 from typing import Any
 
@@ -57,6 +59,8 @@ class LoggedRequest(Request):
     joined = False
     substitute = ""
     """The size that was sent in place of one that the archive has not made."""
+    request_id = ""
+    """Empty for hits: nothing went wrong, and they are many."""
     _began = 0.0
 
     def gotLength(self, length: int | None) -> None:  # noqa: ARG002
@@ -70,6 +74,23 @@ class LoggedRequest(Request):
     def getRequestHostname(self) -> bytes:
         # No route depends on it, but Klein takes it apart, and breaks over one that is no name.
         return b"localhost"
+
+    def identify(self) -> str:
+        """
+        What tells this request from all others, in the answer and in the log.
+
+        It is the one that nginx or another trusted proxy gave it, if it is as nginx makes them; else
+        32 random hexadecimal digits.
+        """
+        if not self.request_id:
+            given = self.requestHeaders.getRawHeaders(b"x-request-id", [b""])[-1]
+            site: Any = self.site
+            if site is not None and _ID.fullmatch(given) and site.trusts(self):
+                self.request_id = given.decode()
+            else:
+                self.request_id = secrets.token_hex(16)
+            self.setHeader(b"x-request-id", self.request_id.encode())
+        return self.request_id
 
     def finish(self) -> None:
         super().finish()
@@ -104,7 +125,9 @@ class LoggedRequest(Request):
         site.access_log.tell(
             f"{method} {self.key or 'unknown'} {self.code} {outcome} "
             f"{self.sentLength} B {elapsed_s:.4f} s {self.hops} hops{how}"
+            + (f" id {self.request_id}" if self.request_id else "")
         )
 
 
+_ID = re.compile(rb"[0-9a-f]{32}")
 _COUNTED = {"HIT": "hits", "MISS": "misses", "STALE": "stale", "ABSENT": "absent"}

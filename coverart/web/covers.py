@@ -152,7 +152,11 @@ class Covers(Resource):
         """
         loop = request.getHeader(b"cdn-loop")
         if loop is not None and self._leads_here.came_back(loop.decode("latin-1")):
-            raise Refused(508, "the archive's name leads to this proxy itself")
+            raise Refused(
+                508,
+                "the archive's name leads to this proxy itself",
+                proxy_error="proxy_loop_detected",
+            )
         thing: Thing = request.thing
 
         def share() -> Share | None:
@@ -168,10 +172,10 @@ class Covers(Resource):
         except (OSError, BadUpstream) as error:
             if not isinstance(answer, Held):
                 raise
-            await self._mend(answer, error)
+            await self._mend(request, answer, error)
         return await self._body(request, await self._cache.get(thing, None, share))
 
-    async def _mend(self, held: Held, error: OSError | BadUpstream) -> None:
+    async def _mend(self, request: LoggedRequest, held: Held, error: OSError | BadUpstream) -> None:
         """
         See to it that a second look at the cache does not find a file that can't be served.
 
@@ -182,8 +186,9 @@ class Covers(Resource):
             return
         if isinstance(error, OSError) and error.errno not in FAULTS_OF_THE_FILE:
             self.log.warn(
-                "can't serve {path}: {reason}; answering 503",
+                "can't serve {path}: {reason}; answering 503 (request {id})",
                 path=held.path,
+                id=request.identify(),
                 reason=error.strerror,
             )
             raise StoreFailed(f"{held.path}: {error.strerror}") from error

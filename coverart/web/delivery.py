@@ -150,8 +150,9 @@ class Body(Resource):
         self._request.unregisterProducer()
         self._end()
         self.log.warn(
-            "{key} breaks off, closing the client's connection: {reason}",
+            "{key} breaks off, closing the client's connection: {reason} (request {id})",
             key=self._request.key,
+            id=self._request.identify(),
             reason=str(error),
         )
         self._request.transport.abortConnection()

@@ -64,6 +64,10 @@ class TrustedProxies:
                 return "http"
         return "https" if request.isSecure() else "http"
 
+    def trusts(self, request: Request) -> bool:
+        """Say whether a trusted proxy is connected."""
+        return self._peer(request)[1]
+
     def _peer(self, request: Request) -> tuple[ClientAddress | None, bool]:
         """The address of who is connected, and whether it is a trusted proxy."""
         peer = request.client

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from twisted.logger import Logger
@@ -16,6 +15,7 @@ from coverart.freshness import Lifetimes
 from coverart.model import ORIGINAL, ListingKey, MediaType, Thing
 from coverart.web.access_log import LoggedRequest
 from coverart.web.conditional import Span, Validators, asked_span, condition
+from coverart.web.proxy_status import proxy_status, retry_after_s, told
 
 METHODS = b"GET, HEAD, OPTIONS"
 IMMUTABLE = b"public, max-age=31536000, immutable"
@@ -28,8 +28,8 @@ OF_A_PDF = (
 )
 """Any page may embed a PDF, as any may show an image; it is given no rights there."""
 _EXPOSED = (
-    b"Accept-Ranges, Cache-Status, Content-Length, Content-Range, ETag, Retry-After, "
-    b"X-Cache-Status, X-Cover-Art-Substitute, X-Served-By"
+    b"Accept-Ranges, Cache-Status, Content-Length, Content-Range, ETag, Proxy-Status, "
+    b"Retry-After, X-Cache-Status, X-Cover-Art-Substitute, X-Request-ID, X-Served-By"
 )
 """What a script may read besides what the Fetch standard lets it read of any answer."""
 OPEN_TO_ALL = (
@@ -42,7 +42,6 @@ JSON = b"application/json"
 
 NOT_FOUND_LIFE = b"public, max-age=60"
 """As MetaBrainz's own front cache keeps a 404."""
-RETRY_AFTER_S = 5.0
 
 SUBSTITUTE = b"x-cover-art-substitute"
 
@@ -113,12 +112,14 @@ def describe(request: LoggedRequest, answer: Answer | Pointed, lifetimes: Lifeti
     made says so, and is kept no longer than that is remembered.
     """
     status, joined = answer.status, answer.joined
-    told = _CACHE_STATUS[status, joined]
+    how = _CACHE_STATUS[status, joined]
     unstored = answer.unstored if isinstance(answer, Flowing | Passing) else None
     if unstored is not None:
-        told = f"{told.decode().removesuffix('; stored')}; stored=?0; detail={unstored}".encode()
+        how = f"{how.decode().removesuffix('; stored')}; stored=?0; detail={unstored}".encode()
     request.setHeader(b"x-cache-status", status.value.encode())
-    request.setHeader(b"cache-status", told)
+    request.setHeader(b"cache-status", how)
+    if status is not Status.HIT:
+        request.identify()
     request.outcome, request.joined = status.value, joined
     request.hops = 0 if joined else answer.hops
     thing: Thing = request.thing
@@ -189,16 +190,20 @@ def refuse(request: LoggedRequest, error: CoverError) -> bytes:
     if isinstance(error, Refused):
         for name, value in error.headers.items():
             request.setHeader(name, value)
+    body = told(error)
+    request_id = request.identify()
+    if error.status >= 500:
+        request.setHeader(b"proxy-status", proxy_status(error))
+        body["request_id"] = request_id
     if error.status in (429, 503):
-        retry_after_s = max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S))
-        request.setHeader(b"retry-after", b"%d" % retry_after_s)
+        request.setHeader(b"retry-after", b"%d" % (retry_after_s(error) or 1))
     if error.status not in (404, 416):
         for name in _OF_A_COVER:
             request.responseHeaders.removeHeader(name)
     if request.outcome == "-" or error.status >= 500:
         request.outcome, request.joined = type(error).__name__, False
         request.hops = error.hops
-    return sized(request, json.dumps({"error": error.said}).encode())
+    return sized(request, json.dumps(body).encode())
 
 
 def explain(request: LoggedRequest, failure: Failure) -> bytes:
@@ -209,6 +214,11 @@ def explain(request: LoggedRequest, failure: Failure) -> bytes:
     """
     error = failure.value
     if not isinstance(error, CoverError):
-        log.failure("answering {key} failed, the client is told 500", failure, key=request.key)
+        log.failure(
+            "answering {key} failed, the client is told 500 (request {id})",
+            failure,
+            key=request.key,
+            id=request.identify(),
+        )
         error = CoverError()
     return refuse(request, error)

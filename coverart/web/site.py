@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 from twisted.internet.interfaces import IReactorTime
@@ -90,12 +91,19 @@ class CoverSite(Site):
     protocol = ClientChannel  # type: ignore[assignment]
 
     def __init__(
-        self, front: IResource, metrics: Metrics, connections: Connections, clock: IReactorTime
+        self,
+        front: IResource,
+        metrics: Metrics,
+        connections: Connections,
+        clock: IReactorTime,
+        trusts: Callable[[Request], bool] = lambda _: False,
     ) -> None:
+        """:param trusts: whether a request is a trusted proxy's, whose X-Request-ID counts."""
         # Connections that stay too long are closed by `connections`.
         super().__init__(front, requestFactory=LoggedRequest, timeout=None, reactor=clock)
         self.metrics = metrics
         self.connections = connections
+        self.trusts = trusts
         self.access_log = AccessLog()
 
     def acceptableProtocols(self) -> list[bytes]:

@@ -241,9 +241,12 @@ async def test_all_waiters_get_the_error(sim, proxy) -> None:
     sim.faults.gates.open("hold")
     answered = [await each for each in asking]
     assert {answer.status for answer in answered} == {502}
-    assert {answer.body for answer in answered} == {
-        b'{"error": "the archive gave no usable answer"}'
-    }
+    said = {answer.json["error"] for answer in answered}
+    (host,) = {answer.json["host"] for answer in answered}
+    assert host in {f"{LOCAL}:{sim.ports[node]}" for node in ("node1", "node2")}
+    assert said == {f"{host} gave no usable answer; the next request asks it again"}
+    # Each of them has an id of its own, though they waited for one fetch.
+    assert len({answer["X-Request-ID"] for answer in answered}) == 20
     assert hops(sim) == (1, 1, 1)
     await nothing_kept(proxy)
 
@@ -607,7 +610,18 @@ async def test_refused(sim, proxy) -> None:
     first = await proxy.get(path)
     assert first.status == 503
     assert 1 <= int(first["Retry-After"]) <= 60
-    assert first.json == {"error": "the archive can't be reached"}
+    host = f"{LOCAL}:{sim.ports['release']}"
+    wait_s = int(first["Retry-After"])
+    assert first.json == {
+        "error": f"{host} refuses connections; it is asked again in {wait_s} s",
+        "cause": "connection_refused",
+        "host": host,
+        "retry_after_s": wait_s,
+        "request_id": first["X-Request-ID"],
+    }
+    assert first["Proxy-Status"] == (
+        f'coverart; error=connection_refused; next-hop="{host}"; details="{first.json["error"]}"'
+    )
     second = await proxy.get(path)
     assert second.status == 503
     assert 1 <= int(second["Retry-After"]) <= 60
@@ -776,7 +790,8 @@ async def test_broken_image(sim, proxy, name) -> None:
     number = sim.faults.add(Rule(hop="node", does=BROKEN[name]))
     answer = await proxy.get(path)
     assert answer.status == 502
-    assert list(answer.json) == ["error"]
+    assert answer.json["host"] in answer.json["error"]
+    assert answer.json["error"].endswith("the next request asks it again")
     assert answer["Cache-Control"] == "no-store"
     await nothing_kept(proxy)
     sim.faults.remove(number)
@@ -928,7 +943,9 @@ async def test_stall(sim, run, where) -> None:
     began = reactor.seconds()
     answer = await proxy.get(sim.catalogue.examples()["thumbnail"])
     assert answer.status == 504
-    assert answer.json == {"error": "the archive is too slow"}
+    assert answer.json["host"] in answer.json["error"]
+    assert answer.json["cause"] in {"http_response_timeout", "connection_read_timeout"}
+    assert answer.json["error"].endswith("; the next request asks it again")
     assert answer["Cache-Control"] == "no-store"
     assert 0.3 < reactor.seconds() - began < 5
     await nothing_kept(proxy)

@@ -40,8 +40,10 @@ async def test_the_same_answer(sim, run, nginx) -> None:
     await front.get(path)
     held = await front.get(path)
     assert told(held) == BY_NGINX
-    own = ("date", "x-served-by", "connection")
+    own = ("date", "x-served-by", "connection", "x-request-id")
     assert held.body == asked.body == first.body
+    # Nobody is given the id of another's request.
+    assert len({answer["X-Request-ID"] for answer in (first, asked, held)} - {""}) == 3
     assert [(k, v) for k, v in sorted(held.named.items()) if k not in own] == [
         (k, v) for k, v in sorted(asked.named.items()) if k not in own
     ]

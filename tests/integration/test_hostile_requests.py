@@ -112,7 +112,7 @@ async def no_trace(proxy: Proxy, lines: list[str]) -> None:
 
 ACCESS = (
     r"(\S+Z )?(GET|HEAD|other) (unknown|/[a-z0-9/-]*) \d+ [A-Za-z+-]+ \d+ B \d+\.\d+ s \d+ hops"
-    r"( client left)?"
+    r"( client left)?( id [0-9a-f]{32})?"
 )
 
 

@@ -43,7 +43,19 @@ async def test_miss_then_direct(sim, run, nginx) -> None:
     assert (hit.status, hit["X-Cache-Status"], hit.body) == (200, "HIT", miss.body)
     assert await front.hits(1) == ["/" + proxy.links()[0]]
     other = await front.get(sim.catalogue.examples()["png"])
-    assert (other.status, other.json) == (503, {"error": "busy, try again"})
+    assert (other.status, other.json) == (
+        503,
+        {
+            "error": "the app can't be reached, try again in 5 s",
+            "cause": "destination_unavailable",
+            "retry_after_s": 5,
+            "request_id": other["X-Request-ID"],
+        },
+    )
+    assert other["Proxy-Status"] == (
+        "coverart; error=destination_unavailable; next-hop=app; "
+        'details="the app can\'t be reached, try again in 5 s"'
+    )
     assert other["Retry-After"] == "5"
     for name in ("Access-Control-Allow-Origin", "X-Content-Type-Options", "Cache-Control"):
         assert other[name], name
@@ -246,7 +258,8 @@ async def test_app_out_of_reach(run, nginx) -> None:
         front = await nginx(proxy, NGINX_APP=f"{LOCAL}:{full.getsockname()[1]}")
         answer = await front.get("/health")
     assert (answer.status, answer["Retry-After"]) == (503, "5")
-    assert answer.json == {"error": "busy, try again"}
+    assert answer.json["error"] == "the app did not answer in time, try again in 5 s"
+    assert "error=http_response_timeout; next-hop=app;" in answer["Proxy-Status"]
 
 
 @pytest_twisted.ensureDeferred

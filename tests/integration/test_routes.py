@@ -28,6 +28,8 @@ EXPOSED = {
     "Accept-Ranges",
     "Retry-After",
     "Cache-Status",
+    "Proxy-Status",
+    "X-Request-ID",
     "X-Cache-Status",
     "X-Served-By",
 }
@@ -39,7 +41,7 @@ TYPES = {
     "pdf": "application/pdf",
 }
 CAST = {"jpeg": 0, "png": 1, "gif": 2, "animated": 3, "pdf": 4, "large": 11}
-VARIES = {"date", "x-cache-status", "cache-status"}
+VARIES = {"date", "x-request-id", "x-cache-status", "cache-status"}
 ALL_SIZES = (None, *SIZES)
 
 

@@ -13,7 +13,7 @@ from coverart.model import SIZES
 from tests.support.talk import Answer, ask
 from tests.support.tls_client import TlsClient, variables, write_pair
 
-OWN = {"x-served-by", "server", "date", "connection"}
+OWN = {"x-served-by", "server", "date", "connection", "x-request-id"}
 """What each server says of itself, and of the moment."""
 AUTO = {"COVER_ART_PUBLIC_URL": "auto"}
 """Listings and redirects lead to the Host that all are asked by."""

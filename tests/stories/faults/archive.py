@@ -79,10 +79,11 @@ class Fault:
     only_large: bool = False
 
 
+HOST = r"127\.0\.0\.1:\d+"
 UNHARMED = End(status=200)
 UNREACHED = End(
     status=503,
-    said="the archive can't be reached",
+    said=rf"{HOST} refuses connections; it is asked again in \d+ s",
     log=r"127\.0\.0\.1:\d+: .*refused.*not asked for \d+ s",
     pause_s=LONGEST_PAUSE_S,
     plain="HOST:PORT: … refused; not asked for N s",
@@ -90,7 +91,8 @@ UNREACHED = End(
 GONE = End(status=404, said="no such art", log="", forget_s=2 * 3600 + 1)
 SLOW = End(
     status=504,
-    said="the archive is too slow",
+    said=rf"{HOST} (did not answer in time|fell silent in the middle of an answer); "
+    r"(the next request asks it again|it may be asked again in \d+ s)",
     log=r"did not answer in time|not done after|fell silent",
     plain="did not answer in time, fell silent, or not done after N s",
 )
@@ -98,14 +100,14 @@ SLOW = End(
 
 def bad(log: str) -> End:
     plain = re.sub(r"\\d\+", "PORT", log).replace("127\\.0\\.0\\.1", "HOST").replace("\\", "")
-    said = "the archive gave no usable answer"
+    said = rf"({HOST}|the answer of {HOST}) .*; the next request asks it again"
     return End(status=502, said=said, log=log, plain=plain.replace("|", " or "))
 
 
 def later(code: int, retry_after: str = "") -> End:
     return End(
         status=503,
-        said="try again later",
+        said=rf"{HOST} answered {code}; it is asked again in \d+ s",
         log=rf"127\.0\.0\.1:\d+ said {code}; not asked for \d+ s",
         plain=f"HOST:PORT said {code}; not asked for N s",
         retry_after=retry_after,

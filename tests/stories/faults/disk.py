@@ -18,7 +18,7 @@ from tests.support.disk import fill_up
 from tests.support.programs import run_command
 from tests.support.talk import connect, start, until, within
 
-CANT = "the cache can't store files now"
+CANT = r"the cache can't store files now; try again in \d+ s"
 MEGABYTE = 1 << 20
 
 

@@ -111,11 +111,18 @@ async def unknown(stage: Stage, *, hop: str, code: int) -> None:
     names.answer = names.fails(code)
     thing = stage.thumbnail()
     seen = await stage.ask(proxy.port, thing.path)
-    stage.refused(seen, 503, "the archive can't be reached", of="cold")
+    stage.refused(
+        seen, 503, r"the name .* can't be resolved; it is asked again in \d+ s", of="cold"
+    )
     stage.at_once(seen)
     stage.whole(await stage.ask(proxy.port, held.path), held, "HIT", of="held")
     again = await stage.ask(proxy.port, thing.path)
-    stage.refused(again, 503, "try again later", of="the next")
+    stage.refused(
+        again,
+        503,
+        r".* failed and is not asked for a while; it is asked again in \d+ s",
+        of="the next",
+    )
     await proxy.settled()
     stage.claim("disk", "nothing new", len(proxy.files()) == 1, proxy.files())
     await stage.exact(proxy)
@@ -188,7 +195,7 @@ async def private(stage: Stage) -> None:
     proxy = await stage.proxy(COVER_ART_UPSTREAM=f"https://{NAME}")
     thing = stage.thumbnail()
     seen = await stage.ask(proxy.port, thing.path)
-    stage.refused(seen, 502, "the archive gave no usable answer", of="")
+    stage.refused(seen, 502, r".*; the next request asks it again", of="")
     stage.at_once(seen)
     await stage.nothing_kept(proxy)
     await stage.exact(proxy)

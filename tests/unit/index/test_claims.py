@@ -1,5 +1,6 @@
 """How a process waits for another's fetch, and what it is told of a failure."""
 
+import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -7,7 +8,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from coverart.coordination.leader import locks_prefix
-from coverart.errors import BadUpstream, CoverError, NotInArchive, Overloaded, Unavailable
+from coverart.errors import (
+    BadUpstream,
+    CoverError,
+    NotInArchive,
+    NotReached,
+    Overloaded,
+    Unavailable,
+)
 from coverart.index.claims import Claims, pack_error, pause_s, unpack_error
 
 
@@ -39,6 +47,31 @@ class ClaimsTests(SynchronousTestCase):
             self.assertEqual((told.detail, told.retry_after_s), (error.detail, error.retry_after_s))
         later = unpack_error(b'-["Later", "of another version", null]')
         self.assertEqual((type(later), later.detail), (CoverError, "of another version"))
+
+    def test_cause(self) -> None:
+        """What failed at which host goes along; what an archive says can't pass for it."""
+        error = BadUpstream("it said [dns_error evil 200]", proxy_error="connection_terminated")
+        error.host, error.received = "[2001:db8::1]:8443", 502
+        told = unpack_error(pack_error(error).encode())
+        self.assertEqual(
+            (told.detail, told.proxy_error, told.host, told.received),
+            (error.detail, "connection_terminated", "[2001:db8::1]:8443", 502),
+        )
+        plain = BadUpstream("it said [dns_error evil 200]")
+        told = unpack_error(pack_error(plain).encode())
+        self.assertEqual((told.detail, told.host, told.received), (plain.detail, "", None))
+
+    def test_versions(self) -> None:
+        """Versions before this one wrote three fields and read three, the second for the log."""
+        old = unpack_error(b'-["NotReached", "archive.org:443: refused", 12.5]')
+        self.assertEqual((type(old), old.detail), (NotReached, "archive.org:443: refused"))
+        self.assertEqual((old.proxy_error, old.host), (NotReached.proxy_error, ""))
+        error = NotReached("refused", retry_after_s=3.0, proxy_error="connection_refused")
+        error.host = "archive.org"
+        self.assertEqual(
+            json.loads(pack_error(error)[1:]),
+            ["NotReached", "refused [connection_refused archive.org ]", 3.0],
+        )
 
     def test_old_and_new(self) -> None:
         """Locks have the keys they always had, so that old and new versions have one leader."""

@@ -39,6 +39,7 @@ class Client:
         self.pause_after = -1
         self.transport = self
         self.key = "/release/x/front"
+        self.identify = lambda: "0" * 32
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         self.producer = producer

@@ -23,6 +23,8 @@ from coverart.web import headers
 from coverart.web.headers import explain, refuse
 from tests.support.requests import header, request
 
+ON_TROUBLE = {"cause", "request_id"}
+
 
 class RefusalTests(SynchronousTestCase):
     """Errors."""
@@ -49,7 +51,16 @@ class RefusalTests(SynchronousTestCase):
                 self.assertEqual(header(made, "content-type"), "application/json")
                 self.assertIn("default-src 'none'", header(made, "content-security-policy") or "")
                 self.assertEqual(header(made, "content-length"), str(len(body)))
-                self.assertEqual(list(json.loads(body)), ["error"])
+                told = json.loads(body)
+                self.assertEqual(
+                    {*told} - {"retry_after_s"}, {"error", *(ON_TROUBLE if status >= 500 else ())}
+                )
+                self.assertEqual(header(made, "proxy-status") is not None, status >= 500)
+                self.assertRegex(header(made, "x-request-id") or "", "^[0-9a-f]{32}$")
+                self.assertEqual(
+                    told.get("request_id", header(made, "x-request-id")),
+                    header(made, "x-request-id"),
+                )
 
     def test_details_stay_here(self) -> None:
         """What an error knows of paths, hosts and requests is not told to the client."""
