@@ -110,7 +110,7 @@ async def test_one_file(sim, proxy) -> None:
 async def test_second_size(sim, proxy) -> None:
     """A second size of a known cover costs one request, to the node that had the first."""
     item = sim.catalogue.release(0)
-    await proxy.get(f"/release/{item.mbid}/front-250")
+    await proxy.stored(f"/release/{item.mbid}/front-250")
     for size, suffix in ((500, "-500"), (1200, "-1200"), (None, "")):
         sim.counts.clear()
         answer = await proxy.get(f"/release/{item.mbid}/front{suffix}")
