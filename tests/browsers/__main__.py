@@ -244,7 +244,10 @@ def errors(browser: Chromium, at: Place, sim: Simulator, table: Table) -> None:
         "isolated",
         "fetch of a 503",
         seen,
-        seen["status"] == 503 and int(seen["Retry-After"]) > 0 and "error" in seen["json"],
+        seen["status"] == 503
+        and seen["Retry-After"] == "7"
+        and seen["Proxy-Status"].startswith("coverart; error=destination_unavailable; ")
+        and seen["X-Request-ID"] == seen["json"]["request_id"],
     )
     sim.faults.clear()
     table.console("isolated", page.console(), "the server responded with a status of")
