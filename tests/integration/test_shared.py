@@ -167,6 +167,7 @@ async def test_killed_between_file_and_index(sim, pair) -> None:
     ((key, entry),) = await index.first_to_evict(1)
     # As if the process had been killed: the file is there, in doubt, and unknown.
     assert await index.forget_file(key, entry)
+    await index.suspect(key)
     assert name == image_path(key, entry.media)
     await sweep(pair, slices=0)
     await holds_what_the_disk_holds(pair[0])
