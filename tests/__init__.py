@@ -7,6 +7,7 @@ Where a test is, and where a new one goes.
                   Fixtures for them (sim, run, nginx, redis, spawn …) are in `conftest.py`.
     stories/      the whole over time: a state machine, the fault matrix, upgrade and rollback.
     browsers/     a real Chromium; a command of its own, which pytest does not run.
+    clients/      real clients of the archive, installed from registries; a command, not part of CI.
     support/      what tests share. A helper that a second module needs moves there: no test module
                   imports another.
     data/         files that this project did not make.
