@@ -89,13 +89,16 @@ class Images:
         pointing = Pointing(request=request, alias=found.alias, known=found.alias)
         target, asked = found.target, False
         if by_name:
-            alias = await self._names.resolve_or_known(request, found, fetch)
+            learnt = self._names.on_the_way.get(request.alias)
+            alias = learnt or await self._names.resolve_or_known(request, found, fetch)
             if isinstance(alias, Missing):
                 return alias
             pointing, target = attrs.evolve(pointing, alias=alias), alias.target
-            asked = alias != found.alias
+            asked = alias not in (learnt, found.alias)
         elif target is None or not self._upstream.can_fetch(target, request.size):
             target = None
+        if pointing.known is None and pointing.elsewhere is not None:
+            self._names.on_the_way[request.alias] = pointing.elsewhere
         try:
             while True:
                 got = await self._image(pointing, target, fetch, announce, wanted=wanted)
@@ -117,6 +120,8 @@ class Images:
         except CoverError:
             await self._names.learn(pointing)
             raise
+        finally:
+            self._names.on_the_way.pop(request.alias, None)
         if isinstance(got, Fetched):
             return got
         await self._names.learn(pointing)

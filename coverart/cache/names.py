@@ -52,6 +52,8 @@ class Names:
     _in_thread: InThread
     _now: Callable[[], float]
     _targets: Flight[AliasKey, Alias | Missing] = attrs.field(factory=Flight, init=False)
+    on_the_way: dict[AliasKey, Alias] = attrs.field(factory=dict, init=False)
+    """Where names point whose images are still being fetched: for their other sizes."""
 
     @property
     def resolving(self) -> int:
@@ -139,6 +141,7 @@ class Names:
 
     async def unlink(self, key: AliasKey) -> None:
         """Make a name point nowhere, whether the index knew of it or only the disk."""
+        self.on_the_way.pop(key, None)
         if await self._index.forget_alias(key) or self._store.links.exist(key):
             await self.remove_links(key, math.inf)
 
