@@ -135,10 +135,13 @@ def own(told: dict[str, float], number: str) -> float:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_is_killed(sim, port) -> None:
+async def test_one_is_killed(sim, port, redis) -> None:
     """A process that dies is started again, in words that tell why; nobody is refused meanwhile."""
     path = f"/release/{sim.catalogue.release(1).mbid}/front-250"
     assert (await ask(port.child.url + path)).status == 200
+    # Until then the other process would count a miss that joined.
+    client = redis.client()
+    await until(lambda: client.hget("coverart:1:default:sum", "files") == b"1", "it is stored")
     (victim,) = port.pids(1)
     told = await port.metrics()
     asked = broken = 0

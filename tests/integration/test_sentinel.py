@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from twisted.internet import reactor
 from coverart.coordination.redis_client import RedisLink
 from coverart.coordination.redis_url import parse_address
 from coverart.coordination.untold_mark import Mark
+from coverart.index.base import IndexAway
 from coverart.index.redis import RedisIndex
 from coverart.model import Entity, FileEntry, Found, ListingKey
 from tests.support.programs import find_redis
@@ -85,9 +87,13 @@ async def test_follows_the_master(tmp_path: Path) -> None:
 
 
 async def _put(index: RedisIndex) -> None:
-    """Tell the index of a file until it knows it."""
+    """Tell the index of a file until it knows it; what was not told it is filled with, as by a cleanup."""
 
     async def attempt() -> Found:
+        with contextlib.suppress(IndexAway):
+            if not await index.whole():
+                await index.fill()
+                await index.set_whole()
         await index.put_file(LISTING, FileEntry(size_bytes=3, stored_at=1.0))
         return await index.find_listing(LISTING)
 
